@@ -1,0 +1,211 @@
+"""The only importer of numba: decorators, disk cache, lazy compilation, warm-up, the lock.
+
+Every kernel is compiled for exactly one signature, at its first call, and called through the
+compiled entry point rather than through Numba's dispatcher: that saves the type look-up, about
+0.1 us a call of 0.25 us. The entry point trusts its caller, so the facade has to check dtype
+and number of dimensions before it calls.
+
+The disk cache lies in a folder named after a digest of all kernel sources. Numba alone would
+look only at the file that a kernel stands in, and miss an edit to a constant in `state.py`.
+Numba writes cache files under a temporary name and renames them; with one signature a kernel,
+processes that start together on an empty folder can only write the same thing twice.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+import numba
+import numpy as np
+from numba import njit, types
+from numba.extending import intrinsic
+
+from jitalloc.state import LOCK
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+JIT_DISABLED: Final = bool(numba.config.DISABLE_JIT)
+CACHE_ENABLED: Final = os.environ.get("JITALLOC_CACHE", "1") != "0" and not JIT_DISABLED
+
+_compiling = threading.RLock()
+_kernels: dict[str, Kernel] = {}
+
+
+def _cache_folder() -> str:
+    """Return the folder of compiled kernels: `NUMBA_CACHE_DIR` or the user's cache, by source."""
+    here = Path(__file__).parent
+    digest = hashlib.blake2b(digest_size=8)
+    for source in (here / "_jit.py", here / "state.py", here / "errors.py"):
+        digest.update(source.read_bytes())
+    for source in sorted((here / "kernels").glob("*.py")):
+        digest.update(source.read_bytes())
+    base = numba.config.CACHE_DIR or os.environ.get("XDG_CACHE_HOME", "")
+    root = Path(base) if base else Path.home() / ".cache"
+    return str(root / "jitalloc" / f"numba-{numba.__version__}-{digest.hexdigest()}")
+
+
+CACHE_FOLDER: Final = _cache_folder()
+
+
+class Kernel:
+    """One compiled loop. `run` is the entry point; before the first call it compiles.
+
+    Attributes
+    ----------
+    name : str
+        Name of the function.
+    run : callable
+        Calls the kernel. Arguments must be what the signature says: the compiled entry point
+        checks the item size of an array, but neither its number of dimensions nor its layout.
+    """
+
+    __slots__ = ("_function", "_signature", "name", "run")
+
+    def __init__(self, function: Callable[..., Any], signature: str) -> None:
+        self.name = function.__name__
+        self._function = function
+        self._signature = signature
+        self.run: Callable[..., Any] = function if JIT_DISABLED else self._compile_and_run
+
+    def _compile_and_run(self, *args: Any) -> Any:
+        self.compile()
+        return self.run(*args)
+
+    def compile(self) -> None:
+        """Compile the kernel, or load it from the disk cache; a second call does nothing."""
+        with _compiling:
+            if self.run != self._compile_and_run:
+                return
+            dispatcher = njit(nogil=True)(self._function)
+            if CACHE_ENABLED:
+                _enable_cache(dispatcher)
+            dispatcher.compile(self._signature)
+            (compiled,) = dispatcher.overloads.values()
+            self.run = compiled.entry_point
+
+
+def _enable_cache(dispatcher: Any) -> None:
+    # Numba reads the folder from its configuration when caching is switched on, and only then.
+    before = numba.config.CACHE_DIR
+    numba.config.CACHE_DIR = CACHE_FOLDER
+    try:
+        dispatcher.enable_caching()
+    except (OSError, RuntimeError):
+        pass  # nowhere to write: compile each time, as JITALLOC_CACHE=0 would
+    finally:
+        numba.config.CACHE_DIR = before
+
+
+def kernel(signature: str) -> Callable[[Callable[..., Any]], Kernel]:
+    """Make a module-level function a `Kernel` of one Numba signature, compiled when first run."""
+
+    def wrap(function: Callable[..., Any]) -> Kernel:
+        made = Kernel(function, signature)
+        _kernels[made.name] = made
+        return made
+
+    return wrap
+
+
+def helper(function: F) -> F:
+    """Make a function callable from kernels; it is compiled into each of them."""
+    made: F = njit(nogil=True)(function)
+    return made
+
+
+def kernels() -> dict[str, Kernel]:
+    """Return every kernel by name."""
+    return dict(_kernels)
+
+
+def warmup() -> int:
+    """Compile every kernel now, or load it from the disk cache; return how many there are.
+
+    Without it each kernel compiles at its first call, which takes up to two seconds the first
+    time on a machine and a few milliseconds from the disk cache.
+    """
+    for each in _kernels.values():
+        each.compile()
+    return len(_kernels)
+
+
+if JIT_DISABLED:
+
+    def try_lock(slab):  # type: ignore[no-untyped-def]
+        """Take the lock of a pool's slab; False where another thread holds it."""
+        if slab[LOCK]:
+            return False
+        slab[LOCK] = 1
+        return True
+
+    def unlock(slab):  # type: ignore[no-untyped-def]
+        """Give the lock of a pool's slab back."""
+        slab[LOCK] = 0
+
+    def trailing_zeros(word):  # type: ignore[no-untyped-def]
+        """Return the index of the lowest set bit of a non-zero uint64."""
+        return (int(word) & -int(word)).bit_length() - 1
+
+    def bit_count(word):  # type: ignore[no-untyped-def]
+        """Return how many bits of a uint64 are set."""
+        return int(word).bit_count()
+
+else:
+    from llvmlite import ir
+    from numba.core import cgutils  # noqa: F401  (arrayobj needs the module loaded first)
+    from numba.np.arrayobj import make_array
+
+    def _lock_word(context: Any, builder: Any, array_type: Any, array: Any) -> Any:
+        data = make_array(array_type)(context, builder, array).data
+        return builder.gep(data, [ir.Constant(ir.IntType(64), LOCK)])
+
+    @intrinsic
+    def try_lock(typing_context, slab):  # type: ignore[no-untyped-def]
+        """Take the lock of a pool's slab by one compare-and-swap; False where it is held."""
+
+        def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+            word = _lock_word(context, builder, signature.args[0], args[0])
+            zero, one = (ir.Constant(ir.IntType(64), i) for i in (0, 1))
+            swapped = builder.cmpxchg(word, zero, one, "acquire", "monotonic")
+            return builder.extract_value(swapped, 1)
+
+        return types.boolean(slab), codegen
+
+    @intrinsic
+    def unlock(typing_context, slab):  # type: ignore[no-untyped-def]
+        """Give the lock of a pool's slab back."""
+
+        def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+            word = _lock_word(context, builder, signature.args[0], args[0])
+            builder.store_atomic(ir.Constant(ir.IntType(64), 0), word, "release", 8)
+            return context.get_dummy_value()
+
+        return types.void(slab), codegen
+
+    @intrinsic
+    def trailing_zeros(typing_context, word):  # type: ignore[no-untyped-def]
+        """Return the index of the lowest set bit of a non-zero uint64."""
+
+        def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+            return builder.cttz(args[0], ir.Constant(ir.IntType(1), 1))
+
+        return types.int64(types.uint64), codegen
+
+    @intrinsic
+    def bit_count(typing_context, word):  # type: ignore[no-untyped-def]
+        """Return how many bits of a uint64 are set."""
+
+        def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+            return builder.ctpop(args[0])
+
+        return types.int64(types.uint64), codegen
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of the packages that compile and hold the arrays."""
+    return {"numpy": np.__version__, "numba": numba.__version__}
