@@ -1,0 +1,241 @@
+"""Loops of token slots: extend prompts, decode one token a sequence."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from jitalloc._jit import helper, kernel, try_lock, unlock
+from jitalloc.errors import (
+    BUSY,
+    CHANGED,
+    LAST_SLOT_FREE,
+    LAST_SLOT_MISALIGNED,
+    LAST_SLOT_RANGE,
+    NEGATIVE,
+    OUT_OF_PAGES,
+    SEQ_BELOW_PREFIX,
+    TOO_MANY,
+)
+from jitalloc.kernels.pool import fail, pool_advance, pool_reserve, pool_views
+from jitalloc.state import (
+    FIRST_PAGE,
+    FREE,
+    HEAD,
+    INT32_MAX,
+    NUM_PAGES,
+    PAGE_SHIFT,
+    PAGE_SIZE,
+    RELEASED,
+    STEP,
+)
+
+
+@helper
+def tokens_last_code(slab, refcount, length, last):
+    """Return why `last` cannot be the slot of the last of `length` tokens, or 0."""
+    size = slab[PAGE_SIZE]
+    if length == 0 or last == -1:
+        return 0 if length == 0 and last == -1 else LAST_SLOT_MISALIGNED
+    if last < 0 or last >= slab[NUM_PAGES] * size or last // size < slab[FIRST_PAGE]:
+        return LAST_SLOT_RANGE
+    if (last + 1) % size != length % size:
+        return LAST_SLOT_MISALIGNED
+    return LAST_SLOT_FREE if refcount[last // size] == 0 else 0
+
+
+@helper
+def tokens_fill(out, put, slot, n):
+    """Write the `n` consecutive slots from `slot` on to `out[put:]`."""
+    block = out[put : put + n]
+    for j in range(n):
+        block[j] = slot + j
+
+
+@helper
+def tokens_extend_need(slab, prefix_lens, seq_lens, last_slots):
+    """Return `(tokens, pages)` of a valid batch of extensions, or `(status word, 0)`."""
+    _free_pages, refcount, _released = pool_views(slab)
+    size = slab[PAGE_SIZE]
+    tokens = np.int64(0)
+    pages = np.int64(0)
+    for i in range(prefix_lens.size):
+        prefix, seq = prefix_lens[i], seq_lens[i]
+        if prefix < 0:
+            return fail(NEGATIVE, i), np.int64(0)
+        if seq < prefix:
+            return fail(SEQ_BELOW_PREFIX, i), np.int64(0)
+        tokens += min(seq - prefix, INT32_MAX + 1)
+        if seq > INT32_MAX or tokens > INT32_MAX:
+            return fail(TOO_MANY, i), np.int64(0)
+        code = tokens_last_code(slab, refcount, prefix, last_slots[i])
+        if code != 0:
+            return fail(code, i), np.int64(0)
+        pages += (seq + size - 1) // size - (prefix + size - 1) // size
+    return tokens, pages
+
+
+@kernel("int64(int64[::1], int64[:], int64[:], int64[:])")
+def tokens_total_cpu(slab, prefix_lens, seq_lens, last_slots):
+    # It only sizes the buffer; tokens_extend_cpu, which fills it, tests all of it again.
+    if not try_lock(slab):
+        return fail(BUSY, 0)
+    tokens, pages = tokens_extend_need(slab, prefix_lens, seq_lens, last_slots)
+    available = slab[FREE] + slab[RELEASED]
+    unlock(slab)
+    return fail(OUT_OF_PAGES, available) if pages > available else tokens
+
+
+@kernel("int64(int64[::1], int64[:], int64[:], int64[:], int64[::1])")
+def tokens_extend_cpu(slab, prefix_lens, seq_lens, last_slots, out):
+    if not try_lock(slab):
+        return fail(BUSY, 0)
+    status, pages = tokens_extend_need(slab, prefix_lens, seq_lens, last_slots)
+    if status >= 0 and status != out.size:
+        status = fail(CHANGED, 0)
+    if status >= 0:
+        status = pool_reserve(slab, pages)
+    if status < 0:
+        unlock(slab)
+        return status
+    free_pages, refcount, _released = pool_views(slab)
+    size = slab[PAGE_SIZE]
+    head = slab[HEAD]
+    put = np.int64(0)
+    for i in range(prefix_lens.size):
+        left = seq_lens[i] - prefix_lens[i]
+        room = (size - prefix_lens[i] % size) % size  # in the partly filled page
+        if room > 0 and left > 0:
+            n = min(room, left)
+            tokens_fill(out, put, last_slots[i] + 1, n)
+            put += n
+            left -= n
+        while left > 0:
+            if head == slab[NUM_PAGES]:
+                head = np.int64(0)
+            page = np.int64(free_pages[head])
+            head += 1
+            refcount[page] = 1
+            n = min(size, left)
+            tokens_fill(out, put, page * size, n)
+            put += n
+            left -= n
+    pool_advance(slab, head, pages)
+    slab[STEP] += 1
+    unlock(slab)
+    return np.int64(0)
+
+
+@helper
+def tokens_decode_plausible(seq_lens, last_slots, size, limit):
+    """Return whether lengths, offsets and ranges fit, for a power of two `size`.
+
+    Without a branch, so that it vectorises: 0.2 ns a sequence instead of 2 ns. It says no more
+    than "look closer": `tokens_last_code` then finds what is wrong and where.
+    """
+    bad = np.int64(0)  # its sign bit: something is out of range
+    offsets = np.int64(0)  # its low bits: an offset in the page differs
+    for i in range(seq_lens.size):
+        seq = seq_lens[i]
+        length = seq - 1
+        slot = last_slots[i] + 1
+        # (a - 1) ^ (b - 1) is negative where exactly one of two counts is zero.
+        bad |= seq | length | slot | (limit - slot) | ((length - 1) ^ (slot - 1))
+        bad |= INT32_MAX - seq
+        offsets |= length ^ slot
+    return bad >= 0 and offsets & (size - 1) == 0
+
+
+@helper
+def tokens_decode_fault(slab, refcount, seq_lens, last_slots):
+    """Return the status word of the first sequence that cannot decode, or 0."""
+    for i in range(seq_lens.size):
+        if seq_lens[i] < 1:
+            return fail(SEQ_BELOW_PREFIX, i)
+        if seq_lens[i] > INT32_MAX:
+            return fail(TOO_MANY, i)
+        code = tokens_last_code(slab, refcount, seq_lens[i] - 1, last_slots[i])
+        if code != 0:
+            return fail(code, i)
+    return np.int64(0)
+
+
+@helper
+def tokens_all_held(refcount, last_slots, shift):
+    """Return whether every last slot lies in a held page (-1 counts as page 0)."""
+    lowest = np.int32(1)
+    for i in range(last_slots.size):
+        lowest = min(
+            lowest, refcount[np.uint64(max(last_slots[i], np.int64(0))) >> np.uint64(shift)]
+        )
+    return lowest > 0
+
+
+@helper
+def tokens_decode_pages(last_slots, size, shift):
+    """Return how many sequences begin a page."""
+    pages = np.int64(0)
+    if shift >= 0:
+        for i in range(last_slots.size):
+            pages += np.int64((last_slots[i] + 1) & (size - 1) == 0)
+    else:
+        for i in range(last_slots.size):
+            pages += np.int64((last_slots[i] + 1) % size == 0)
+    return pages
+
+
+@helper
+def tokens_decode_claim(slab, last_slots, out, pages):
+    """Write the slot of each new token, and take `pages` pages for those that begin one."""
+    free_pages, refcount, _released = pool_views(slab)
+    size, mask, wrap = slab[PAGE_SIZE], slab[PAGE_SIZE] - 1, slab[NUM_PAGES]
+    head = slab[HEAD]
+    if slab[PAGE_SHIFT] >= 0 and head + pages <= wrap:
+        # No branch on which sequence begins a page (one in 16 does, unpredictably): the id is
+        # read either way, at worst from the spare element behind the ring.
+        at = head
+        for i in range(out.size):
+            slot = last_slots[i] + 1
+            begins = slot & mask == 0
+            out[i] = np.int64(free_pages[np.uint64(at)]) * size if begins else slot
+            at += np.int64(begins)
+        for i in range(head, at):
+            refcount[free_pages[i]] = 1
+        head = at
+    else:
+        for i in range(out.size):
+            slot = last_slots[i] + 1
+            if slot % size == 0:
+                if head == wrap:
+                    head = 0
+                slot = free_pages[head] * size
+                refcount[free_pages[head]] = 1
+                head += 1
+            out[i] = slot
+    pool_advance(slab, head, pages)
+
+
+@kernel("int64(int64[::1], int64[:], int64[:], int64[::1])")
+def tokens_decode_cpu(slab, seq_lens, last_slots, out):
+    if not try_lock(slab):
+        return fail(BUSY, 0)
+    seq_lens = np.ascontiguousarray(seq_lens)
+    last_slots = np.ascontiguousarray(last_slots)
+    _free_pages, refcount, _released = pool_views(slab)
+    size, shift = slab[PAGE_SIZE], slab[PAGE_SHIFT]
+    status = np.int64(0)
+    # Page 0 is nobody's, or free, now and then: then the exact test decides.
+    if not (
+        shift >= 0
+        and slab[FIRST_PAGE] == 0
+        and tokens_decode_plausible(seq_lens, last_slots, size, slab[NUM_PAGES] * size)
+        and tokens_all_held(refcount, last_slots, shift)
+    ):
+        status = tokens_decode_fault(slab, refcount, seq_lens, last_slots)
+    if status == 0:
+        pages = tokens_decode_pages(last_slots, size, shift)
+        status = pool_reserve(slab, pages)
+        if status == 0:
+            tokens_decode_claim(slab, last_slots, out, pages)
+            slab[STEP] += 1
+    unlock(slab)
+    return status

@@ -1,0 +1,158 @@
+"""The arrays of a pool, its sizes and counters, and how kernels are run on it."""
+
+from __future__ import annotations
+
+import time
+import weakref
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from jitalloc._jit import Kernel
+from jitalloc.arguments import as_count
+from jitalloc.errors import BUSY, InvalidArgument, InvalidPage, WrongDevice, pack_status, page_error
+from jitalloc.kernels.upkeep import upkeep_clear_cpu
+from jitalloc.state import (
+    FIRST_PAGE,
+    FREE,
+    NUM_PAGES,
+    ORDER,
+    ORDERS,
+    PAGE_SHIFT,
+    PAGE_SIZE,
+    RELEASED,
+    STEP,
+    PoolArrays,
+    page_shift,
+    pool_arrays,
+    pool_slab_words,
+)
+
+BUSY_STATUS = pack_status(BUSY, 0)
+
+
+class Moves(NamedTuple):
+    """Pages whose contents have to be copied, in this order: `dst[i]` takes over from `src[i]`.
+
+    Attributes
+    ----------
+    src, dst : int32[n]
+    """
+
+    src: NDArray[np.int32]
+    dst: NDArray[np.int32]
+
+
+class PageHolder(Protocol):
+    """Whoever keeps page ids of a pool in arrays of its own, and wants to hear of moves."""
+
+    def _rename_pages(self, moves: Moves) -> None: ...
+    def _held_pages(self) -> NDArray[np.int32]: ...
+    def __len__(self) -> int: ...
+
+
+class PoolSlab:
+    """The part of `PagePool` that owns the arrays and runs kernels on them."""
+
+    __slots__ = (
+        "__weakref__",
+        "_group",
+        "_holders",
+        "_slab",
+        "arrays",
+        "null_page",
+        "num_pages",
+        "order",
+        "page_size",
+    )
+
+    device = "cpu"
+
+    def __init__(
+        self,
+        num_pages: int,
+        page_size: int = 16,
+        *,
+        order: str = "sorted",
+        device: str = "cpu",
+        null_page: bool = False,
+    ) -> None:
+        if order not in ORDERS:
+            raise InvalidArgument("order", order, f"must be one of {', '.join(ORDERS)}")
+        if device != "cpu":
+            raise WrongDevice("device", device, "this release manages pools on the 'cpu'")
+        if not isinstance(null_page, bool):
+            raise InvalidArgument("null_page", null_page, "must be a bool")
+        num_pages = as_count("num_pages", num_pages, 1 + null_page)
+        page_size = as_count("page_size", page_size, 1)
+        slab = np.zeros(pool_slab_words(num_pages), np.int64)
+        slab[NUM_PAGES] = num_pages
+        slab[PAGE_SIZE] = page_size
+        slab[PAGE_SHIFT] = page_shift(page_size)
+        slab[ORDER] = ORDERS.index(order)
+        slab[FIRST_PAGE] = int(null_page)
+        slab[FREE] = num_pages - null_page
+        upkeep_clear_cpu.run(slab)
+        slab[STEP] = 0
+        self.page_size = page_size
+        self.order = order
+        self.null_page = null_page
+        self._group: Any = None
+        self._holders: weakref.WeakSet[PageHolder] = weakref.WeakSet()
+        self._install(slab)
+
+    def _install(self, slab: NDArray[np.int64]) -> None:
+        self.num_pages = int(slab[NUM_PAGES])
+        self.arrays: PoolArrays = pool_arrays(slab)
+        self._slab = slab
+
+    def _run(self, kernel: Kernel, *args: Any) -> int:
+        """Run `kernel` on the slab, waiting while another thread is inside the pool."""
+        status: int = kernel.run(self._slab, *args)
+        pause = 1e-6
+        while status == BUSY_STATUS:
+            time.sleep(pause)
+            pause = min(2 * pause, 1e-3)
+            status = kernel.run(self._slab, *args)  # the slab may be another one by now
+        return status
+
+    def _page_error(self, status: int, pages: NDArray[np.int32]) -> InvalidPage:
+        return page_error(status, pages, int(self.null_page), self.num_pages - 1)
+
+    def __repr__(self) -> str:
+        return (
+            f"{type(self).__name__}(num_pages={self.num_pages}, page_size={self.page_size}, "
+            f"order={self.order!r}, device={self.device!r}, null_page={self.null_page}): "
+            f"{self.num_used} used, {self.num_free} free, {self.num_released} released"
+        )
+
+    @property
+    def num_free(self) -> int:
+        """Pages in the freelist; those in `num_released` can be allocated as well."""
+        return int(self._slab[FREE])
+
+    @property
+    def num_released(self) -> int:
+        """Pages that were freed and wait for `merge` (always 0 unless the order is `sorted`)."""
+        return int(self._slab[RELEASED])
+
+    @property
+    def available(self) -> int:
+        """Pages that can be allocated now: `num_free + num_released`."""
+        return int(self._slab[FREE] + self._slab[RELEASED])
+
+    @property
+    def num_used(self) -> int:
+        """Pages that somebody holds; the null page is not counted."""
+        return self.num_pages - self.null_page - self.available
+
+    @property
+    def utilization(self) -> float:
+        """Share of the pages in circulation that somebody holds, 0.0 to 1.0."""
+        return self.num_used / (self.num_pages - self.null_page)
+
+    @property
+    def step(self) -> int:
+        """The logical clock: successful calls that may have changed the pool so far."""
+        return int(self._slab[STEP])

@@ -1,0 +1,315 @@
+"""A pool as a whole: statistics, checks, resizing, packing and saving."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from jitalloc.arguments import as_count, as_pages
+from jitalloc.errors import (
+    CorruptState,
+    InvalidArgument,
+    PageInUse,
+    SnapshotError,
+    corrupt_error,
+    unpack_status,
+)
+from jitalloc.kernels import upkeep as kernels
+from jitalloc.kernels.owners import owners_count_cpu
+from jitalloc.slab import Moves, PoolSlab
+from jitalloc.snapshot import PoolSnapshot, read_state, write_state
+from jitalloc.state import (
+    ALLOCATED,
+    FIRST_PAGE,
+    FREE,
+    FREED,
+    HEADER_SLOTS,
+    INT32_MAX,
+    MERGES,
+    NUM_PAGES,
+    ORDER,
+    ORDERS,
+    PAGE_SHIFT,
+    PAGE_SIZE,
+    PEAK_USED,
+    RELEASED,
+    STEP,
+    page_shift,
+    pool_slab_words,
+    words,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class PoolStats:
+    """What a pool looks like at one moment.
+
+    Attributes
+    ----------
+    num_pages, page_size : int
+    free : int
+        Pages in the freelist.
+    released : int
+        Pages freed, but not yet merged into the freelist.
+    used : int
+        Pages that somebody holds (the null page not counted).
+    reserved : int
+        1 with a null page, else 0. `free + released + used + reserved == num_pages`.
+    peak_used : int
+        The most pages ever used at once.
+    allocated, freed : int
+        Pages handed out, and pages that came back, since the pool was made.
+    merges : int
+        How often released pages were merged.
+    step : int
+        The logical clock.
+    longest_run : int
+        Length of the longest run of consecutive free or released pages.
+    fragmentation : float
+        `1 - longest_run / (free + released)`; 0.0 where nothing is free.
+    utilization : float
+        `used / (num_pages - reserved)`.
+    """
+
+    num_pages: int
+    page_size: int
+    free: int
+    released: int
+    used: int
+    reserved: int
+    peak_used: int
+    allocated: int
+    freed: int
+    merges: int
+    step: int
+    longest_run: int
+    fragmentation: float
+    utilization: float
+
+
+class PoolUpkeep(PoolSlab):
+    """The part of `PagePool` that deals with the pool as a whole."""
+
+    __slots__ = ()
+
+    def stats(self) -> PoolStats:
+        """Return totals, counters and fragmentation, in O(num_pages).
+
+        Returns
+        -------
+        PoolStats
+            A copy: it does not follow the pool.
+
+        Examples
+        --------
+        >>> pool = jitalloc.PagePool(8)
+        >>> pages = pool.alloc(4)
+        >>> pool.free(pages[1:2])
+        1
+        >>> stats = pool.stats()
+        >>> stats.used, stats.longest_run, stats.fragmentation
+        (3, 4, 0.19999999999999996)
+        """
+        longest = self._run(kernels.upkeep_longest_run_cpu)
+        header = self._slab[:HEADER_SLOTS].copy()
+        free, released = int(header[FREE]), int(header[RELEASED])
+        reserved = int(self.null_page)
+        used = self.num_pages - reserved - free - released
+        return PoolStats(
+            num_pages=self.num_pages,
+            page_size=self.page_size,
+            free=free,
+            released=released,
+            used=used,
+            reserved=reserved,
+            peak_used=int(header[PEAK_USED]),
+            allocated=int(header[ALLOCATED]),
+            freed=int(header[FREED]),
+            merges=int(header[MERGES]),
+            step=int(header[STEP]),
+            longest_run=longest,
+            fragmentation=1 - longest / (free + released) if free + released else 0.0,
+            utilization=used / (self.num_pages - reserved),
+        )
+
+    def check(self, held: ArrayLike | None = None) -> None:
+        """Verify every invariant page by page, in O(num_pages).
+
+        Parameters
+        ----------
+        held : array_like of int32, optional
+            The ids that the caller itself holds, each as often as it owns it. With it, the
+            reference counts must equal these plus the block tables on this pool exactly.
+
+        Raises
+        ------
+        CorruptState
+            An invariant of `jitalloc.state` is broken; the message names it and the page.
+        """
+        header = self._slab
+        own = (self.num_pages, self.page_size, page_shift(self.page_size), int(self.null_page))
+        for slot, value in zip((NUM_PAGES, PAGE_SIZE, PAGE_SHIFT, FIRST_PAGE), own, strict=True):
+            if header[slot] != value:
+                raise CorruptState(f"pool header[{slot}] is {header[slot]}, the pool has {value}")
+        if header[ORDER] != ORDERS.index(self.order):
+            raise CorruptState(f"pool header[{ORDER}] is {header[ORDER]}, not {self.order!r}")
+        seen = np.zeros(words(self.num_pages), np.uint64)
+        status = self._run(kernels.upkeep_check_cpu, seen)
+        if status < 0:
+            raise corrupt_error(status)
+        tables = np.zeros(self.num_pages, np.int64)
+        for holder in self._holders:
+            tables += np.bincount(holder._held_pages(), minlength=self.num_pages)
+        owners = tables if held is None else tables + self._counted(held)
+        counts = self.arrays.refcount.astype(np.int64)
+        counts[: int(self.null_page)] = 0
+        broken = counts < owners if held is None else counts != owners
+        if broken.any():
+            page = int(np.argmax(broken))
+            raise CorruptState(
+                f"refcount of page {page} is {counts[page]}, but it has {owners[page]} owners"
+            )
+
+    def _counted(self, held: ArrayLike) -> NDArray[np.int64]:
+        pages = as_pages(held)
+        status = owners_count_cpu.run(self._slab, pages, np.empty(pages.size, np.int32))
+        if status < 0:
+            raise self._page_error(status, pages)
+        return np.bincount(pages, minlength=self.num_pages)
+
+    def _refuse_with_sequences(self, call: str) -> None:
+        live = sum(len(holder) for holder in self._holders)
+        if live:
+            raise InvalidArgument(
+                call, live, "sequences live on this pool: call it on their PagedKVCache"
+            )
+
+    def clear(self) -> None:
+        """Make every page free again, ids ascending in every order; the counters go on.
+
+        Raises
+        ------
+        InvalidArgument
+            Sequences of a `PagedKVCache` live on this pool.
+        """
+        self._refuse_with_sequences("clear")
+        self._run(kernels.upkeep_clear_cpu)
+
+    def resize(self, num_pages: int) -> None:
+        """Grow or shrink the pool while it is in use; no page changes its id.
+
+        New pages join the freelist behind all others. `arrays` is made anew.
+
+        Parameters
+        ----------
+        num_pages : int
+            The new size.
+
+        Raises
+        ------
+        PageInUse
+            Somebody holds a page at or past the new end (`defragment` packs them to the front).
+        InvalidArgument
+            `num_pages` is no size for a pool.
+        """
+        num_pages = as_count("num_pages", num_pages, 1 + self.null_page)
+        slab = np.zeros(pool_slab_words(num_pages), np.int64)
+        slab[NUM_PAGES] = num_pages
+        before = self._slab
+        try:
+            status = self._run(kernels.upkeep_resize_cpu, slab)
+        finally:  # once retired, the old slab must go, an interruption here or not
+            if slab[STEP] != 0 and self._slab is before:
+                self._install(slab)
+        if status < 0:
+            page = unpack_status(status)[1]
+            raise PageInUse("num_pages", num_pages, f"page {page} is held and would be cut off")
+
+    def defragment(self) -> Moves:
+        """Pack the used pages to the lowest ids; block tables on this pool follow.
+
+        The used pages behind the boundary move, in ascending order, to the free pages before
+        it, in ascending order; each keeps its reference count. Afterwards nothing is released
+        and the freelist ascends, whatever the order.
+
+        Returns
+        -------
+        Moves
+            The pages that moved. Ids that the caller holds itself have to be changed by it.
+        """
+        room = min(self.num_pages, self.available, self.num_used) + 1
+        src, dst = np.empty(room, np.int32), np.empty(room, np.int32)
+        count = self._run(kernels.upkeep_defragment_cpu, src, dst)
+        try:
+            moves = Moves(src[:count].copy(), dst[:count].copy())
+            for holder in self._holders:
+                holder._rename_pages(moves)
+        finally:
+            kernels.upkeep_unlock_cpu.run(self._slab)
+        return moves
+
+    def snapshot(self) -> PoolSnapshot:
+        """Return a copy of the complete state, for `restore` or another pool."""
+        slab = np.empty_like(self._slab)
+        self._run(kernels.upkeep_copy_cpu, slab)
+        slab.flags.writeable = False
+        return PoolSnapshot(self.num_pages, self.page_size, self.order, self.null_page, slab)
+
+    def restore(self, snapshot: PoolSnapshot) -> None:
+        """Take over the complete state of `snapshot`, its sizes and order included.
+
+        Raises
+        ------
+        InvalidArgument
+            Sequences of a `PagedKVCache` live on this pool.
+        """
+        if not isinstance(snapshot, PoolSnapshot):
+            raise InvalidArgument("snapshot", snapshot, "must be a PoolSnapshot")
+        self._refuse_with_sequences("restore")
+        self._take_over(snapshot)
+
+    def _take_over(self, snapshot: PoolSnapshot) -> None:
+        slab = snapshot.slab.copy()
+        self._run(kernels.upkeep_retire_cpu)
+        self.page_size = snapshot.page_size
+        self.order = snapshot.order
+        self.null_page = snapshot.null_page
+        self._install(slab)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the complete state to one `.npz` file, in one step or not at all."""
+        write_state(path, "PagePool", {}, {"pool": self.snapshot().slab})
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Self:
+        """Return a new pool with the state that `save` wrote.
+
+        Raises
+        ------
+        SnapshotError
+            The file is truncated, damaged, foreign or of another version.
+        """
+        _facts, arrays = read_state(path, "PagePool", ("pool",))
+        return cls._from_slab(arrays["pool"], path)
+
+    @classmethod
+    def _from_slab(cls, slab: NDArray[Any], path: str | os.PathLike[str]) -> Self:
+        if slab.dtype != np.int64 or slab.ndim != 1 or slab.size <= STEP:
+            raise SnapshotError(f"{path}: the pool's array has the wrong shape")
+        sizes = [int(slab[i]) for i in (NUM_PAGES, PAGE_SIZE, ORDER, FIRST_PAGE)]
+        limits = ((1, INT32_MAX), (1, INT32_MAX), (0, len(ORDERS) - 1), (0, 1))
+        if any(not low <= s <= high for s, (low, high) in zip(sizes, limits, strict=True)):
+            raise SnapshotError(f"{path}: the pool's header is out of range")
+        if slab.size != pool_slab_words(sizes[0]):
+            raise SnapshotError(f"{path}: the pool's array has the wrong length")
+        pool = cls(1 + sizes[3], sizes[1], order=ORDERS[sizes[2]], null_page=bool(sizes[3]))
+        pool._install(np.ascontiguousarray(slab))
+        try:
+            pool.check()
+        except CorruptState as error:
+            raise SnapshotError(f"{path}: the pool is corrupt: {error}") from error
+        return pool
