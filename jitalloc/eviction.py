@@ -1,0 +1,204 @@
+"""The order in which sequences give way when pages run short."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from typing import NamedTuple
+
+import numpy as np
+
+from jitalloc.arguments import as_count
+from jitalloc.errors import InvalidArgument
+from jitalloc.kernels.eviction import eviction_select_cpu, eviction_to_cpu, eviction_window_cpu
+from jitalloc.kernels.rows import rows_free_cpu
+from jitalloc.saving import SequenceSaving
+from jitalloc.state import INT32, INT32_MAX, LENGTH, PINNED, POLICIES, PRIORITY
+
+
+class Eviction(NamedTuple):
+    """What one eviction did.
+
+    Attributes
+    ----------
+    seq_id : Hashable
+        The sequence that gave way. With the policy `streaming` it lives on, shorter; with
+        every other it has ended.
+    pages_released : int
+        Pages that went free; pages that somebody else holds are not among them.
+    tokens_dropped : int
+        Tokens that the sequence lost.
+    """
+
+    seq_id: Hashable
+    pages_released: int
+    tokens_dropped: int
+
+
+class SequenceEviction(SequenceSaving):
+    """The part of `PagedKVCache` that lets sequences give way."""
+
+    @property
+    def over_threshold(self) -> bool:
+        """Whether the pool's utilization is above `eviction_threshold`."""
+        return self.pool.utilization > self.eviction_threshold
+
+    def _policy(self) -> tuple[int, int, int]:
+        return POLICIES.index(self.eviction), self.sink_tokens, self.window_tokens
+
+    def pin(self, seq_id: Hashable) -> None:
+        """Protect a sequence from eviction until `unpin`; a second pin changes nothing."""
+        with self._lock:
+            self.tables.arrays.columns[PINNED, self.row(seq_id)] = 1
+
+    def unpin(self, seq_id: Hashable) -> None:
+        """Let a sequence be evicted again."""
+        with self._lock:
+            self.tables.arrays.columns[PINNED, self.row(seq_id)] = 0
+
+    def set_priority(self, seq_id: Hashable, priority: int) -> None:
+        """Set the priority of a sequence: with the policy `priority` the lowest goes first."""
+        value = as_count("priority", priority, -INT32_MAX, INT32_MAX)
+        with self._lock:
+            self.tables.arrays.columns[PRIORITY, self.row(seq_id)] = value
+
+    def select_eviction_target(self) -> Hashable | None:
+        """Return the id of the sequence that `evict` would take, or None; nothing changes.
+
+        By the policy `eviction`: `lru` (written to longest ago), `lfu` (written to least
+        often), `longest`, `priority` (the lowest), `streaming` (the longest of those that have
+        something to cut). Ties go to the one written to longest ago, then to the older one,
+        then to the lower row. Pinned sequences are never taken.
+        """
+        with self._lock:
+            row = eviction_select_cpu.run(self.tables._slab, *self._policy())
+            return None if row < 0 else self._ids[row]
+
+    def evict(self, seq_id: Hashable = None) -> Eviction | None:
+        """Let one sequence give way.
+
+        Parameters
+        ----------
+        seq_id : Hashable, optional
+            Which; by default the one that `select_eviction_target` names.
+
+        Returns
+        -------
+        Eviction or None
+            None where no sequence can be evicted.
+
+        Raises
+        ------
+        UnknownSequence
+            No live sequence has this id.
+        InvalidArgument
+            The sequence is pinned.
+        """
+        with self._lock:
+            if seq_id is None:
+                row = eviction_select_cpu.run(self.tables._slab, *self._policy())
+                if row < 0:
+                    return None
+                seq_id = self._ids[row]
+            row = self.row(seq_id)
+            if self.tables.arrays.columns[PINNED, row]:
+                raise InvalidArgument("seq_id", seq_id, "the sequence is pinned")
+            if self.eviction == "streaming":
+                dropped, released = self._cut(row, self.sink_tokens, self.window_tokens, 1)
+                return Eviction(seq_id, released, dropped)
+            tokens = int(self.tables.arrays.columns[LENGTH, row])
+            rows = np.array([row], INT32)
+            released = self.pool._run(rows_free_cpu, self.tables._slab, rows, 1)
+            self._leave(row)
+            return Eviction(seq_id, released, tokens)
+
+    def evict_to(self, utilization: float | None = None) -> list[Eviction]:
+        """Let sequences give way until the pool's utilization is at most `utilization`.
+
+        Sequences go by the policy. One whose eviction could free no page, because somebody who
+        does not give way (a pinned sequence, the caller) holds all of them too, stays. Ends
+        when the target is reached or nothing more can be freed.
+
+        Parameters
+        ----------
+        utilization : float, optional
+            0.0 to 1.0; by default `eviction_threshold`.
+
+        Returns
+        -------
+        list of Eviction
+            In the order in which they went.
+
+        Raises
+        ------
+        InvalidArgument
+            `utilization` is out of range.
+        """
+        if utilization is None:
+            utilization = self.eviction_threshold
+        if isinstance(utilization, bool) or not 0 <= utilization <= 1:
+            raise InvalidArgument("utilization", utilization, "must be in 0.0 .. 1.0")
+        with self._lock:
+            pool = self.pool
+            target = int(utilization * (pool.num_pages - pool.null_page))
+            owners = np.zeros(pool.num_pages, np.int32)
+            victims = np.zeros((self.tables.max_sequences, 3), np.int64)
+            count = pool._run(
+                eviction_to_cpu, self.tables._slab, owners, victims, target, *self._policy()
+            )
+            evictions = []
+            for row, dropped, released in victims[:count].tolist():
+                seq_id = self._ids[row] if self.eviction == "streaming" else self._leave(row)
+                evictions.append(Eviction(seq_id, released, dropped))
+            return evictions
+
+    def _cut(self, row: int, sink_tokens: int, window_tokens: int, evicted: int) -> tuple[int, int]:
+        out = np.zeros(2, np.int64)
+        self.pool._run(
+            eviction_window_cpu, self.tables._slab, out, row, sink_tokens, window_tokens, evicted
+        )
+        return int(out[0]), int(out[1])
+
+    def apply_streaming_llm(self, seq_id: Hashable, sink_tokens: int, window_tokens: int) -> int:
+        """Keep the first and the last tokens of a sequence, and drop whole pages between.
+
+        Kept are the first `ceil(sink_tokens / page_size)` pages and every page that holds one
+        of the last `window_tokens` tokens; the tokens behind the gap move up in the sequence.
+
+        Parameters
+        ----------
+        seq_id : Hashable
+        sink_tokens : int
+            Tokens at the start (attention sinks).
+        window_tokens : int
+            Tokens at the end; with 0 all pages behind the sinks go.
+
+        Returns
+        -------
+        int
+            Tokens dropped.
+
+        Raises
+        ------
+        UnknownSequence
+            No live sequence has this id.
+        InvalidArgument
+            A number is negative.
+
+        Notes
+        -----
+        Xiao et al., "Efficient Streaming Language Models with Attention Sinks", ICLR 2024.
+        """
+        sink = as_count("sink_tokens", sink_tokens)
+        window = as_count("window_tokens", window_tokens)
+        with self._lock:
+            return self._cut(self.row(seq_id), sink, window, 0)[0]
+
+    def apply_window(self, seq_id: Hashable, window_tokens: int) -> int:
+        """Keep the pages of the last `window_tokens` tokens: `apply_streaming_llm` without sinks.
+
+        Returns
+        -------
+        int
+            Tokens dropped.
+        """
+        return self.apply_streaming_llm(seq_id, 0, window_tokens)

@@ -1,0 +1,198 @@
+"""Loops of eviction: which sequence gives way, and what it gives up."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from jitalloc._jit import (
+    helper,
+    kernel,
+    try_lock,
+    unlock,
+)
+from jitalloc.errors import (
+    BUSY,
+)
+from jitalloc.kernels.pool import (
+    bit,
+    fail,
+    pool_views,
+)
+from jitalloc.kernels.rows import (
+    close_row,
+    drop_pages,
+    touch,
+)
+from jitalloc.kernels.tables import (
+    tables_column,
+    tables_marks,
+    tables_pages_of,
+    tables_row,
+    tables_taken,
+)
+from jitalloc.state import (
+    BORN,
+    EVICTIONS,
+    FIRST_PAGE,
+    FREE,
+    LAST_USED,
+    LENGTH,
+    LFU,
+    LONGEST,
+    NUM_PAGES,
+    NUM_ROWS,
+    PINNED,
+    PRIORITY,
+    PRIORITY_FIRST,
+    RELEASED,
+    ROW_PAGE_SIZE,
+    STEP,
+    STREAMING,
+    TOKENS_DROPPED,
+    USES,
+)
+
+
+@helper
+def window_cut(tables, length, sink_tokens, window_tokens):
+    """Return the range of pages between the sinks and the last `window_tokens` tokens."""
+    end = tables_pages_of(tables, length)
+    start = min(tables_pages_of(tables, sink_tokens), end)
+    stop = max(length - window_tokens, np.int64(0)) // tables[ROW_PAGE_SIZE]
+    if window_tokens == 0:
+        stop = end
+    return start, max(start, stop)
+
+
+@helper
+def cut_window(pool, tables, row, sink_tokens, window_tokens):
+    """Drop the pages between sinks and window; return `(tokens dropped, pages released)`."""
+    length = tables_column(tables, LENGTH)
+    start, stop = window_cut(tables, length[row], sink_tokens, window_tokens)
+    kept = length[row] - (stop - start) * tables[ROW_PAGE_SIZE]
+    kept = max(kept, start * tables[ROW_PAGE_SIZE]) if stop > start else length[row]
+    released = drop_pages(pool, tables, row, start, stop)
+    dropped = length[row] - kept
+    length[row] = kept
+    tables[TOKENS_DROPPED] += dropped
+    return dropped, released
+
+
+@kernel("int64(int64[::1], int64[::1], int64[::1], int64, int64, int64, int64)")
+def eviction_window_cpu(pool, tables, out, row, sink_tokens, window_tokens, evicted):
+    # out[0]: tokens dropped; out[1]: pages released. `evicted`: 1 where it is an eviction.
+    if not try_lock(pool):
+        return fail(BUSY, 0)
+    out[0], out[1] = cut_window(pool, tables, row, sink_tokens, window_tokens)
+    touch(pool, tables, row)
+    tables[EVICTIONS] += evicted
+    pool[STEP] += 1
+    unlock(pool)
+    return np.int64(0)
+
+
+@helper
+def cut_range(tables, row, policy, sink_tokens, window_tokens):
+    """Return the range of pages of `row` that its eviction gives up."""
+    length = tables_column(tables, LENGTH)[row]
+    if policy == STREAMING:
+        return window_cut(tables, length, sink_tokens, window_tokens)
+    return np.int64(0), tables_pages_of(tables, length)
+
+
+@helper
+def goes_first(tables, policy, row, best):
+    """Return whether `row` gives way before `best`: by the policy, then the older one."""
+    if policy == LFU:
+        column, sign = USES, 1
+    elif policy == LONGEST or policy == STREAMING:
+        column, sign = LENGTH, -1
+    elif policy == PRIORITY_FIRST:
+        column, sign = PRIORITY, 1
+    else:
+        column, sign = LAST_USED, 1
+    value = tables_column(tables, column)
+    if value[row] != value[best]:
+        return sign * value[row] < sign * value[best]
+    value = tables_column(tables, LAST_USED)
+    if value[row] != value[best]:
+        return value[row] < value[best]
+    return tables_column(tables, BORN)[row] < tables_column(tables, BORN)[best]
+
+
+@helper
+def next_victim(tables, policy, sink_tokens, window_tokens):
+    """Return the unmarked, unpinned row that gives way first, or -1; ties go to the lower row."""
+    taken, marks = tables_taken(tables), tables_marks(tables)
+    pinned = tables_column(tables, PINNED)
+    best = np.int64(-1)
+    for row in range(tables[NUM_ROWS]):
+        if (taken[row >> 6] & ~marks[row >> 6] & bit(row)) == np.uint64(0) or pinned[row] != 0:
+            continue
+        if policy == STREAMING:
+            start, stop = cut_range(tables, row, policy, sink_tokens, window_tokens)
+            if stop <= start:
+                continue
+        if best < 0 or goes_first(tables, policy, row, best):
+            best = np.int64(row)
+    return best
+
+
+@kernel("int64(int64[::1], int64, int64, int64)")
+def eviction_select_cpu(tables, policy, sink_tokens, window_tokens):
+    return next_victim(tables, policy, sink_tokens, window_tokens)
+
+
+@helper
+def count_cuts(tables, owners, policy, sink_tokens, window_tokens):
+    """Count in `owners` how often evictions could take each page off a sequence."""
+    taken = tables_taken(tables)
+    pinned = tables_column(tables, PINNED)
+    for row in range(tables[NUM_ROWS]):
+        if taken[row >> 6] & bit(row) != np.uint64(0) and pinned[row] == 0:
+            start, stop = cut_range(tables, row, policy, sink_tokens, window_tokens)
+            pages = tables_row(tables, row)
+            for j in range(start, stop):
+                owners[pages[j]] += np.int32(1)
+
+
+@kernel("int64(int64[::1], int64[::1], int32[::1], int64[:, ::1], int64, int64, int64, int64)")
+def eviction_to_cpu(pool, tables, owners, out, target, policy, sink_tokens, window_tokens):
+    # `owners` is int32[num_pages] of zeros; out[k]: row, tokens dropped, pages released.
+    # `target` is the number of used pages to come down to.
+    if not try_lock(pool):
+        return fail(BUSY, 0)
+    _free_pages, refcount, _released = pool_views(pool)
+    marks = tables_marks(tables)
+    count_cuts(tables, owners, policy, sink_tokens, window_tokens)
+    victims = 0
+    while pool[NUM_PAGES] - pool[FIRST_PAGE] - pool[FREE] - pool[RELEASED] > target:
+        row = next_victim(tables, policy, sink_tokens, window_tokens)
+        if row < 0:
+            break
+        start, stop = cut_range(tables, row, policy, sink_tokens, window_tokens)
+        pages = tables_row(tables, row)
+        useful = False  # a page goes free only if evictions could take all of its owners away
+        for j in range(start, stop):
+            useful = useful or owners[pages[j]] == refcount[pages[j]]
+        if not useful:
+            marks[row >> 6] |= bit(row)
+            continue
+        for j in range(start, stop):
+            owners[pages[j]] -= np.int32(1)
+        out[victims, 0] = row
+        if policy == STREAMING:
+            out[victims, 1], out[victims, 2] = cut_window(
+                pool, tables, row, sink_tokens, window_tokens
+            )
+            touch(pool, tables, row)
+        else:
+            out[victims, 1] = tables_column(tables, LENGTH)[row]
+            out[victims, 2] = close_row(pool, tables, row)
+            tables[TOKENS_DROPPED] += out[victims, 1]
+        tables[EVICTIONS] += 1
+        victims += 1
+    marks[:] = np.uint64(0)
+    pool[STEP] += 1
+    unlock(pool)
+    return np.int64(victims)

@@ -1,0 +1,291 @@
+"""Loops of sequences on a pool: grow, fork, reorder and truncate them.
+
+Each kernel works on the slab of a pool and the slab of a block table, under the pool's lock.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from jitalloc._jit import (
+    helper,
+    kernel,
+    try_lock,
+    unlock,
+)
+from jitalloc.errors import (
+    BUSY,
+    CHANGED,
+    NEGATIVE,
+    POSITION_RANGE,
+    REFCOUNT_OVERFLOW,
+    ROW_NOT_EMPTY,
+    TABLE_WIDTH,
+)
+from jitalloc.kernels.pool import (
+    bit,
+    fail,
+    pool_advance,
+    pool_reserve,
+    pool_views,
+)
+from jitalloc.kernels.rows import (
+    copy_row,
+    drop_pages,
+    live_rows,
+    lowest_free_row,
+    mark_rows,
+    open_row,
+    share_row,
+    touch,
+    unmark_rows,
+)
+from jitalloc.kernels.tables import (
+    tables_column,
+    tables_marks,
+    tables_pages_of,
+    tables_row,
+    tables_row_code,
+)
+from jitalloc.kernels.tokens import (
+    tokens_fill,
+)
+from jitalloc.state import (
+    HEAD,
+    INT32_MAX,
+    LENGTH,
+    MAX_PAGES,
+    NULL,
+    NUM_PAGES,
+    PAGE_COPIES,
+    PRIORITY,
+    ROW_PAGE_SIZE,
+    SEQ_FORKS,
+    STEP,
+)
+
+
+@helper
+def append_need(pool, tables, rows, counts, copies):
+    """Return how many pages an append takes, or a status word with nothing changed.
+
+    Where the partly filled last page of a row has other owners, the row gives its share up
+    (`copies[i]` is the page, else NULL): the last owner of a page in the batch finds it
+    unshared and writes in place. `append_undo` takes that back.
+    """
+    _free_pages, refcount, _released = pool_views(pool)
+    length = tables_column(tables, LENGTH)
+    size = tables[ROW_PAGE_SIZE]
+    need = np.int64(0)
+    for i in range(rows.size):
+        copies[i] = NULL
+    for i in range(rows.size):
+        row, n = rows[i], counts[i % counts.size]
+        if n < 0 or n > INT32_MAX:
+            return fail(NEGATIVE, i)
+        before = tables_pages_of(tables, length[row])
+        after = tables_pages_of(tables, length[row] + n)
+        if after > tables[MAX_PAGES]:
+            return fail(TABLE_WIDTH, i)
+        need += after - before
+        if n > 0 and length[row] % size != 0:
+            last = tables_row(tables, row)[before - 1]
+            if refcount[last] > 1:
+                refcount[last] -= np.int32(1)
+                copies[i] = last
+                need += 1
+    return need
+
+
+@helper
+def append_undo(pool, copies):
+    """Give back the shares that `append_need` took."""
+    _free_pages, refcount, _released = pool_views(pool)
+    for i in range(copies.size):
+        if copies[i] != NULL:
+            refcount[copies[i]] += np.int32(1)
+
+
+@helper
+def append_row(pool, tables, row, n, head, out):
+    """Write slots for `n` more tokens of `row` to `out`; return the new place in the freelist."""
+    free_pages, refcount, _released = pool_views(pool)
+    length = tables_column(tables, LENGTH)
+    size = tables[ROW_PAGE_SIZE]
+    pages = tables_row(tables, row)
+    at = tables_pages_of(tables, length[row])
+    used = length[row] - (at - 1) * size  # of the last page; `size` where there is none
+    put = np.int64(0)
+    if used < size:
+        put = min(size - used, n)
+        tokens_fill(out, np.int64(0), np.int64(pages[at - 1]) * size + used, put)
+    while put < n:
+        if head == pool[NUM_PAGES]:
+            head = np.int64(0)
+        page = free_pages[head]
+        head += 1
+        refcount[page] = 1
+        pages[at] = page
+        at += 1
+        fits = min(size, n - put)
+        tokens_fill(out, put, np.int64(page) * size, fits)
+        put += fits
+    length[row] += n
+    return head
+
+
+@kernel("int64(int64[::1], int64[::1], int32[:], int64[:], int64[::1], int32[::1], int32[::1])")
+def sequences_append_cpu(pool, tables, rows, counts, slots, src, dst):
+    # `counts` has one element a row, or one for all; `src` and `dst` have one a row.
+    if not try_lock(pool):
+        return fail(BUSY, 0)
+    status = live_rows(tables, rows)
+    need = status
+    if status == 0:
+        need = append_need(pool, tables, rows, counts, src)
+        status = pool_reserve(pool, need) if need >= 0 else need
+        total = np.int64(0)
+        for i in range(rows.size):
+            total += counts[i % counts.size]
+        if status == 0 and total != slots.size:
+            status = fail(CHANGED, 0)
+        if status < 0:
+            append_undo(pool, src)
+    if status < 0:
+        unlock(pool)
+        return status
+    free_pages, refcount, _released = pool_views(pool)
+    head = pool[HEAD]
+    put = np.int64(0)
+    copies = 0
+    for i in range(rows.size):
+        row, n = rows[i], counts[i % counts.size]
+        if src[i] != NULL:
+            if head == pool[NUM_PAGES]:
+                head = np.int64(0)
+            page = free_pages[head]
+            head += 1
+            refcount[page] = 1
+            last = tables_pages_of(tables, tables_column(tables, LENGTH)[row]) - 1
+            tables_row(tables, row)[last] = page
+            src[copies] = src[i]  # copies <= i: what is overwritten has been read
+            dst[copies] = page
+            copies += 1
+        head = append_row(pool, tables, row, n, head, slots[put : put + n])
+        touch(pool, tables, row)
+        put += n
+    pool_advance(pool, head, need)
+    tables[PAGE_COPIES] += copies
+    pool[STEP] += 1
+    unlock(pool)
+    return np.int64(copies)
+
+
+@kernel("int64(int64[::1], int64[::1], int64)")
+def sequences_fork_cpu(pool, tables, src):
+    if not try_lock(pool):
+        return fail(BUSY, 0)
+    row = lowest_free_row(tables)
+    if row >= 0:
+        if share_row(pool, tables, src, 1):
+            priority = tables_column(tables, PRIORITY)[src]
+            open_row(pool, tables, row, np.int64(0), priority)
+            copy_row(pool, tables, src, row)
+            tables[SEQ_FORKS] += 1
+            pool[STEP] += 1
+        else:
+            row = fail(REFCOUNT_OVERFLOW, 0)
+    unlock(pool)
+    return row
+
+
+@kernel("int64(int64[::1], int64[::1], int32[:], int32[:])")
+def sequences_fork_batch_cpu(pool, tables, src_rows, dst_rows):
+    # Detail of a status word: the position, plus the batch size where it is one of src_rows.
+    if not try_lock(pool):
+        return fail(BUSY, 0)
+    batch = dst_rows.size
+    length = tables_column(tables, LENGTH)
+    status = live_rows(tables, dst_rows)
+    for i in range(batch):
+        if status == 0 and length[dst_rows[i]] != 0:
+            status = fail(ROW_NOT_EMPTY, i)
+    for i in range(batch):
+        if status == 0:
+            code = tables_row_code(tables, src_rows[i])
+            if code == 0 and not share_row(pool, tables, src_rows[i], batch):
+                code = REFCOUNT_OVERFLOW
+            if code != 0:
+                status = fail(code, batch + i)
+    if status == 0:
+        # A destination is empty, so a row that is both is copied as it was before the call.
+        mark_rows(tables, dst_rows)
+        marks = tables_marks(tables)
+        for i in range(batch):
+            src = src_rows[i]
+            if marks[src >> 6] & bit(src) == np.uint64(0):
+                copy_row(pool, tables, src, dst_rows[i])
+            touch(pool, tables, dst_rows[i])
+        unmark_rows(tables, dst_rows, batch)
+        tables[SEQ_FORKS] += batch
+        pool[STEP] += 1
+    unlock(pool)
+    return status
+
+
+@kernel("int64(int64[::1], int64[::1], int32[:], int32[:], int64[::1], int32[:, ::1])")
+def sequences_reorder_cpu(pool, tables, rows, parents, lengths, pages):
+    # `lengths` and `pages` are scratch for the contents of the parents.
+    if not try_lock(pool):
+        return fail(BUSY, 0)
+    _free_pages, refcount, _released = pool_views(pool)
+    batch = rows.size
+    length = tables_column(tables, LENGTH)
+    status = live_rows(tables, rows)
+    for i in range(batch):
+        if status == 0:
+            code = tables_row_code(tables, parents[i])
+            if code == 0 and not share_row(pool, tables, parents[i], batch):
+                code = REFCOUNT_OVERFLOW
+            elif code == 0 and tables_pages_of(tables, length[parents[i]]) > pages.shape[1]:
+                code = CHANGED
+            if code != 0:
+                status = fail(code, batch + i)
+    if status < 0:
+        unlock(pool)
+        return status
+    for i in range(batch):
+        lengths[i] = length[parents[i]]
+        parent = tables_row(tables, parents[i])
+        for j in range(tables_pages_of(tables, lengths[i])):
+            refcount[parent[j]] += np.int32(1)
+            pages[i, j] = parent[j]
+    for i in range(batch):
+        end = tables_pages_of(tables, length[rows[i]])
+        drop_pages(pool, tables, rows[i], np.int64(0), end)
+        target = tables_row(tables, rows[i])
+        for j in range(tables_pages_of(tables, lengths[i])):
+            target[j] = pages[i, j]
+        length[rows[i]] = lengths[i]
+        touch(pool, tables, rows[i])
+    pool[STEP] += 1
+    unlock(pool)
+    return np.int64(0)
+
+
+@kernel("int64(int64[::1], int64[::1], int64, int64)")
+def sequences_truncate_cpu(pool, tables, row, num_tokens):
+    if not try_lock(pool):
+        return fail(BUSY, 0)
+    length = tables_column(tables, LENGTH)
+    if num_tokens > length[row]:
+        status = fail(POSITION_RANGE, length[row])
+    else:
+        start = tables_pages_of(tables, num_tokens)
+        stop = tables_pages_of(tables, length[row])
+        status = drop_pages(pool, tables, row, start, stop)
+        length[row] = num_tokens
+        touch(pool, tables, row)
+        pool[STEP] += 1
+    unlock(pool)
+    return status

@@ -1,0 +1,364 @@
+"""Which sequence lives in which row: ids, facts, statistics, checking and saving."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Hashable, Iterable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from jitalloc.arguments import as_count, as_integers
+from jitalloc.errors import (
+    OUT_OF_PAGES,
+    OUT_OF_ROWS,
+    REFCOUNT_OVERFLOW,
+    DuplicateSequence,
+    InvalidArgument,
+    JitallocError,
+    OutOfPages,
+    OutOfRows,
+    SequenceTooLong,
+    UnknownSequence,
+    unpack_status,
+)
+from jitalloc.kernels.rows import rows_allocate_cpu, rows_free_cpu
+from jitalloc.kernels.tables import tables_rename_cpu
+from jitalloc.pool import PagePool
+from jitalloc.slab import Moves
+from jitalloc.state import (
+    ACTIVE,
+    EVICTIONS,
+    INT32,
+    INT32_MAX,
+    LAST_USED,
+    LENGTH,
+    PAGE_COPIES,
+    PEAK_ACTIVE,
+    PINNED,
+    POLICIES,
+    PRIORITY,
+    SEQ_ALLOCATIONS,
+    SEQ_FORKS,
+    SEQ_FREES,
+    TOKENS_DROPPED,
+    USES,
+)
+from jitalloc.tables import BlockTables
+
+
+@dataclass(frozen=True, slots=True)
+class SequenceInfo:
+    """What is known of one sequence at one moment.
+
+    Attributes
+    ----------
+    seq_id : Hashable
+    row : int
+        Its row in the block table.
+    num_tokens : int
+    pages : int32[ceil(num_tokens / page_size)]
+        Its page ids in order (a copy).
+    shared_pages : int
+        How many of them have other owners as well.
+    last_used : int
+        The pool's step of the last call that wrote to it.
+    uses : int
+        How many such calls there were.
+    priority : int
+    pinned : bool
+    """
+
+    seq_id: Hashable
+    row: int
+    num_tokens: int
+    pages: NDArray[np.int32]
+    shared_pages: int
+    last_used: int
+    uses: int
+    priority: int
+    pinned: bool
+
+
+@dataclass(frozen=True, slots=True)
+class SequenceStats:
+    """What the sequences of a cache look like, and what happened to them.
+
+    Attributes
+    ----------
+    active, peak_active : int
+        Sequences now, and the most at once.
+    tokens : int
+        Tokens of all sequences; those of shared pages count for each.
+    allocations, frees, forks, copies, evictions : int
+        Sequences made (forks by `fork` among them) and ended, forks, pages copied on write,
+        sequences evicted or cut, since the cache was made.
+    tokens_dropped : int
+        Tokens that evictions and windows dropped.
+    """
+
+    active: int
+    peak_active: int
+    tokens: int
+    allocations: int
+    frees: int
+    forks: int
+    copies: int
+    evictions: int
+    tokens_dropped: int
+
+
+class SequenceRows:
+    """The part of `PagedKVCache` that knows which sequence lives in which row."""
+
+    def __init__(
+        self,
+        pool: PagePool,
+        max_sequences: int,
+        max_pages_per_sequence: int,
+        *,
+        eviction: str = "lru",
+        eviction_threshold: float = 0.9,
+        sink_tokens: int = 4,
+        window_tokens: int = 1024,
+    ) -> None:
+        if not isinstance(pool, PagePool):
+            raise InvalidArgument("pool", pool, "must be a PagePool")
+        if eviction not in POLICIES:
+            raise InvalidArgument("eviction", eviction, f"must be one of {', '.join(POLICIES)}")
+        if isinstance(eviction_threshold, bool) or not 0 <= eviction_threshold <= 1:
+            raise InvalidArgument("eviction_threshold", eviction_threshold, "must be in 0.0 .. 1.0")
+        self.sink_tokens = as_count("sink_tokens", sink_tokens)
+        self.window_tokens = as_count("window_tokens", window_tokens, 1)
+        self.pool = pool
+        self.eviction = eviction
+        self.eviction_threshold = float(eviction_threshold)
+        pad = 0 if pool.null_page else -1
+        self.tables = BlockTables(max_sequences, max_pages_per_sequence, pool.page_size, pad)
+        self._rows: dict[Hashable, int] = {}
+        self._ids: list[Hashable] = [None] * self.tables.max_sequences
+        self._lock = threading.RLock()  # ids and rows change together; the pool has its own
+        pool._holders.add(self)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __contains__(self, seq_id: Hashable) -> bool:
+        return seq_id in self._rows
+
+    def __repr__(self) -> str:
+        return (
+            f"{type(self).__name__}(max_sequences={self.tables.max_sequences}, "
+            f"max_pages_per_sequence={self.tables.max_pages_per_sequence}, "
+            f"eviction={self.eviction!r}): {len(self)} sequences on {self.pool!r}"
+        )
+
+    @property
+    def ids(self) -> list[Hashable]:
+        """Ids of all live sequences, in the order in which they were made."""
+        return list(self._rows)
+
+    def row(self, seq_id: Hashable) -> int:
+        """Return the row of a sequence.
+
+        Raises
+        ------
+        UnknownSequence
+            No live sequence has this id.
+        """
+        try:
+            return self._rows[seq_id]
+        except KeyError:
+            raise UnknownSequence(f"no sequence {seq_id!r}") from None
+        except TypeError:
+            raise InvalidArgument("seq_id", seq_id, "must be hashable") from None
+
+    def rows(self, seq_ids: Iterable[Hashable]) -> NDArray[np.int32]:
+        """Return the rows of sequences, `int32[B]`, for the batch calls.
+
+        Raises
+        ------
+        UnknownSequence
+            No live sequence has one of these ids.
+        """
+        return np.array([self.row(seq_id) for seq_id in seq_ids], INT32)
+
+    def _new_id(self, seq_id: Hashable) -> None:
+        try:
+            known = seq_id in self._rows
+        except TypeError:
+            raise InvalidArgument("seq_id", seq_id, "must be hashable") from None
+        if seq_id is None:
+            raise InvalidArgument("seq_id", None, "None is no id")
+        if known:
+            raise DuplicateSequence(f"a sequence {seq_id!r} exists already")
+
+    def _enter(self, seq_id: Hashable, row: int) -> None:
+        self._rows[seq_id] = row
+        self._ids[row] = seq_id
+
+    def _leave(self, row: int) -> Hashable:
+        seq_id, self._ids[row] = self._ids[row], None
+        del self._rows[seq_id]
+        return seq_id
+
+    def allocate(self, seq_id: Hashable, num_tokens: int, *, priority: int = 0) -> int:
+        """Make a sequence of `num_tokens` tokens, in the lowest free row.
+
+        Parameters
+        ----------
+        seq_id : Hashable
+        num_tokens : int
+            May be 0.
+        priority : int
+            With the policy `priority` the lowest goes first.
+
+        Returns
+        -------
+        int
+            How many of the tokens were cached already: 0.
+
+        Raises
+        ------
+        DuplicateSequence
+            A live sequence has this id.
+        OutOfPages, OutOfRows
+            Pages or rows are not there.
+        SequenceTooLong
+            The sequence needs more pages than a row has.
+        InvalidArgument
+            `num_tokens` is no count, or `seq_id` is not hashable.
+        """
+        tokens = as_count("num_tokens", num_tokens)
+        priority = as_count("priority", priority, -INT32_MAX, INT32_MAX)
+        with self._lock:
+            self._new_id(seq_id)
+            row = self.pool._run(rows_allocate_cpu, self.tables._slab, tokens, priority)
+            if row < 0:
+                raise self._shortage(row, tokens)
+            self._enter(seq_id, row)
+        return 0
+
+    def _shortage(self, status: int, tokens: int) -> JitallocError:
+        code, detail = unpack_status(status)
+        pages = -(-tokens // self.pool.page_size)
+        if code == OUT_OF_PAGES:
+            return OutOfPages(pages, detail)
+        if code == OUT_OF_ROWS:
+            return OutOfRows(f"all {self.tables.max_sequences} rows hold sequences")
+        if code == REFCOUNT_OVERFLOW:
+            text = "a page would have more owners than int32 holds"
+            return InvalidArgument("src_id", None, text)
+        return self._too_long("num_tokens", tokens, pages, None)
+
+    def _too_long(
+        self, argument: str, tokens: int, pages: int, position: int | None
+    ) -> SequenceTooLong:
+        width = self.tables.max_pages_per_sequence
+        text = f"the sequence would need {pages} pages, a row holds {width}"
+        return SequenceTooLong(argument, tokens, text, position)
+
+    def free(self, seq_id: Hashable) -> int:
+        """End a sequence: each of its pages has one owner less.
+
+        Returns
+        -------
+        int
+            How many pages went free.
+
+        Raises
+        ------
+        UnknownSequence
+            No live sequence has this id.
+        """
+        with self._lock:
+            return self.free_batch(np.array([self.row(seq_id)], INT32))
+
+    def free_batch(self, rows: ArrayLike) -> int:
+        """End sequences, all or nothing; their ids are forgotten.
+
+        Parameters
+        ----------
+        rows : array_like of int32[B]
+            Rows of live sequences, each once.
+
+        Returns
+        -------
+        int
+            How many pages went free.
+
+        Raises
+        ------
+        InvalidArgument
+            A row is out of range, free or repeated.
+        """
+        rows = as_integers("rows", rows, INT32)
+        with self._lock:
+            status = self.pool._run(rows_free_cpu, self.tables._slab, rows, 0)
+            if status < 0:
+                raise self.tables.row_error(status, "rows", rows)
+            for row in rows.tolist():
+                self._leave(row)
+        return status
+
+    def sequence(self, seq_id: Hashable) -> SequenceInfo:
+        """Return what is known of a sequence, as a copy.
+
+        Raises
+        ------
+        UnknownSequence
+            No live sequence has this id.
+        """
+        with self._lock:
+            row = self.row(seq_id)
+            facts = self.tables.arrays.columns[:, row].tolist()
+            count = -(-facts[LENGTH] // self.pool.page_size)
+            pages = self.tables.arrays.pages[row, :count].copy()
+            shared = int((self.pool.refcount(pages) > 1).sum())
+        return SequenceInfo(
+            seq_id=seq_id,
+            row=row,
+            num_tokens=facts[LENGTH],
+            pages=pages,
+            shared_pages=shared,
+            last_used=facts[LAST_USED],
+            uses=facts[USES],
+            priority=facts[PRIORITY],
+            pinned=bool(facts[PINNED]),
+        )
+
+    def stats(self) -> SequenceStats:
+        """Return totals and counters, in O(max_sequences); `pool.stats()` has those of pages."""
+        with self._lock:
+            header = self.tables.arrays.header.tolist()
+            tokens = int(self.tables.arrays.columns[LENGTH].sum())
+        return SequenceStats(
+            active=header[ACTIVE],
+            peak_active=header[PEAK_ACTIVE],
+            tokens=tokens,
+            allocations=header[SEQ_ALLOCATIONS],
+            frees=header[SEQ_FREES],
+            forks=header[SEQ_FORKS],
+            copies=header[PAGE_COPIES],
+            evictions=header[EVICTIONS],
+            tokens_dropped=header[TOKENS_DROPPED],
+        )
+
+    def clear(self) -> None:
+        """End every sequence; pages that nobody else holds go free."""
+        with self._lock:
+            rows = np.array(list(self._rows.values()), INT32)
+            self.pool._run(rows_free_cpu, self.tables._slab, rows, 0)
+            for row in rows.tolist():
+                self._leave(row)
+
+    def _rename_pages(self, moves: Moves) -> None:
+        names = np.arange(self.pool.num_pages, dtype=np.int32)
+        names[moves.src] = moves.dst
+        tables_rename_cpu.run(self.tables._slab, names)
+
+    def _held_pages(self) -> NDArray[np.int32]:
+        pages = self.tables.arrays.pages
+        held: NDArray[np.int32] = pages[pages >= 0]
+        return held

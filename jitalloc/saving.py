@@ -1,0 +1,195 @@
+"""Checking, snapshots and files of a cache, its pool included."""
+
+from __future__ import annotations
+
+import ast
+import os
+from collections.abc import Hashable
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from jitalloc.errors import CorruptState, InvalidArgument, SnapshotError, corrupt_error
+from jitalloc.kernels.tables import tables_check_cpu
+from jitalloc.pool import PagePool
+from jitalloc.rows import SequenceRows
+from jitalloc.snapshot import PoolSnapshot, read_state, write_state
+from jitalloc.state import (
+    BORN,
+    MAX_PAGES,
+    NUM_ROWS,
+    ROW_PAGE_SHIFT,
+    ROW_PAGE_SIZE,
+    page_shift,
+    table_slab_words,
+)
+from jitalloc.tables import BlockTables
+
+SAVED_IDS = (int, str, bytes, bool, float, type(None))
+
+
+@dataclass(frozen=True, slots=True)
+class CacheSnapshot:
+    """The complete state of a `PagedKVCache` and its pool.
+
+    Attributes
+    ----------
+    pool : PoolSnapshot
+    tables : int64[...]
+        Read-only copy of the block table's slab (see `jitalloc.state`).
+    ids : tuple
+        The sequence id of each row, None where it is free.
+    """
+
+    pool: PoolSnapshot
+    tables: NDArray[np.int64]
+    ids: tuple[Hashable, ...]
+
+
+class SequenceSaving(SequenceRows):
+    """The part of `PagedKVCache` that checks, copies and saves its complete state."""
+
+    def _sizes(self) -> dict[int, int]:
+        tables = self.tables
+        return {
+            NUM_ROWS: tables.max_sequences,
+            MAX_PAGES: tables.max_pages_per_sequence,
+            ROW_PAGE_SIZE: tables.page_size,
+            ROW_PAGE_SHIFT: page_shift(tables.page_size),
+        }
+
+    def check(self, held: ArrayLike | None = None) -> None:
+        """Verify the pool and every row of the block table, page by page.
+
+        Parameters
+        ----------
+        held : array_like of int32, optional
+            As in `PagePool.check`: page ids that the caller holds beside the sequences.
+
+        Raises
+        ------
+        CorruptState
+            An invariant of `jitalloc.state` is broken; the message names it and the row or page.
+        """
+        with self._lock:
+            header = self.tables.arrays.header
+            for slot, value in self._sizes().items():
+                if header[slot] != value:
+                    raise CorruptState(
+                        f"table header[{slot}] is {header[slot]}, the table has {value}"
+                    )
+            owners = np.zeros(self.pool.num_pages, np.int32)
+            status = tables_check_cpu.run(self.pool._slab, self.tables._slab, owners)
+            if status < 0:
+                raise corrupt_error(status)
+            live = sorted(self._rows.values())
+            if live != sorted(_live_rows(self.tables)):
+                raise CorruptState("the rows of the ids are not the rows in taken")
+            for seq_id, row in self._rows.items():
+                if self._ids[row] != seq_id:
+                    raise CorruptState(f"row {row} is of {self._ids[row]!r}, not {seq_id!r}")
+            self.pool.check(held)
+
+    def snapshot(self) -> CacheSnapshot:
+        """Return a copy of the complete state, the pool's included."""
+        with self._lock:
+            tables = self.tables._slab.copy()
+            tables.flags.writeable = False
+            return CacheSnapshot(self.pool.snapshot(), tables, tuple(self._ids))
+
+    def restore(self, snapshot: CacheSnapshot) -> None:
+        """Take over the complete state of `snapshot`, the pool's included.
+
+        Raises
+        ------
+        InvalidArgument
+            The snapshot's tables or pages have other sizes than this cache, or another cache
+            has sequences on the pool.
+        """
+        if not isinstance(snapshot, CacheSnapshot):
+            raise InvalidArgument("snapshot", snapshot, "must be a CacheSnapshot")
+        for slot, value in self._sizes().items():
+            if snapshot.tables[slot] != value:
+                raise InvalidArgument("snapshot", int(snapshot.tables[slot]), f"must be {value}")
+        others = sum(len(holder) for holder in self.pool._holders if holder is not self)
+        if others:
+            raise InvalidArgument("snapshot", others, "other sequences live on this pool")
+        with self._lock:
+            self.pool._take_over(snapshot.pool)
+            self.tables._install(snapshot.tables.copy())
+            self._ids = list(snapshot.ids)
+            self._rows = {self._ids[row]: row for row in _live_rows(self.tables)}
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the complete state, the pool's included, to one `.npz` file.
+
+        In one step or not at all.
+
+        Raises
+        ------
+        SnapshotError
+            A sequence id is something else than an int, str, bytes, float, bool, None or a
+            tuple of these.
+        """
+        snapshot = self.snapshot()
+        ids = [_id_text(seq_id) for seq_id in snapshot.ids]
+        facts = {
+            "ids": ids,
+            "eviction": self.eviction,
+            "eviction_threshold": self.eviction_threshold,
+            "sink_tokens": self.sink_tokens,
+            "window_tokens": self.window_tokens,
+        }
+        arrays = {"pool": snapshot.pool.slab, "tables": snapshot.tables}
+        write_state(path, "PagedKVCache", facts, arrays)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Self:
+        """Return a new cache, on a new pool, with the state that `save` wrote.
+
+        Raises
+        ------
+        SnapshotError
+            The file is truncated, damaged, foreign or of another version.
+        """
+        facts, arrays = read_state(path, "PagedKVCache", ("pool", "tables"))
+        pool = PagePool._from_slab(arrays["pool"], path)
+        slab: NDArray[Any] = arrays["tables"]
+        try:
+            ids = [ast.literal_eval(text) for text in facts.pop("ids")]
+            if slab.dtype != np.int64 or slab.ndim != 1:
+                raise ValueError("the table's array has the wrong type")
+            rows, width = int(slab[NUM_ROWS]), int(slab[MAX_PAGES])
+            if slab.size != table_slab_words(rows, width) or len(ids) != rows:
+                raise ValueError("the table's array has the wrong length")
+            options = {key: facts[key] for key in ("eviction", "eviction_threshold")}
+            options |= {key: facts[key] for key in ("sink_tokens", "window_tokens")}
+            cache = cls(pool, rows, width, **options)
+            cache.tables._install(np.ascontiguousarray(slab))
+            cache._ids = ids
+            cache._rows = {ids[row]: row for row in _live_rows(cache.tables)}
+            cache.check()
+        except (ValueError, KeyError, TypeError, IndexError, CorruptState) as error:
+            raise SnapshotError(f"{path}: the tables do not fit: {error}") from error
+        return cache
+
+
+def _live_rows(tables: BlockTables) -> list[int]:
+    """Return the taken rows, the oldest sequence first (`ids` keeps that order)."""
+    bits = np.unpackbits(tables.arrays.taken.view(np.uint8), bitorder="little")
+    rows = np.flatnonzero(bits)
+    born = tables.arrays.columns[BORN, rows]
+    live: list[int] = rows[np.argsort(born, kind="stable")].tolist()
+    return live
+
+
+def _id_text(seq_id: Hashable) -> str:
+    """Return `seq_id` as a Python literal."""
+    simple = type(seq_id) in SAVED_IDS
+    if type(seq_id) is tuple:
+        return "(" + "".join(_id_text(part) + "," for part in seq_id) + ")"
+    if not simple or (isinstance(seq_id, float) and not np.isfinite(seq_id)):
+        raise SnapshotError(f"a sequence id of type {type(seq_id).__name__} cannot be saved")
+    return repr(seq_id)
