@@ -25,6 +25,22 @@ def as_count(name: str, value: Any, lowest: int = 0, highest: int = INT32_MAX) -
     return count
 
 
+def as_fraction(name: str, value: Any) -> float:
+    """Return `value` as a float in 0.0 .. 1.0."""
+    if isinstance(value, bool) or not isinstance(value, int | float | np.floating | np.integer):
+        raise InvalidArgument(name, value, "must be a number in 0.0 .. 1.0")
+    if not 0 <= value <= 1:
+        raise InvalidArgument(name, value, "must be in 0.0 .. 1.0")
+    return float(value)
+
+
+def as_choice(name: str, value: Any, choices: tuple[str, ...]) -> str:
+    """Return `value` if it is one of `choices`."""
+    if not isinstance(value, str) or value not in choices:
+        raise InvalidArgument(name, value, f"must be one of {', '.join(choices)}")
+    return value
+
+
 def as_integers(name: str, values: Any, dtype: np.dtype[Any]) -> NDArray[Any]:
     """Return `values` as a one-dimensional NumPy array of `dtype` (itself, where it is one)."""
     if type(values) is np.ndarray and values.dtype is dtype and values.ndim == 1:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jitalloc.arguments import as_count
+from jitalloc.arguments import as_count, as_fraction
 from jitalloc.errors import InvalidArgument
 from jitalloc.kernels.eviction import eviction_select_cpu, eviction_to_cpu, eviction_window_cpu
 from jitalloc.kernels.rows import rows_free_cpu
@@ -135,11 +135,13 @@ class SequenceEviction(SequenceSaving):
         """
         if utilization is None:
             utilization = self.eviction_threshold
-        if isinstance(utilization, bool) or not 0 <= utilization <= 1:
-            raise InvalidArgument("utilization", utilization, "must be in 0.0 .. 1.0")
+        utilization = as_fraction("utilization", utilization)
         with self._lock:
             pool = self.pool
-            target = int(utilization * (pool.num_pages - pool.null_page))
+            usable = pool.num_pages - pool.null_page
+            target = int(utilization * usable)
+            while (target + 1) / usable <= utilization:  # 0.29 * 100 is 28.999999999999996
+                target += 1
             owners = np.zeros(pool.num_pages, np.int32)
             victims = np.zeros((self.tables.max_sequences, 3), np.int64)
             count = pool._run(

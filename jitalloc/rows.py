@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from jitalloc.arguments import as_count, as_integers
+from jitalloc.arguments import as_choice, as_count, as_fraction, as_integers
 from jitalloc.errors import (
     OUT_OF_PAGES,
     OUT_OF_ROWS,
@@ -125,15 +125,11 @@ class SequenceRows:
     ) -> None:
         if not isinstance(pool, PagePool):
             raise InvalidArgument("pool", pool, "must be a PagePool")
-        if eviction not in POLICIES:
-            raise InvalidArgument("eviction", eviction, f"must be one of {', '.join(POLICIES)}")
-        if isinstance(eviction_threshold, bool) or not 0 <= eviction_threshold <= 1:
-            raise InvalidArgument("eviction_threshold", eviction_threshold, "must be in 0.0 .. 1.0")
         self.sink_tokens = as_count("sink_tokens", sink_tokens)
         self.window_tokens = as_count("window_tokens", window_tokens, 1)
         self.pool = pool
-        self.eviction = eviction
-        self.eviction_threshold = float(eviction_threshold)
+        self.eviction = as_choice("eviction", eviction, POLICIES)
+        self.eviction_threshold = as_fraction("eviction_threshold", eviction_threshold)
         pad = 0 if pool.null_page else -1
         self.tables = BlockTables(max_sequences, max_pages_per_sequence, pool.page_size, pad)
         self._rows: dict[Hashable, int] = {}
@@ -182,6 +178,8 @@ class SequenceRows:
         UnknownSequence
             No live sequence has one of these ids.
         """
+        if not isinstance(seq_ids, Iterable):
+            raise InvalidArgument("seq_ids", seq_ids, "must be an iterable of sequence ids")
         return np.array([self.row(seq_id) for seq_id in seq_ids], INT32)
 
     def _new_id(self, seq_id: Hashable) -> None:
@@ -256,7 +254,7 @@ class SequenceRows:
         self, argument: str, tokens: int, pages: int, position: int | None
     ) -> SequenceTooLong:
         width = self.tables.max_pages_per_sequence
-        text = f"the sequence would need {pages} pages, a row holds {width}"
+        text = f"the sequence would need {pages} pages; a row holds {width}, a length fits int32"
         return SequenceTooLong(argument, tokens, text, position)
 
     def free(self, seq_id: Hashable) -> int:

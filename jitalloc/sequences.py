@@ -10,6 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from jitalloc.arguments import as_count, as_integers, as_lengths
 from jitalloc.errors import (
+    CHANGED,
     NEGATIVE,
     OUT_OF_PAGES,
     REFCOUNT_OVERFLOW,
@@ -149,16 +150,20 @@ class PagedKVCache(SequenceEviction):
         if total > INT32_MAX:
             raise argument_error(pack_status(TOO_MANY, 0), "n", counts)
         with self._lock:
-            # More than `room` cannot fit: the kernel then says which row would be too wide.
-            room = batch * self.tables.max_pages_per_sequence * self.pool.page_size
-            slots = np.empty(min(total, room), np.int64)
-            src, dst = np.empty(batch, np.int32), np.empty(batch, np.int32)
-            copies = self.pool._run(
-                sequences_append_cpu, self.tables._slab, rows, counts, slots, src, dst
-            )
-            if copies < 0:
-                raise self._append_error(copies, rows, np.broadcast_to(counts, batch))
-        return Appended(slots, Moves(src[:copies], dst[:copies]))
+            size = self.pool.page_size
+            while True:
+                # More slots than that cannot be had: the kernel then says why, and the buffer
+                # of a mistaken call stays small.
+                room = (batch + self.pool.available) * size
+                slots = np.empty(min(total, room), np.int64)
+                src, dst = np.empty(batch, np.int32), np.empty(batch, np.int32)
+                copies = self.pool._run(
+                    sequences_append_cpu, self.tables._slab, rows, counts, slots, src, dst
+                )
+                if copies >= 0:
+                    return Appended(slots, Moves(src[:copies], dst[:copies]))
+                if room >= total or unpack_status(copies)[0] != CHANGED:
+                    raise self._append_error(copies, rows, np.broadcast_to(counts, batch))
 
     def _append_error(
         self, status: int, rows: NDArray[np.int32], counts: NDArray[np.int64]

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jitalloc._jit import Kernel
-from jitalloc.arguments import as_count
+from jitalloc.arguments import as_choice, as_count
 from jitalloc.errors import BUSY, InvalidArgument, InvalidPage, WrongDevice, pack_status, page_error
 from jitalloc.kernels.upkeep import upkeep_clear_cpu
 from jitalloc.state import (
@@ -78,9 +78,8 @@ class PoolSlab:
         device: str = "cpu",
         null_page: bool = False,
     ) -> None:
-        if order not in ORDERS:
-            raise InvalidArgument("order", order, f"must be one of {', '.join(ORDERS)}")
-        if device != "cpu":
+        order = as_choice("order", order, ORDERS)
+        if not isinstance(device, str) or device != "cpu":
             raise WrongDevice("device", device, "this release manages pools on the 'cpu'")
         if not isinstance(null_page, bool):
             raise InvalidArgument("null_page", null_page, "must be a bool")

@@ -161,7 +161,9 @@ class BlockTables:
                 raise InvalidArgument("out", shape, f"must be int32[{rows.size}, width]")
             if width not in (None, out.shape[1]):
                 raise InvalidArgument("width", width, f"out has {out.shape[1]} columns")
-            as_out(out.reshape(-1) if out.flags.c_contiguous else out, INT32, out.size)
+            if not out.flags.c_contiguous:
+                raise InvalidArgument("out", out.strides, "must be C-contiguous")
+            as_out(out.reshape(-1), INT32, out.size)
             table = out
         else:
             if width is None:

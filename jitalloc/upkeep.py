@@ -265,7 +265,8 @@ class PoolUpkeep(PoolSlab):
         Raises
         ------
         InvalidArgument
-            Sequences of a `PagedKVCache` live on this pool.
+            Sequences of a `PagedKVCache` live on this pool, or a cache without any stands on it
+            whose page size or null page differs.
         """
         if not isinstance(snapshot, PoolSnapshot):
             raise InvalidArgument("snapshot", snapshot, "must be a PoolSnapshot")
@@ -273,6 +274,11 @@ class PoolUpkeep(PoolSlab):
         self._take_over(snapshot)
 
     def _take_over(self, snapshot: PoolSnapshot) -> None:
+        mine, theirs = ((pool.page_size, pool.null_page) for pool in (self, snapshot))
+        if self._holders and mine != theirs:
+            raise InvalidArgument(
+                "snapshot", theirs, f"a cache on this pool needs (page_size, null_page) = {mine}"
+            )
         slab = snapshot.slab.copy()
         self._run(kernels.upkeep_retire_cpu)
         self.page_size = snapshot.page_size

@@ -192,7 +192,8 @@ def eviction_to_cpu(pool, tables, owners, out, target, policy, sink_tokens, wind
             tables[TOKENS_DROPPED] += out[victims, 1]
         tables[EVICTIONS] += 1
         victims += 1
-    marks[:] = np.uint64(0)
+    for w in range(marks.size):
+        marks[w] = np.uint64(0)
     pool[STEP] += 1
     unlock(pool)
     return np.int64(victims)

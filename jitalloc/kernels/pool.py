@@ -182,6 +182,18 @@ def longest_run(slab):
 
 
 @helper
+def freelist_place(free_pages, low, high, page):
+    """Return the place of `page` in the ascending `free_pages[low:high]`."""
+    while low < high:
+        middle = (low + high) >> 1
+        if free_pages[middle] < page:
+            low = middle + 1
+        else:
+            high = middle
+    return low
+
+
+@helper
 def pool_total(counts):
     """Return the sum of `counts`, or a status word where one is negative or the sum too large."""
     total = np.int64(0)
@@ -221,7 +233,7 @@ def pool_alloc_run_cpu(slab, out):
     pool_merge(slab)
     free_pages, refcount, _released = pool_views(slab)
     head = slab[HEAD]
-    at = head + np.searchsorted(free_pages[head : slab[NUM_PAGES]], np.int32(first))
+    at = freelist_place(free_pages, head, slab[NUM_PAGES], first)
     for i in range(at - 1, head - 1, -1):
         free_pages[i + n] = free_pages[i]
     for i in range(n):

@@ -51,6 +51,7 @@ from jitalloc.state import (
     SEQ_ALLOCATIONS,
     SEQ_FREES,
     STEP,
+    TOKENS_DROPPED,
     USES,
 )
 
@@ -120,13 +121,14 @@ def mark_rows(tables, rows):
     """Mark live, distinct rows; return 0, or a status word with nothing marked."""
     marks = tables_marks(tables)
     for i in range(rows.size):
-        code = tables_row_code(tables, rows[i])
-        if code == 0 and marks[rows[i] >> 6] & bit(rows[i]) != np.uint64(0):
+        row = np.int64(rows[i])
+        code = tables_row_code(tables, row)
+        if code == 0 and marks[row >> 6] & bit(row) != np.uint64(0):
             code = ROW_REPEATED
         if code != 0:
             unmark_rows(tables, rows, i)
             return fail(code, i)
-        marks[rows[i] >> 6] |= bit(rows[i])
+        marks[row >> 6] |= bit(row)
     return np.int64(0)
 
 
@@ -194,7 +196,9 @@ def rows_free_cpu(pool, tables, rows, evicted):
         return fail(BUSY, 0)
     status = live_rows(tables, rows)
     if status == 0:
+        length = tables_column(tables, LENGTH)
         for i in range(rows.size):
+            tables[TOKENS_DROPPED] += evicted * length[rows[i]]
             status += close_row(pool, tables, rows[i])
         tables[EVICTIONS] += evicted * rows.size
         pool[STEP] += 1

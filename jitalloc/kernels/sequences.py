@@ -43,6 +43,7 @@ from jitalloc.kernels.rows import (
 from jitalloc.kernels.tables import (
     tables_column,
     tables_marks,
+    tables_pages,
     tables_pages_of,
     tables_row,
     tables_row_code,
@@ -53,6 +54,7 @@ from jitalloc.kernels.tokens import (
 from jitalloc.state import (
     HEAD,
     INT32_MAX,
+    LAST_USED,
     LENGTH,
     MAX_PAGES,
     NULL,
@@ -62,6 +64,7 @@ from jitalloc.state import (
     ROW_PAGE_SIZE,
     SEQ_FORKS,
     STEP,
+    USES,
 )
 
 
@@ -74,22 +77,22 @@ def append_need(pool, tables, rows, counts, copies):
     unshared and writes in place. `append_undo` takes that back.
     """
     _free_pages, refcount, _released = pool_views(pool)
-    length = tables_column(tables, LENGTH)
-    size = tables[ROW_PAGE_SIZE]
+    length, pages = tables_column(tables, LENGTH), tables_pages(tables)
+    size, width = tables[ROW_PAGE_SIZE], tables[MAX_PAGES]
     need = np.int64(0)
     for i in range(rows.size):
         copies[i] = NULL
     for i in range(rows.size):
-        row, n = rows[i], counts[i % counts.size]
+        row, n = np.int64(rows[i]), counts[i if counts.size > 1 else 0]
         if n < 0 or n > INT32_MAX:
             return fail(NEGATIVE, i)
         before = tables_pages_of(tables, length[row])
         after = tables_pages_of(tables, length[row] + n)
-        if after > tables[MAX_PAGES]:
+        if after > width or length[row] + n > INT32_MAX:
             return fail(TABLE_WIDTH, i)
         need += after - before
-        if n > 0 and length[row] % size != 0:
-            last = tables_row(tables, row)[before - 1]
+        if n > 0 and length[row] < before * size:
+            last = pages[row * width + before - 1]
             if refcount[last] > 1:
                 refcount[last] -= np.int32(1)
                 copies[i] = last
@@ -107,31 +110,57 @@ def append_undo(pool, copies):
 
 
 @helper
-def append_row(pool, tables, row, n, head, out):
-    """Write slots for `n` more tokens of `row` to `out`; return the new place in the freelist."""
+def append_claim(pool, tables, rows, counts, slots, src, dst):
+    """Write slots for new tokens, and pages into the rows; return how many pages were copied.
+
+    `src[i]` is the page that row i must not write to, or NULL; at the end `src` and `dst` hold
+    the copies, one behind the other.
+    """
     free_pages, refcount, _released = pool_views(pool)
-    length = tables_column(tables, LENGTH)
-    size = tables[ROW_PAGE_SIZE]
-    pages = tables_row(tables, row)
-    at = tables_pages_of(tables, length[row])
-    used = length[row] - (at - 1) * size  # of the last page; `size` where there is none
+    length, pages = tables_column(tables, LENGTH), tables_pages(tables)
+    last_used, uses = tables_column(tables, LAST_USED), tables_column(tables, USES)
+    size, width, wrap = tables[ROW_PAGE_SIZE], tables[MAX_PAGES], pool[NUM_PAGES]
+    head = pool[HEAD]
     put = np.int64(0)
-    if used < size:
-        put = min(size - used, n)
-        tokens_fill(out, np.int64(0), np.int64(pages[at - 1]) * size + used, put)
-    while put < n:
-        if head == pool[NUM_PAGES]:
-            head = np.int64(0)
-        page = free_pages[head]
-        head += 1
-        refcount[page] = 1
-        pages[at] = page
-        at += 1
-        fits = min(size, n - put)
-        tokens_fill(out, put, np.int64(page) * size, fits)
-        put += fits
-    length[row] += n
-    return head
+    taken = np.int64(0)
+    copies = np.int64(0)
+    for i in range(rows.size):
+        row, left = np.int64(rows[i]), counts[i if counts.size > 1 else 0]
+        at = row * width + tables_pages_of(tables, length[row])
+        used = length[row] - (at - row * width - 1) * size  # of the last page; `size` if none
+        length[row] += left
+        last_used[row] = pool[STEP] + 1
+        uses[row] += 1
+        copying = src[i] != NULL
+        if used < size and not copying:
+            n = min(size - used, left)
+            tokens_fill(slots, put, pages[at - 1] * size + used, n)
+            put += n
+            left -= n
+        while left > 0:
+            if head == wrap:
+                head = np.int64(0)
+            page = free_pages[head]
+            head += 1
+            taken += 1
+            refcount[page] = 1
+            start = np.int64(0)
+            if copying:  # the copy of the last page comes first, and is filled up
+                src[copies] = src[i]  # copies <= i: what is overwritten has been read
+                dst[copies] = page
+                copies += 1
+                copying = False
+                at -= 1
+                start = used
+            pages[at] = page
+            at += 1
+            n = min(size - start, left)
+            tokens_fill(slots, put, page * size + start, n)
+            put += n
+            left -= n
+    pool_advance(pool, head, taken)
+    tables[PAGE_COPIES] += copies
+    return copies
 
 
 @kernel("int64(int64[::1], int64[::1], int32[:], int64[:], int64[::1], int32[::1], int32[::1])")
@@ -140,45 +169,21 @@ def sequences_append_cpu(pool, tables, rows, counts, slots, src, dst):
     if not try_lock(pool):
         return fail(BUSY, 0)
     status = live_rows(tables, rows)
-    need = status
     if status == 0:
         need = append_need(pool, tables, rows, counts, src)
         status = pool_reserve(pool, need) if need >= 0 else need
         total = np.int64(0)
         for i in range(rows.size):
-            total += counts[i % counts.size]
+            total += counts[i if counts.size > 1 else 0]
         if status == 0 and total != slots.size:
             status = fail(CHANGED, 0)
-        if status < 0:
+        if status == 0:
+            status = append_claim(pool, tables, rows, counts, slots, src, dst)
+            pool[STEP] += 1
+        else:
             append_undo(pool, src)
-    if status < 0:
-        unlock(pool)
-        return status
-    free_pages, refcount, _released = pool_views(pool)
-    head = pool[HEAD]
-    put = np.int64(0)
-    copies = 0
-    for i in range(rows.size):
-        row, n = rows[i], counts[i % counts.size]
-        if src[i] != NULL:
-            if head == pool[NUM_PAGES]:
-                head = np.int64(0)
-            page = free_pages[head]
-            head += 1
-            refcount[page] = 1
-            last = tables_pages_of(tables, tables_column(tables, LENGTH)[row]) - 1
-            tables_row(tables, row)[last] = page
-            src[copies] = src[i]  # copies <= i: what is overwritten has been read
-            dst[copies] = page
-            copies += 1
-        head = append_row(pool, tables, row, n, head, slots[put : put + n])
-        touch(pool, tables, row)
-        put += n
-    pool_advance(pool, head, need)
-    tables[PAGE_COPIES] += copies
-    pool[STEP] += 1
     unlock(pool)
-    return np.int64(copies)
+    return status
 
 
 @kernel("int64(int64[::1], int64[::1], int64)")

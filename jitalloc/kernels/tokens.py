@@ -46,9 +46,8 @@ def tokens_last_code(slab, refcount, length, last):
 @helper
 def tokens_fill(out, put, slot, n):
     """Write the `n` consecutive slots from `slot` on to `out[put:]`."""
-    block = out[put : put + n]
     for j in range(n):
-        block[j] = slot + j
+        out[put + j] = slot + j
 
 
 @helper
