@@ -111,7 +111,7 @@ class TokenSlots(PageOwners):
         last_slots : array_like of int64[B]
             Slot of the token before, or -1 where `seq_lens[i] == 1`.
         out : int64[B], optional
-            Buffer for the result.
+            Buffer for the result; what it holds after an exception is undefined.
 
         Returns
         -------
@@ -131,19 +131,27 @@ class TokenSlots(PageOwners):
         >>> pool.alloc_decode([4, 5], [2, 7])
         array([3, 8])
         """
-        if type(seq_lens) is not _ndarray or seq_lens.dtype is not INT64 or seq_lens.ndim != 1:
+        try:
+            fast = (
+                seq_lens.dtype is INT64  # type: ignore[union-attr]
+                and last_slots.dtype is INT64  # type: ignore[union-attr]
+                and seq_lens.ndim == 1 == last_slots.ndim  # type: ignore[union-attr]
+                and len(seq_lens) == len(last_slots)  # type: ignore[arg-type]
+            )
+        except (AttributeError, TypeError):
+            fast = False
+        if not fast or type(seq_lens) is not _ndarray or type(last_slots) is not _ndarray:
             seq_lens = as_lengths("seq_lens", seq_lens)
+            last_slots = as_lengths("last_slots", last_slots, seq_lens.size)
         batch = len(seq_lens)
-        if type(last_slots) is not _ndarray or last_slots.dtype is not INT64:
-            last_slots = as_lengths("last_slots", last_slots)
-        if last_slots.shape != seq_lens.shape:
-            last_slots = as_lengths("last_slots", last_slots, batch)
         slots = _empty(batch, INT64) if out is None else as_out(out, INT64, batch)
         status: int = tokens_decode_cpu.run(self._slab, seq_lens, last_slots, slots)
         if status < 0:
             if status == BUSY_STATUS:
                 status = self._run(tokens_decode_cpu, seq_lens, last_slots, slots)
             if status < 0:
+                seq_lens = as_lengths("seq_lens", seq_lens)
+                last_slots = as_lengths("last_slots", last_slots)
                 raise self._token_error(status, seq_lens, seq_lens, last_slots)
         return slots
 
