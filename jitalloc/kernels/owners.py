@@ -26,6 +26,7 @@ from jitalloc.state import (
     INT32_MAX,
     NUM_PAGES,
     ORDER,
+    PAGE_SHIFT,
     PAGE_SIZE,
     RELEASED,
     SORTED,
@@ -237,11 +238,12 @@ def owners_count_cpu(slab, pages, out):
 
 
 @helper
-def is_consecutive(slots):
-    """Return whether each slot is one more than the slot before (vectorises)."""
+def is_consecutive(slots, start, n):
+    """Return whether each of `n` slots from `start` on is one more than the one before."""
+    at, first = np.uint64(start), slots[start]
     different = np.int64(0)
-    for j in range(slots.size):
-        different |= slots[j] ^ (slots[0] + j)
+    for j in range(np.uint64(n)):  # no early way out and no signed index, so it vectorises
+        different |= slots[at + j] ^ (first + np.int64(j))
     return different == 0
 
 
@@ -253,7 +255,7 @@ def owners_free_slots_cpu(slab, slots, pages):
     _free_pages, refcount, _released = pool_views(slab)
     first_mark = HEADER_SLOTS + ((slab[NUM_PAGES] + 63) >> 6)
     marks = slab[first_mark : 2 * first_mark - HEADER_SLOTS].view(np.uint64)
-    size = slab[PAGE_SIZE]
+    size, shift = slab[PAGE_SIZE], slab[PAGE_SHIFT]
     end = slab[NUM_PAGES] * size
     status = np.int64(0)
     count = 0
@@ -268,7 +270,7 @@ def owners_free_slots_cpu(slab, slots, pages):
             break
         if start <= slot < start + size:
             continue
-        page = slot // size
+        page = slot >> shift if shift >= 0 else slot // size
         start = page * size
         if page < slab[FIRST_PAGE] or refcount[page] == 0:
             status = fail(SLOT_RANGE if page < slab[FIRST_PAGE] else SLOT_FREE, i)
@@ -277,7 +279,7 @@ def owners_free_slots_cpu(slab, slots, pages):
             marks[page >> 6] |= bit(page)
             pages[count] = page
             count += 1
-        if slot == start and i + size <= slots.size and is_consecutive(slots[i : i + size]):
+        if slot == start and i + size <= slots.size and is_consecutive(slots, i, size):
             i += size - 1  # the whole page is named slot by slot
     for j in range(count):
         marks[pages[j] >> 6] &= ~bit(pages[j])

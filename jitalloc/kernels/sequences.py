@@ -49,6 +49,7 @@ from jitalloc.kernels.tables import (
     tables_row_code,
 )
 from jitalloc.kernels.tokens import (
+    claim_run,
     tokens_fill,
 )
 from jitalloc.state import (
@@ -137,25 +138,33 @@ def append_claim(pool, tables, rows, counts, slots, src, dst):
             tokens_fill(slots, put, pages[at - 1] * size + used, n)
             put += n
             left -= n
-        while left > 0:
+        if copying and left > 0:  # the copy of the last page comes first, and is filled up
             if head == wrap:
                 head = np.int64(0)
             page = free_pages[head]
+            refcount[page] = 1
             head += 1
             taken += 1
-            refcount[page] = 1
-            start = np.int64(0)
-            if copying:  # the copy of the last page comes first, and is filled up
-                src[copies] = src[i]  # copies <= i: what is overwritten has been read
-                dst[copies] = page
-                copies += 1
-                copying = False
-                at -= 1
-                start = used
-            pages[at] = page
-            at += 1
-            n = min(size - start, left)
-            tokens_fill(slots, put, page * size + start, n)
+            src[copies] = src[i]  # copies <= i: what is overwritten has been read
+            dst[copies] = page
+            copies += 1
+            pages[at - 1] = page
+            n = min(size - used, left)
+            tokens_fill(slots, put, page * size + used, n)
+            put += n
+            left -= n
+        while left > 0:
+            if head == wrap:
+                head = np.int64(0)
+            first = np.int64(free_pages[head])
+            run = claim_run(free_pages, refcount, head, wrap, tables_pages_of(tables, left))
+            for j in range(run):
+                pages[at + j] = first + j
+            at += run
+            head += run
+            taken += run
+            n = min(run * size, left)
+            tokens_fill(slots, put, first * size, n)
             put += n
             left -= n
     pool_advance(pool, head, taken)

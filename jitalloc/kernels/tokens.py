@@ -46,8 +46,9 @@ def tokens_last_code(slab, refcount, length, last):
 @helper
 def tokens_fill(out, put, slot, n):
     """Write the `n` consecutive slots from `slot` on to `out[put:]`."""
-    for j in range(n):
-        out[put + j] = slot + j
+    first = np.uint64(put)
+    for j in range(np.uint64(n)):  # unsigned: a signed index may count from the end
+        out[first + j] = slot + np.int64(j)
 
 
 @helper
@@ -71,6 +72,20 @@ def tokens_extend_need(slab, prefix_lens, seq_lens, last_slots):
             return fail(code, i), np.int64(0)
         pages += (seq + size - 1) // size - (prefix + size - 1) // size
     return tokens, pages
+
+
+@helper
+def claim_run(free_pages, refcount, head, end, most):
+    """Claim the pages at `head` as long as their ids are consecutive; return how many.
+
+    Slots of consecutive pages are consecutive too, and are written by one vectorised loop.
+    """
+    page = free_pages[head]
+    run = np.int64(0)
+    while run < most and head + run < end and free_pages[head + run] == page + run:
+        refcount[page + run] = 1
+        run += 1
+    return run
 
 
 @kernel("int64(int64[::1], int64[:], int64[:], int64[:])")
@@ -111,11 +126,11 @@ def tokens_extend_cpu(slab, prefix_lens, seq_lens, last_slots, out):
         while left > 0:
             if head == slab[NUM_PAGES]:
                 head = np.int64(0)
-            page = np.int64(free_pages[head])
-            head += 1
-            refcount[page] = 1
-            n = min(size, left)
-            tokens_fill(out, put, page * size, n)
+            first = np.int64(free_pages[head])
+            run = claim_run(free_pages, refcount, head, slab[NUM_PAGES], (left + size - 1) // size)
+            head += run
+            n = min(run * size, left)
+            tokens_fill(out, put, first * size, n)
             put += n
             left -= n
     pool_advance(slab, head, pages)
