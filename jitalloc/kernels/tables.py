@@ -104,6 +104,13 @@ def tables_row_code(tables, row):
     return 0 if (tables[HEADER_SLOTS + (row >> 6)] >> np.int64(row & 63)) & 1 else ROW_FREE
 
 
+@helper
+def copy_pages(pages, out):
+    """Copy `pages` to the front of `out`. Views that begin at 0, else it does not vectorise."""
+    for j in range(pages.size):
+        out[j] = pages[j]
+
+
 @kernel("int64(int64[::1], int32[:])")
 def tables_width_cpu(tables, rows):
     length = tables_column(tables, LENGTH)
@@ -130,8 +137,7 @@ def tables_padded_cpu(tables, rows, out, pad):
     for i in range(rows.size):
         n = min(tables_pages_of(tables, length[rows[i]]), width)
         start = rows[i] * tables[MAX_PAGES]
-        for j in range(n):
-            out[i, j] = pages[start + j]
+        copy_pages(pages[start : start + n], out[i])
         for j in range(n, width):
             out[i, j] = pad
     return np.int64(0)
@@ -184,8 +190,7 @@ def tables_csr_cpu(tables, rows, indptr, indices, last_page_len):
         if put + n > indices.size:  # a sequence has grown since tables_total_cpu
             return fail(CHANGED, i)
         start = rows[i] * tables[MAX_PAGES]
-        for j in range(n):
-            indices[put + j] = pages[start + j]
+        copy_pages(pages[start : start + n], indices[put : put + n])
         put += n
         indptr[i + 1] = put
         # An empty sequence has no page: (0 - 1) * size + size is its length, 0, as well.

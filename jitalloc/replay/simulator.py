@@ -1,0 +1,114 @@
+"""Runs a trace through the library and reports what came of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from itertools import islice
+from time import perf_counter
+
+import numpy as np
+
+from jitalloc.errors import OutOfPages
+from jitalloc.pool import PagePool
+from jitalloc.replay.cache import Sweep
+from jitalloc.replay.meter import Meter
+from jitalloc.replay.options import ReplayOptions
+from jitalloc.replay.report import Report, make_report
+from jitalloc.replay.request import Request
+from jitalloc.replay.serve import Server
+from jitalloc.sequences import PagedKVCache
+
+WATCH_SECONDS = 0.1
+
+
+def replay(
+    requests: Iterable[Request],
+    options: ReplayOptions | None = None,
+    *,
+    trace: str = "requests",
+    stop: Callable[[], bool] | None = None,
+    watch: Callable[[Meter], None] | None = None,
+) -> Report:
+    """Serve `requests` from a pool of pages, and report what that took.
+
+    Only public calls of `PagePool` and `PagedKVCache` are made. At the end both are checked
+    page by page, so a finished replay also proves that the state held.
+
+    Parameters
+    ----------
+    requests : iterable of Request
+        By arrival, as from `read_traces` or `generate`. Read as the replay gets to them.
+    options : ReplayOptions, optional
+    trace : str
+        Name for the report.
+    stop : callable, optional
+        Asked after each step; the replay ends early, with a report, when it returns True.
+    watch : callable, optional
+        Called with the `Meter` about ten times a second.
+
+    Returns
+    -------
+    Report
+
+    Raises
+    ------
+    TraceError
+        From reading the requests.
+    CorruptState
+        Where the check at the end finds a broken invariant.
+    """
+    options = options or ReplayOptions()
+    meter = _make_meter(options)
+    requests = islice(requests, options.limit)
+    begin = due = perf_counter()
+    server: Server | Sweep
+    if options.mode == "serve":
+        server = Server(requests, options, meter)
+    else:
+        server = Sweep(requests, options, meter)
+    interrupted = False
+    while server.step():
+        if stop is not None and stop():
+            interrupted = True
+            break
+        if watch is not None and perf_counter() >= due:
+            watch(meter)
+            due = perf_counter() + WATCH_SECONDS
+    wall = perf_counter() - begin
+    meter.timeline.finish()
+    meter.cache.check()
+    meter.pool.check()
+    return make_report(trace, options, meter, wall, interrupted)
+
+
+def _make_meter(options: ReplayOptions) -> Meter:
+    rows = options.max_batch if options.mode == "serve" else 1
+    pool = PagePool(
+        options.num_pages, options.page_size, order=options.order, device=options.device
+    )
+    return Meter(pool, PagedKVCache(pool, rows, options.row_pages))
+
+
+def prepare(options: ReplayOptions) -> None:
+    """Compile what a replay calls, so that its figures do not contain the compiler.
+
+    Takes a few milliseconds where the kernels lie in the disk cache.
+    """
+    pool = PagePool(4, 1, order=options.order, device=options.device)
+    cache = PagedKVCache(pool, 2, 4)
+    cache.allocate(0, 1)
+    cache.allocate(1, 1)
+    rows = cache.rows([0, 1])
+    cache.append_batch(rows, 1)
+    with suppress(OutOfPages):
+        cache.append_batch(rows, 1)
+    cache.slot_mapping(rows, np.zeros(2, np.int64))
+    cache.page_table_csr(rows)
+    cache.block_tables(rows)
+    cache.free(0)
+    cache.free_batch(np.asarray(rows[1:]))
+    cache.allocate(0, 4)  # more than the freelist has: merges
+    cache.check()
+    pool.check()
+    pool.stats()
