@@ -89,7 +89,7 @@ class JitallocError(Exception):
 def _rebuild(
     kind: type[JitallocError], args: tuple[Any, ...], attributes: dict[str, Any]
 ) -> JitallocError:
-    error = kind.__new__(kind, *args)
+    error = Exception.__new__(kind, *args)  # MemoryError.__new__ would refuse its subclasses
     error.__dict__.update(attributes)
     return error
 

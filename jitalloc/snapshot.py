@@ -50,6 +50,12 @@ def _digest(text: str, arrays: Mapping[str, NDArray[Any]]) -> str:
     return digest.hexdigest()
 
 
+def _umask() -> int:
+    mask = os.umask(0o077)  # the only way to read it is to set it
+    os.umask(mask)
+    return mask
+
+
 def write_state(
     path: str | os.PathLike[str],
     kind: str,
@@ -74,6 +80,7 @@ def write_state(
             )
             file.flush()
             os.fsync(file.fileno())
+            os.chmod(name, 0o666 & ~_umask())  # mkstemp makes a file that only its owner reads
         os.replace(name, target)
     except BaseException:
         os.unlink(name)

@@ -29,6 +29,7 @@ from jitalloc.state import (
     FREED,
     HEADER_SLOTS,
     INT32_MAX,
+    LOCK,
     MERGES,
     NUM_PAGES,
     ORDER,
@@ -310,6 +311,8 @@ class PoolUpkeep(PoolSlab):
         limits = ((1, INT32_MAX), (1, INT32_MAX), (0, len(ORDERS) - 1), (0, 1))
         if any(not low <= s <= high for s, (low, high) in zip(sizes, limits, strict=True)):
             raise SnapshotError(f"{path}: the pool's header is out of range")
+        if slab[LOCK] != 0:
+            raise SnapshotError(f"{path}: the pool was locked when it was saved")
         if slab.size != pool_slab_words(sizes[0]):
             raise SnapshotError(f"{path}: the pool's array has the wrong length")
         pool = cls(1 + sizes[3], sizes[1], order=ORDERS[sizes[2]], null_page=bool(sizes[3]))

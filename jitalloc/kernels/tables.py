@@ -254,7 +254,10 @@ def tables_row_fault(pool, tables, row, live, owners):
     if pinned < 0 or pinned > 1:
         return BAD_ROW_COLUMN
     idle = pinned == 0 and used == 0 and tables_column(tables, PRIORITY)[row] == 0
-    if not live and not (idle and tables_column(tables, USES)[row] == 0):
+    uses = tables_column(tables, USES)[row]
+    if abs(tables_column(tables, PRIORITY)[row]) > INT32_MAX:
+        return BAD_ROW_COLUMN
+    if (live and (uses == 0 or born == 0)) or (not live and not (idle and uses == 0)):
         return BAD_ROW_COLUMN
     n = tables_pages_of(tables, length)
     if n > tables[MAX_PAGES]:
