@@ -48,6 +48,10 @@ def as_integers(name: str, values: Any, dtype: np.dtype[Any]) -> NDArray[Any]:
     if type(values) is not np.ndarray:
         if hasattr(values, "__cuda_array_interface__"):
             raise WrongDevice(name, type(values).__name__, "the pool lives on the CPU")
+        if isinstance(values, list | tuple):  # among ints, NumPy would take a bool for a number
+            for position, value in enumerate(values):
+                if isinstance(value, bool | np.bool_):
+                    raise InvalidArgument(name, value, "must be an integer, not a bool", position)
         try:
             values = np.asarray(values)
         except (ValueError, TypeError, OverflowError) as error:

@@ -111,10 +111,10 @@ def read_state(
         raise SnapshotError(f"{path}: not a state saved by jitalloc")
     text, digest = str(found.pop("facts")), str(found.pop("digest"))
     try:
-        facts: dict[str, Any] = json.loads(text)
+        facts = json.loads(text)
     except ValueError as error:
         raise SnapshotError(f"{path}: not a state saved by jitalloc") from error
-    if facts.get("format") != FORMAT:
+    if not isinstance(facts, dict) or facts.get("format") != FORMAT:
         raise SnapshotError(f"{path}: not a state saved by jitalloc")
     if facts.get("version") != VERSION:
         raise SnapshotError(
