@@ -24,16 +24,15 @@ from jitalloc.errors import (
     WrongDevice,
 )
 from jitalloc.eviction import Eviction
+from jitalloc.moves import Moves
 from jitalloc.owners import FreeGroup
 from jitalloc.pool import PageBatch, PagePool
-from jitalloc.rows import SequenceInfo, SequenceStats
 from jitalloc.saving import CacheSnapshot
 from jitalloc.sequences import Appended, PagedKVCache
-from jitalloc.slab import Moves
 from jitalloc.snapshot import PoolSnapshot
 from jitalloc.state import NULL
+from jitalloc.stats import PoolStats, SequenceInfo, SequenceStats
 from jitalloc.tables import BlockTables, PageTableCSR
-from jitalloc.upkeep import PoolStats
 
 try:
     __version__ = version("jitalloc")

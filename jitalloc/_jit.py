@@ -81,12 +81,21 @@ class Kernel:
         with _compiling:
             if self.run != self._compile_and_run:
                 return
-            dispatcher = njit(nogil=True)(self._function)
-            if CACHE_ENABLED:
-                _enable_cache(dispatcher)
-            dispatcher.compile(self._signature)
+            try:
+                dispatcher = self._compiled(CACHE_ENABLED)
+            except Exception:
+                # Most likely a damaged file in the disk cache. A fault of the kernel itself
+                # shows again.
+                dispatcher = self._compiled(False)
             (compiled,) = dispatcher.overloads.values()
             self.run = compiled.entry_point
+
+    def _compiled(self, cached: bool) -> Any:
+        dispatcher: Any = njit(nogil=True)(self._function)
+        if cached:
+            _enable_cache(dispatcher)
+        dispatcher.compile(self._signature)
+        return dispatcher
 
 
 def _enable_cache(dispatcher: Any) -> None:
@@ -124,8 +133,15 @@ def kernels() -> dict[str, Kernel]:
 
 
 def warmup() -> int:
-    """Compile every kernel now, or load it from the disk cache; return how many there are.
+    """Compile every kernel now, or load it from the disk cache.
 
+    Returns
+    -------
+    int
+        How many kernels there are.
+
+    Notes
+    -----
     Without it each kernel compiles at its first call, which takes up to two seconds the first
     time on a machine and a few milliseconds from the disk cache.
     """

@@ -9,6 +9,7 @@ import numpy as np
 
 from jitalloc.arguments import as_count, as_fraction
 from jitalloc.errors import InvalidArgument
+from jitalloc.ids import changes_ids
 from jitalloc.kernels.eviction import eviction_select_cpu, eviction_to_cpu, eviction_window_cpu
 from jitalloc.kernels.rows import rows_free_cpu
 from jitalloc.saving import SequenceSaving
@@ -46,19 +47,53 @@ class SequenceEviction(SequenceSaving):
         return POLICIES.index(self.eviction), self.sink_tokens, self.window_tokens
 
     def pin(self, seq_id: Hashable) -> None:
-        """Protect a sequence from eviction until `unpin`; a second pin changes nothing."""
-        with self._lock:
+        """Protect a sequence from eviction until `unpin`; a second pin changes nothing.
+
+        Parameters
+        ----------
+        seq_id : Hashable
+
+        Raises
+        ------
+        UnknownSequence
+            No live sequence has this id.
+        """
+        with self.lock:
             self.tables.arrays.columns[PINNED, self.row(seq_id)] = 1
 
     def unpin(self, seq_id: Hashable) -> None:
-        """Let a sequence be evicted again."""
-        with self._lock:
+        """Let a sequence be evicted again.
+
+        Parameters
+        ----------
+        seq_id : Hashable
+
+        Raises
+        ------
+        UnknownSequence
+            No live sequence has this id.
+        """
+        with self.lock:
             self.tables.arrays.columns[PINNED, self.row(seq_id)] = 0
 
     def set_priority(self, seq_id: Hashable, priority: int) -> None:
-        """Set the priority of a sequence: with the policy `priority` the lowest goes first."""
+        """Set the priority of a sequence: with the policy `priority` the lowest goes first.
+
+        Parameters
+        ----------
+        seq_id : Hashable
+        priority : int
+            Within int32.
+
+        Raises
+        ------
+        UnknownSequence
+            No live sequence has this id.
+        InvalidArgument
+            `priority` is no integer, or out of range.
+        """
         value = as_count("priority", priority, -INT32_MAX, INT32_MAX)
-        with self._lock:
+        with self.lock:
             self.tables.arrays.columns[PRIORITY, self.row(seq_id)] = value
 
     def select_eviction_target(self) -> Hashable | None:
@@ -69,10 +104,11 @@ class SequenceEviction(SequenceSaving):
         something to cut). Ties go to the one written to longest ago, then to the older one,
         then to the lower row. Pinned sequences are never taken.
         """
-        with self._lock:
+        with self.lock:
             row = eviction_select_cpu.run(self.tables._slab, *self._policy())
-            return None if row < 0 else self._ids[row]
+            return None if row < 0 else self._ids.by_row[row]
 
+    @changes_ids
     def evict(self, seq_id: Hashable = None) -> Eviction | None:
         """Let one sequence give way.
 
@@ -93,24 +129,24 @@ class SequenceEviction(SequenceSaving):
         InvalidArgument
             The sequence is pinned.
         """
-        with self._lock:
-            if seq_id is None:
-                row = eviction_select_cpu.run(self.tables._slab, *self._policy())
-                if row < 0:
-                    return None
-                seq_id = self._ids[row]
-            row = self.row(seq_id)
-            if self.tables.arrays.columns[PINNED, row]:
-                raise InvalidArgument("seq_id", seq_id, "the sequence is pinned")
-            if self.eviction == "streaming":
-                dropped, released = self._cut(row, self.sink_tokens, self.window_tokens, 1)
-                return Eviction(seq_id, released, dropped)
-            tokens = int(self.tables.arrays.columns[LENGTH, row])
-            rows = np.array([row], INT32)
-            released = self.pool._run(rows_free_cpu, self.tables._slab, rows, 1)
-            self._leave(row)
-            return Eviction(seq_id, released, tokens)
+        if seq_id is None:
+            row = eviction_select_cpu.run(self.tables._slab, *self._policy())
+            if row < 0:
+                return None
+            seq_id = self._ids.by_row[row]
+        row = self.row(seq_id)
+        if self.tables.arrays.columns[PINNED, row]:
+            raise InvalidArgument("seq_id", seq_id, "the sequence is pinned")
+        if self.eviction == "streaming":
+            dropped, released = self._cut(row, self.sink_tokens, self.window_tokens, 1)
+            return Eviction(seq_id, released, dropped)
+        tokens = int(self.tables.arrays.columns[LENGTH, row])
+        rows = np.array([row], INT32)
+        released = self.pool._run(rows_free_cpu, self.tables._slab, rows, 1)
+        self._ids.leave(row)
+        return Eviction(seq_id, released, tokens)
 
+    @changes_ids
     def evict_to(self, utilization: float | None = None) -> list[Eviction]:
         """Let sequences give way until the pool's utilization is at most `utilization`.
 
@@ -136,8 +172,8 @@ class SequenceEviction(SequenceSaving):
         if utilization is None:
             utilization = self.eviction_threshold
         utilization = as_fraction("utilization", utilization)
-        with self._lock:
-            pool = self.pool
+        pool = self.pool
+        with pool._shape:
             usable = pool.num_pages - pool.null_page
             target = int(utilization * usable)
             while (target + 1) / usable <= utilization:  # 0.29 * 100 is 28.999999999999996
@@ -147,11 +183,12 @@ class SequenceEviction(SequenceSaving):
             count = pool._run(
                 eviction_to_cpu, self.tables._slab, owners, victims, target, *self._policy()
             )
-            evictions = []
-            for row, dropped, released in victims[:count].tolist():
-                seq_id = self._ids[row] if self.eviction == "streaming" else self._leave(row)
-                evictions.append(Eviction(seq_id, released, dropped))
-            return evictions
+        evictions = []
+        for row, dropped, released in victims[:count].tolist():
+            cut = self.eviction == "streaming"
+            seq_id = self._ids.by_row[row] if cut else self._ids.leave(row)
+            evictions.append(Eviction(seq_id, released, dropped))
+        return evictions
 
     def _cut(self, row: int, sink_tokens: int, window_tokens: int, evicted: int) -> tuple[int, int]:
         out = np.zeros(2, np.int64)
@@ -192,11 +229,17 @@ class SequenceEviction(SequenceSaving):
         """
         sink = as_count("sink_tokens", sink_tokens)
         window = as_count("window_tokens", window_tokens)
-        with self._lock:
+        with self.lock:
             return self._cut(self.row(seq_id), sink, window, 0)[0]
 
     def apply_window(self, seq_id: Hashable, window_tokens: int) -> int:
         """Keep the pages of the last `window_tokens` tokens: `apply_streaming_llm` without sinks.
+
+        Parameters
+        ----------
+        seq_id : Hashable
+        window_tokens : int
+            Tokens at the end.
 
         Returns
         -------

@@ -57,11 +57,11 @@ class FreeGroup:
         if gathered:
             self.released = self._pool._free_gathered(gathered)
 
-    def is_mine(self) -> bool:
+    def _is_mine(self) -> bool:
         """Return whether the calling thread opened the group."""
         return self._thread == threading.get_ident()
 
-    def gather(self, pages: NDArray[np.int32]) -> None:
+    def _gather(self, pages: NDArray[np.int32]) -> None:
         """Keep a copy of `pages` for the end of the block."""
         self._gathered.append(pages.copy())
 
@@ -142,8 +142,8 @@ class PageOwners(PoolUpkeep):
             fast = False
         if not fast:
             pages = as_pages(pages)
-        if self._group is not None and self._group.is_mine():
-            self._group.gather(as_pages(pages))
+        if self._group is not None and self._group._is_mine():
+            self._group._gather(as_pages(pages))
             return 0
         try:
             status: int = owners_free_cpu.run(self._slab, pages)
@@ -163,6 +163,11 @@ class PageOwners(PoolUpkeep):
         Inside the block `free` copies the ids and returns 0. At the end all are freed, all or
         nothing. If the block raises, what was gathered before is released all the same. Frees
         by other threads are not gathered.
+
+        Returns
+        -------
+        FreeGroup
+            For one `with` statement; `released` says afterwards how many pages went free.
 
         Raises
         ------
@@ -217,8 +222,9 @@ class PageOwners(PoolUpkeep):
             A slot is outside the pool or lies in a page that nobody holds.
         """
         slots = as_lengths("slots", slots)
-        scratch = np.empty(min(slots.size, self.num_pages), np.int32)
-        status = self._run(owners_free_slots_cpu, slots, scratch)
+        with self._shape:
+            scratch = np.empty(min(slots.size, self.num_pages), np.int32)
+            status = self._run(owners_free_slots_cpu, slots, scratch)
         if status < 0:
             raise argument_error(status, "slots", slots, *self._slot_bounds())
         return status

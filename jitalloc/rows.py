@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import threading
+import itertools
 from collections.abc import Hashable, Iterable
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -14,19 +13,18 @@ from jitalloc.errors import (
     OUT_OF_PAGES,
     OUT_OF_ROWS,
     REFCOUNT_OVERFLOW,
-    DuplicateSequence,
     InvalidArgument,
     JitallocError,
     OutOfPages,
     OutOfRows,
     SequenceTooLong,
-    UnknownSequence,
     unpack_status,
 )
+from jitalloc.ids import SequenceIds, changes_ids
 from jitalloc.kernels.rows import rows_allocate_cpu, rows_free_cpu
 from jitalloc.kernels.tables import tables_rename_cpu
+from jitalloc.moves import Moves
 from jitalloc.pool import PagePool
-from jitalloc.slab import Moves
 from jitalloc.state import (
     ACTIVE,
     EVICTIONS,
@@ -45,68 +43,10 @@ from jitalloc.state import (
     TOKENS_DROPPED,
     USES,
 )
+from jitalloc.stats import SequenceInfo, SequenceStats
 from jitalloc.tables import BlockTables
 
-
-@dataclass(frozen=True, slots=True)
-class SequenceInfo:
-    """What is known of one sequence at one moment.
-
-    Attributes
-    ----------
-    seq_id : Hashable
-    row : int
-        Its row in the block table.
-    num_tokens : int
-    pages : int32[ceil(num_tokens / page_size)]
-        Its page ids in order (a copy).
-    shared_pages : int
-        How many of them have other owners as well.
-    last_used : int
-        The pool's step of the last call that wrote to it.
-    uses : int
-        How many such calls there were.
-    priority : int
-    pinned : bool
-    """
-
-    seq_id: Hashable
-    row: int
-    num_tokens: int
-    pages: NDArray[np.int32]
-    shared_pages: int
-    last_used: int
-    uses: int
-    priority: int
-    pinned: bool
-
-
-@dataclass(frozen=True, slots=True)
-class SequenceStats:
-    """What the sequences of a cache look like, and what happened to them.
-
-    Attributes
-    ----------
-    active, peak_active : int
-        Sequences now, and the most at once.
-    tokens : int
-        Tokens of all sequences; those of shared pages count for each.
-    allocations, frees, forks, copies, evictions : int
-        Sequences made (forks by `fork` among them) and ended, forks, pages copied on write,
-        sequences evicted or cut, since the cache was made.
-    tokens_dropped : int
-        Tokens that evictions and windows dropped.
-    """
-
-    active: int
-    peak_active: int
-    tokens: int
-    allocations: int
-    frees: int
-    forks: int
-    copies: int
-    evictions: int
-    tokens_dropped: int
+_ranks = itertools.count()
 
 
 class SequenceRows:
@@ -132,16 +72,16 @@ class SequenceRows:
         self.eviction_threshold = as_fraction("eviction_threshold", eviction_threshold)
         pad = 0 if pool.null_page else -1
         self.tables = BlockTables(max_sequences, max_pages_per_sequence, pool.page_size, pad)
-        self._rows: dict[Hashable, int] = {}
-        self._ids: list[Hashable] = [None] * self.tables.max_sequences
-        self._lock = threading.RLock()  # ids and rows change together; the pool has its own
+        self._ids = SequenceIds(self.tables)
+        self.lock = self._ids.lock
+        self.rank = next(_ranks)
         pool._holders.add(self)
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return len(self._ids.rows)
 
     def __contains__(self, seq_id: Hashable) -> bool:
-        return seq_id in self._rows
+        return seq_id in self._ids.rows
 
     def __repr__(self) -> str:
         return (
@@ -153,25 +93,36 @@ class SequenceRows:
     @property
     def ids(self) -> list[Hashable]:
         """Ids of all live sequences, in the order in which they were made."""
-        return list(self._rows)
+        return list(self._ids.rows)
 
     def row(self, seq_id: Hashable) -> int:
         """Return the row of a sequence.
+
+        Parameters
+        ----------
+        seq_id : Hashable
+
+        Returns
+        -------
+        int
 
         Raises
         ------
         UnknownSequence
             No live sequence has this id.
         """
-        try:
-            return self._rows[seq_id]
-        except KeyError:
-            raise UnknownSequence(f"no sequence {seq_id!r}") from None
-        except TypeError:
-            raise InvalidArgument("seq_id", seq_id, "must be hashable") from None
+        return self._ids.row(seq_id)
 
     def rows(self, seq_ids: Iterable[Hashable]) -> NDArray[np.int32]:
-        """Return the rows of sequences, `int32[B]`, for the batch calls.
+        """Return the rows of sequences, for the batch calls.
+
+        Parameters
+        ----------
+        seq_ids : iterable of Hashable
+
+        Returns
+        -------
+        int32[B]
 
         Raises
         ------
@@ -182,25 +133,7 @@ class SequenceRows:
             raise InvalidArgument("seq_ids", seq_ids, "must be an iterable of sequence ids")
         return np.array([self.row(seq_id) for seq_id in seq_ids], INT32)
 
-    def _new_id(self, seq_id: Hashable) -> None:
-        try:
-            known = seq_id in self._rows
-        except TypeError:
-            raise InvalidArgument("seq_id", seq_id, "must be hashable") from None
-        if seq_id is None:
-            raise InvalidArgument("seq_id", None, "None is no id")
-        if known:
-            raise DuplicateSequence(f"a sequence {seq_id!r} exists already")
-
-    def _enter(self, seq_id: Hashable, row: int) -> None:
-        self._rows[seq_id] = row
-        self._ids[row] = seq_id
-
-    def _leave(self, row: int) -> Hashable:
-        seq_id, self._ids[row] = self._ids[row], None
-        del self._rows[seq_id]
-        return seq_id
-
+    @changes_ids
     def allocate(self, seq_id: Hashable, num_tokens: int, *, priority: int = 0) -> int:
         """Make a sequence of `num_tokens` tokens, in the lowest free row.
 
@@ -230,12 +163,11 @@ class SequenceRows:
         """
         tokens = as_count("num_tokens", num_tokens)
         priority = as_count("priority", priority, -INT32_MAX, INT32_MAX)
-        with self._lock:
-            self._new_id(seq_id)
-            row = self.pool._run(rows_allocate_cpu, self.tables._slab, tokens, priority)
-            if row < 0:
-                raise self._shortage(row, tokens)
-            self._enter(seq_id, row)
+        self._ids.expect(seq_id)
+        row = self.pool._run(rows_allocate_cpu, self.tables._slab, tokens, priority)
+        if row < 0:
+            raise self._shortage(row, tokens)
+        self._ids.enter(row)
         return 0
 
     def _shortage(self, status: int, tokens: int) -> JitallocError:
@@ -257,8 +189,13 @@ class SequenceRows:
         text = f"the sequence would need {pages} pages; a row holds {width}, a length fits int32"
         return SequenceTooLong(argument, tokens, text, position)
 
+    @changes_ids
     def free(self, seq_id: Hashable) -> int:
         """End a sequence: each of its pages has one owner less.
+
+        Parameters
+        ----------
+        seq_id : Hashable
 
         Returns
         -------
@@ -270,9 +207,9 @@ class SequenceRows:
         UnknownSequence
             No live sequence has this id.
         """
-        with self._lock:
-            return self.free_batch(np.array([self.row(seq_id)], INT32))
+        return self._free_rows(np.array([self.row(seq_id)], INT32))
 
+    @changes_ids
     def free_batch(self, rows: ArrayLike) -> int:
         """End sequences, all or nothing; their ids are forgotten.
 
@@ -291,24 +228,33 @@ class SequenceRows:
         InvalidArgument
             A row is out of range, free or repeated.
         """
-        rows = as_integers("rows", rows, INT32)
-        with self._lock:
-            status = self.pool._run(rows_free_cpu, self.tables._slab, rows, 0)
-            if status < 0:
-                raise self.tables.row_error(status, "rows", rows)
-            for row in rows.tolist():
-                self._leave(row)
+        return self._free_rows(as_integers("rows", rows, INT32))
+
+    def _free_rows(self, rows: NDArray[np.int32]) -> int:
+        status = self.pool._run(rows_free_cpu, self.tables._slab, rows, 0)
+        if status < 0:
+            raise self.tables._row_error(status, "rows", rows)
+        for row in rows.tolist():
+            self._ids.leave(row)
         return status
 
     def sequence(self, seq_id: Hashable) -> SequenceInfo:
         """Return what is known of a sequence, as a copy.
+
+        Parameters
+        ----------
+        seq_id : Hashable
+
+        Returns
+        -------
+        SequenceInfo
 
         Raises
         ------
         UnknownSequence
             No live sequence has this id.
         """
-        with self._lock:
+        with self.lock:
             row = self.row(seq_id)
             facts = self.tables.arrays.columns[:, row].tolist()
             count = -(-facts[LENGTH] // self.pool.page_size)
@@ -328,7 +274,7 @@ class SequenceRows:
 
     def stats(self) -> SequenceStats:
         """Return totals and counters, in O(max_sequences); `pool.stats()` has those of pages."""
-        with self._lock:
+        with self.lock:
             header = self.tables.arrays.header.tolist()
             tokens = int(self.tables.arrays.columns[LENGTH].sum())
         return SequenceStats(
@@ -343,13 +289,10 @@ class SequenceRows:
             tokens_dropped=header[TOKENS_DROPPED],
         )
 
+    @changes_ids
     def clear(self) -> None:
         """End every sequence; pages that nobody else holds go free."""
-        with self._lock:
-            rows = np.array(list(self._rows.values()), INT32)
-            self.pool._run(rows_free_cpu, self.tables._slab, rows, 0)
-            for row in rows.tolist():
-                self._leave(row)
+        self._free_rows(np.array(list(self._ids.rows.values()), INT32))
 
     def _rename_pages(self, moves: Moves) -> None:
         names = np.arange(self.pool.num_pages, dtype=np.int32)

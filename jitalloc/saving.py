@@ -12,12 +12,12 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from jitalloc.errors import CorruptState, InvalidArgument, SnapshotError, corrupt_error
+from jitalloc.interrupts import uninterrupted
 from jitalloc.kernels.tables import tables_check_cpu
 from jitalloc.pool import PagePool
 from jitalloc.rows import SequenceRows
 from jitalloc.snapshot import PoolSnapshot, read_state, write_state
 from jitalloc.state import (
-    BORN,
     MAX_PAGES,
     NUM_ROWS,
     ROW_PAGE_SHIFT,
@@ -25,7 +25,6 @@ from jitalloc.state import (
     page_shift,
     table_slab_words,
 )
-from jitalloc.tables import BlockTables
 
 SAVED_IDS = (int, str, bytes, bool, float, type(None))
 
@@ -73,7 +72,7 @@ class SequenceSaving(SequenceRows):
         CorruptState
             An invariant of `jitalloc.state` is broken; the message names it and the row or page.
         """
-        with self._lock:
+        with self.pool._everyone():
             header = self.tables.arrays.header
             for slot, value in self._sizes().items():
                 if header[slot] != value:
@@ -84,23 +83,27 @@ class SequenceSaving(SequenceRows):
             status = tables_check_cpu.run(self.pool._slab, self.tables._slab, owners)
             if status < 0:
                 raise corrupt_error(status)
-            live = sorted(self._rows.values())
-            if live != sorted(_live_rows(self.tables)):
+            if sorted(self._ids.rows.values()) != sorted(self._ids.live_rows()):
                 raise CorruptState("the rows of the ids are not the rows in taken")
-            for seq_id, row in self._rows.items():
-                if self._ids[row] != seq_id:
-                    raise CorruptState(f"row {row} is of {self._ids[row]!r}, not {seq_id!r}")
+            for seq_id, row in self._ids.rows.items():
+                if self._ids.by_row[row] != seq_id:
+                    raise CorruptState(f"row {row} is not the row of {seq_id!r}")
             self.pool.check(held)
 
     def snapshot(self) -> CacheSnapshot:
         """Return a copy of the complete state, the pool's included."""
-        with self._lock:
+        with self.lock:
             tables = self.tables._slab.copy()
             tables.flags.writeable = False
-            return CacheSnapshot(self.pool.snapshot(), tables, tuple(self._ids))
+            return CacheSnapshot(self.pool.snapshot(), tables, tuple(self._ids.by_row))
 
     def restore(self, snapshot: CacheSnapshot) -> None:
         """Take over the complete state of `snapshot`, the pool's included.
+
+        Parameters
+        ----------
+        snapshot : CacheSnapshot
+            From `snapshot()` of this cache or one of the same sizes.
 
         Raises
         ------
@@ -116,16 +119,25 @@ class SequenceSaving(SequenceRows):
         others = sum(len(holder) for holder in self.pool._holders if holder is not self)
         if others:
             raise InvalidArgument("snapshot", others, "other sequences live on this pool")
-        with self._lock:
+
+        def work() -> None:
             self.pool._take_over(snapshot.pool)
             self.tables._install(snapshot.tables.copy())
-            self._ids = list(snapshot.ids)
-            self._rows = {self._ids[row]: row for row in _live_rows(self.tables)}
+            self._ids.by_row = list(snapshot.ids)
+            self._ids.reconcile()
+
+        with self.pool._everyone():
+            uninterrupted(work)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the complete state, the pool's included, to one `.npz` file.
 
         In one step or not at all.
+
+        Parameters
+        ----------
+        path : str or path-like
+            Replaced where it exists.
 
         Raises
         ------
@@ -149,6 +161,15 @@ class SequenceSaving(SequenceRows):
     def load(cls, path: str | os.PathLike[str]) -> Self:
         """Return a new cache, on a new pool, with the state that `save` wrote.
 
+        Parameters
+        ----------
+        path : str or path-like
+
+        Returns
+        -------
+        PagedKVCache
+            Its pool is `cache.pool`.
+
         Raises
         ------
         SnapshotError
@@ -168,21 +189,12 @@ class SequenceSaving(SequenceRows):
             options |= {key: facts[key] for key in ("sink_tokens", "window_tokens")}
             cache = cls(pool, rows, width, **options)
             cache.tables._install(np.ascontiguousarray(slab))
-            cache._ids = ids
-            cache._rows = {ids[row]: row for row in _live_rows(cache.tables)}
+            cache._ids.by_row = ids
+            cache._ids.reconcile()
             cache.check()
         except (ValueError, KeyError, TypeError, IndexError, CorruptState) as error:
             raise SnapshotError(f"{path}: the tables do not fit: {error}") from error
         return cache
-
-
-def _live_rows(tables: BlockTables) -> list[int]:
-    """Return the taken rows, the oldest sequence first (`ids` keeps that order)."""
-    bits = np.unpackbits(tables.arrays.taken.view(np.uint8), bitorder="little")
-    rows = np.flatnonzero(bits)
-    born = tables.arrays.columns[BORN, rows]
-    live: list[int] = rows[np.argsort(born, kind="stable")].tolist()
-    return live
 
 
 def _id_text(seq_id: Hashable) -> str:

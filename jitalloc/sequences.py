@@ -24,6 +24,7 @@ from jitalloc.errors import (
     unpack_status,
 )
 from jitalloc.eviction import SequenceEviction
+from jitalloc.ids import changes_ids
 from jitalloc.kernels.pool import pool_total_cpu
 from jitalloc.kernels.sequences import (
     sequences_append_cpu,
@@ -32,7 +33,7 @@ from jitalloc.kernels.sequences import (
     sequences_reorder_cpu,
     sequences_truncate_cpu,
 )
-from jitalloc.slab import Moves
+from jitalloc.moves import Moves
 from jitalloc.state import INT32, INT32_MAX, LENGTH
 from jitalloc.tables import PageTableCSR
 
@@ -149,7 +150,7 @@ class PagedKVCache(SequenceEviction):
             raise argument_error(total, "n", counts)
         if total > INT32_MAX:
             raise argument_error(pack_status(TOO_MANY, 0), "n", counts)
-        with self._lock:
+        with self.lock:
             size = self.pool.page_size
             while True:
                 # More slots than that cannot be had: the kernel then says why, and the buffer
@@ -173,7 +174,7 @@ class PagedKVCache(SequenceEviction):
         if code == NEGATIVE:
             return argument_error(status, "n", counts)
         if code not in (OUT_OF_PAGES, TABLE_WIDTH):
-            return self.tables.row_error(status, "rows", rows)
+            return self.tables._row_error(status, "rows", rows)
         lengths = self.tables.arrays.columns[LENGTH, rows]
         before, after = -(-lengths // size), -(-(lengths + counts) // size)
         if code == TABLE_WIDTH:
@@ -185,6 +186,7 @@ class PagedKVCache(SequenceEviction):
         copies = np.minimum(writers, self.pool.refcount(shared) - 1).sum()
         return OutOfPages(int((after - before).sum() + copies), position)
 
+    @changes_ids
     def fork(self, src_id: Hashable, dst_id: Hashable) -> None:
         """Make a sequence that shares all pages of another one.
 
@@ -203,13 +205,12 @@ class PagedKVCache(SequenceEviction):
         OutOfRows
             All rows are taken.
         """
-        with self._lock:
-            src = self.row(src_id)
-            self._new_id(dst_id)
-            row = self.pool._run(sequences_fork_cpu, self.tables._slab, src)
-            if row < 0:
-                raise self._shortage(row, 0)
-            self._enter(dst_id, row)
+        src = self.row(src_id)
+        self._ids.expect(dst_id)
+        row = self.pool._run(sequences_fork_cpu, self.tables._slab, src)
+        if row < 0:
+            raise self._shortage(row, 0)
+        self._ids.enter(row)
 
     def fork_batch(self, src_rows: ArrayLike, dst_rows: ArrayLike) -> None:
         """Let empty sequences share all pages of others, all or nothing.
@@ -231,7 +232,7 @@ class PagedKVCache(SequenceEviction):
         src_rows = as_integers("src_rows", src_rows, INT32)
         dst_rows = as_integers("dst_rows", dst_rows, INT32)
         self._same_length("dst_rows", dst_rows, src_rows)
-        with self._lock:
+        with self.lock:
             status = self.pool._run(sequences_fork_batch_cpu, self.tables._slab, src_rows, dst_rows)
             self._raise_pairs(status, "dst_rows", dst_rows, "src_rows", src_rows)
 
@@ -256,7 +257,7 @@ class PagedKVCache(SequenceEviction):
         rows = as_integers("rows", rows, INT32)
         parents = as_integers("parents", parents, INT32)
         self._same_length("parents", parents, rows)
-        with self._lock:
+        with self.lock:
             valid = parents[(parents >= 0) & (parents < self.tables.max_sequences)]
             tokens = int(self.tables.arrays.columns[LENGTH, valid].max(initial=0))
             pages = np.empty((rows.size, -(-tokens // self.pool.page_size)), np.int32)
@@ -289,7 +290,7 @@ class PagedKVCache(SequenceEviction):
         if code == REFCOUNT_OVERFLOW:
             text = "a page would have more owners than int32 holds"
             raise InvalidArgument(name, int(values[position]), text, position)
-        raise self.tables.row_error(pack_status(code, position), name, values)
+        raise self.tables._row_error(pack_status(code, position), name, values)
 
     def truncate(self, seq_id: Hashable, num_tokens: int) -> int:
         """Drop the tail of a sequence, for example rejected speculative tokens.
@@ -313,7 +314,7 @@ class PagedKVCache(SequenceEviction):
             The sequence has fewer tokens than `num_tokens`.
         """
         tokens = as_count("num_tokens", num_tokens)
-        with self._lock:
+        with self.lock:
             row = self.row(seq_id)
             status = self.pool._run(sequences_truncate_cpu, self.tables._slab, row, tokens)
             if status < 0:
@@ -329,16 +330,20 @@ class PagedKVCache(SequenceEviction):
         out: NDArray[np.int32] | None = None,
     ) -> NDArray[np.int32]:
         """Return padded page ids, `int32[B, width]`; see `BlockTables.block_tables`."""
-        return self.tables.block_tables(rows, width=width, out=out)
+        with self.lock:
+            return self.tables.block_tables(rows, width=width, out=out)
 
     def slot_mapping(self, rows: ArrayLike, positions: ArrayLike) -> NDArray[np.int64]:
         """Return the slots of tokens, `int64[B]`; see `BlockTables.slot_mapping`."""
-        return self.tables.slot_mapping(rows, positions)
+        with self.lock:
+            return self.tables.slot_mapping(rows, positions)
 
     def page_table_csr(self, rows: ArrayLike) -> PageTableCSR:
         """Return page ids in compressed sparse rows; see `BlockTables.page_table_csr`."""
-        return self.tables.page_table_csr(rows)
+        with self.lock:
+            return self.tables.page_table_csr(rows)
 
     def seq_lens(self, rows: ArrayLike) -> NDArray[np.int32]:
         """Return the tokens of each sequence, `int32[B]`; see `BlockTables.seq_lens`."""
-        return self.tables.seq_lens(rows)
+        with self.lock:
+            return self.tables.seq_lens(rows)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import threading
 import time
 import weakref
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +16,7 @@ from jitalloc._jit import Kernel
 from jitalloc.arguments import as_choice, as_count
 from jitalloc.errors import BUSY, InvalidArgument, InvalidPage, WrongDevice, pack_status, page_error
 from jitalloc.kernels.upkeep import upkeep_clear_cpu
+from jitalloc.moves import PageHolder
 from jitalloc.state import (
     FIRST_PAGE,
     FREE,
@@ -32,26 +36,6 @@ from jitalloc.state import (
 BUSY_STATUS = pack_status(BUSY, 0)
 
 
-class Moves(NamedTuple):
-    """Pages whose contents have to be copied, in this order: `dst[i]` takes over from `src[i]`.
-
-    Attributes
-    ----------
-    src, dst : int32[n]
-    """
-
-    src: NDArray[np.int32]
-    dst: NDArray[np.int32]
-
-
-class PageHolder(Protocol):
-    """Whoever keeps page ids of a pool in arrays of its own, and wants to hear of moves."""
-
-    def _rename_pages(self, moves: Moves) -> None: ...
-    def _held_pages(self) -> NDArray[np.int32]: ...
-    def __len__(self) -> int: ...
-
-
 class PoolSlab:
     """The part of `PagePool` that owns the arrays and runs kernels on them."""
 
@@ -59,6 +43,7 @@ class PoolSlab:
         "__weakref__",
         "_group",
         "_holders",
+        "_shape",
         "_slab",
         "arrays",
         "null_page",
@@ -98,6 +83,7 @@ class PoolSlab:
         self.order = order
         self.null_page = null_page
         self._group: Any = None
+        self._shape = threading.RLock()  # held by who sizes a buffer by the pool, or resizes it
         self._holders: weakref.WeakSet[PageHolder] = weakref.WeakSet()
         self._install(slab)
 
@@ -115,6 +101,15 @@ class PoolSlab:
             pause = min(2 * pause, 1e-3)
             status = kernel.run(self._slab, *args)  # the slab may be another one by now
         return status
+
+    @contextmanager
+    def _everyone(self) -> Iterator[None]:
+        """Keep the pool's size and the tables of all its holders as they are."""
+        with ExitStack() as stack:
+            for holder in sorted(self._holders, key=lambda each: each.rank):
+                stack.enter_context(holder.lock)
+            stack.enter_context(self._shape)
+            yield
 
     def _page_error(self, status: int, pages: NDArray[np.int32]) -> InvalidPage:
         return page_error(status, pages, int(self.null_page), self.num_pages - 1)

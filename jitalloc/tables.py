@@ -13,6 +13,7 @@ from jitalloc.errors import (
     POSITION_RANGE,
     TABLE_WIDTH,
     InvalidArgument,
+    WrongDevice,
     argument_error,
     unpack_status,
 )
@@ -116,13 +117,13 @@ class BlockTables:
         self.arrays: TableArrays = table_arrays(slab)
         self._slab = slab
 
-    def row_error(self, status: int, argument: str, rows: NDArray[Any]) -> InvalidArgument:
+    def _row_error(self, status: int, argument: str, rows: NDArray[Any]) -> InvalidArgument:
         """Return the exception for a status word about an element of `rows`."""
         return argument_error(status, argument, rows, 0, self.max_sequences - 1)
 
     def _checked(self, status: int, rows: NDArray[np.int32]) -> int:
         if status < 0:
-            raise self.row_error(status, "rows", rows)
+            raise self._row_error(status, "rows", rows)
         return status
 
     def block_tables(
@@ -156,6 +157,8 @@ class BlockTables:
         """
         rows = as_integers("rows", rows, INT32)
         if out is not None:
+            if hasattr(out, "__cuda_array_interface__"):
+                raise WrongDevice("out", type(out).__name__, "the tables live on the CPU")
             if type(out) is not np.ndarray or out.ndim != 2 or out.shape[0] != rows.size:
                 shape = getattr(out, "shape", type(out).__name__)
                 raise InvalidArgument("out", shape, f"must be int32[{rows.size}, width]")
@@ -235,7 +238,7 @@ class BlockTables:
             if status == 0:
                 return csr
             if unpack_status(status)[0] != CHANGED:  # another thread wrote to a sequence: again
-                raise self.row_error(status, "rows", rows)
+                raise self._row_error(status, "rows", rows)
 
     def seq_lens(self, rows: ArrayLike) -> NDArray[np.int32]:
         """Return the tokens of each sequence.

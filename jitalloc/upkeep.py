@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 from typing import Any, Self
 
 import numpy as np
@@ -18,9 +17,11 @@ from jitalloc.errors import (
     corrupt_error,
     unpack_status,
 )
+from jitalloc.interrupts import uninterrupted
 from jitalloc.kernels import upkeep as kernels
 from jitalloc.kernels.owners import owners_count_cpu
-from jitalloc.slab import Moves, PoolSlab
+from jitalloc.moves import Moves
+from jitalloc.slab import PoolSlab
 from jitalloc.snapshot import PoolSnapshot, read_state, write_state
 from jitalloc.state import (
     ALLOCATED,
@@ -43,53 +44,7 @@ from jitalloc.state import (
     pool_slab_words,
     words,
 )
-
-
-@dataclass(frozen=True, slots=True)
-class PoolStats:
-    """What a pool looks like at one moment.
-
-    Attributes
-    ----------
-    num_pages, page_size : int
-    free : int
-        Pages in the freelist.
-    released : int
-        Pages freed, but not yet merged into the freelist.
-    used : int
-        Pages that somebody holds (the null page not counted).
-    reserved : int
-        1 with a null page, else 0. `free + released + used + reserved == num_pages`.
-    peak_used : int
-        The most pages ever used at once.
-    allocated, freed : int
-        Pages handed out, and pages that came back, since the pool was made.
-    merges : int
-        How often released pages were merged.
-    step : int
-        The logical clock.
-    longest_run : int
-        Length of the longest run of consecutive free or released pages.
-    fragmentation : float
-        `1 - longest_run / (free + released)`; 0.0 where nothing is free.
-    utilization : float
-        `used / (num_pages - reserved)`.
-    """
-
-    num_pages: int
-    page_size: int
-    free: int
-    released: int
-    used: int
-    reserved: int
-    peak_used: int
-    allocated: int
-    freed: int
-    merges: int
-    step: int
-    longest_run: int
-    fragmentation: float
-    utilization: float
+from jitalloc.stats import PoolStats
 
 
 class PoolUpkeep(PoolSlab):
@@ -115,13 +70,14 @@ class PoolUpkeep(PoolSlab):
         >>> stats.used, stats.longest_run, stats.fragmentation
         (3, 4, 0.19999999999999996)
         """
-        longest = self._run(kernels.upkeep_longest_run_cpu)
-        header = self._slab[:HEADER_SLOTS].copy()
+        header = np.empty(HEADER_SLOTS, np.int64)
+        longest = self._run(kernels.upkeep_stats_cpu, header)
         free, released = int(header[FREE]), int(header[RELEASED])
         reserved = int(self.null_page)
-        used = self.num_pages - reserved - free - released
+        num_pages = int(header[NUM_PAGES])
+        used = num_pages - reserved - free - released
         return PoolStats(
-            num_pages=self.num_pages,
+            num_pages=num_pages,
             page_size=self.page_size,
             free=free,
             released=released,
@@ -134,7 +90,7 @@ class PoolUpkeep(PoolSlab):
             step=int(header[STEP]),
             longest_run=longest,
             fragmentation=1 - longest / (free + released) if free + released else 0.0,
-            utilization=used / (self.num_pages - reserved),
+            utilization=used / (num_pages - reserved),
         )
 
     def check(self, held: ArrayLike | None = None) -> None:
@@ -151,23 +107,36 @@ class PoolUpkeep(PoolSlab):
         CorruptState
             An invariant of `jitalloc.state` is broken; the message names it and the page.
         """
-        header = self._slab
-        own = (self.num_pages, self.page_size, page_shift(self.page_size), int(self.null_page))
-        for slot, value in zip((NUM_PAGES, PAGE_SIZE, PAGE_SHIFT, FIRST_PAGE), own, strict=True):
-            if header[slot] != value:
-                raise CorruptState(f"pool header[{slot}] is {header[slot]}, the pool has {value}")
-        if header[ORDER] != ORDERS.index(self.order):
-            raise CorruptState(f"pool header[{ORDER}] is {header[ORDER]}, not {self.order!r}")
-        seen = np.zeros(words(self.num_pages), np.uint64)
-        status = self._run(kernels.upkeep_check_cpu, seen)
-        if status < 0:
-            raise corrupt_error(status)
-        tables = np.zeros(self.num_pages, np.int64)
+        with self._everyone():
+            self._check_sizes()
+            seen = np.zeros(words(self.num_pages), np.uint64)
+            status = self._run(kernels.upkeep_check_cpu, seen)
+            if status < 0:
+                raise corrupt_error(status)
+            self._check_owners(held)
+
+    def _check_sizes(self) -> None:
+        sizes = {
+            NUM_PAGES: self.num_pages,
+            PAGE_SIZE: self.page_size,
+            PAGE_SHIFT: page_shift(self.page_size),
+            FIRST_PAGE: int(self.null_page),
+            ORDER: ORDERS.index(self.order),
+        }
+        for slot, value in sizes.items():
+            if self._slab[slot] != value:
+                raise CorruptState(
+                    f"pool header[{slot}] is {self._slab[slot]}, the pool has {value}"
+                )
+
+    def _check_owners(self, held: ArrayLike | None) -> None:
+        owners = np.zeros(self.num_pages, np.int64)
         for holder in self._holders:
-            tables += np.bincount(holder._held_pages(), minlength=self.num_pages)
-        owners = tables if held is None else tables + self._counted(held)
+            owners += np.bincount(holder._held_pages(), minlength=self.num_pages)
         counts = self.arrays.refcount.astype(np.int64)
         counts[: int(self.null_page)] = 0
+        if held is not None:
+            owners += self._counted(held)
         broken = counts < owners if held is None else counts != owners
         if broken.any():
             page = int(np.argmax(broken))
@@ -220,12 +189,15 @@ class PoolUpkeep(PoolSlab):
         num_pages = as_count("num_pages", num_pages, 1 + self.null_page)
         slab = np.zeros(pool_slab_words(num_pages), np.int64)
         slab[NUM_PAGES] = num_pages
-        before = self._slab
-        try:
+
+        def work() -> int:
             status = self._run(kernels.upkeep_resize_cpu, slab)
-        finally:  # once retired, the old slab must go, an interruption here or not
-            if slab[STEP] != 0 and self._slab is before:
+            if status == 0:
                 self._install(slab)
+            return status
+
+        with self._shape:
+            status = uninterrupted(work)
         if status < 0:
             page = unpack_status(status)[1]
             raise PageInUse("num_pages", num_pages, f"page {page} is held and would be cut off")
@@ -242,26 +214,35 @@ class PoolUpkeep(PoolSlab):
         Moves
             The pages that moved. Ids that the caller holds itself have to be changed by it.
         """
-        room = min(self.num_pages, self.available, self.num_used) + 1
-        src, dst = np.empty(room, np.int32), np.empty(room, np.int32)
-        count = self._run(kernels.upkeep_defragment_cpu, src, dst)
-        try:
+
+        def work() -> Moves:
+            # At most min(used, free) pages move, but both may change until the lock is ours.
+            src, dst = np.empty(self.num_pages, np.int32), np.empty(self.num_pages, np.int32)
+            count = self._run(kernels.upkeep_defragment_cpu, src, dst)
             moves = Moves(src[:count].copy(), dst[:count].copy())
             for holder in self._holders:
                 holder._rename_pages(moves)
-        finally:
             kernels.upkeep_unlock_cpu.run(self._slab)
-        return moves
+            return moves
+
+        with self._everyone():
+            return uninterrupted(work)
 
     def snapshot(self) -> PoolSnapshot:
         """Return a copy of the complete state, for `restore` or another pool."""
-        slab = np.empty_like(self._slab)
-        self._run(kernels.upkeep_copy_cpu, slab)
-        slab.flags.writeable = False
-        return PoolSnapshot(self.num_pages, self.page_size, self.order, self.null_page, slab)
+        with self._shape:
+            slab = np.empty_like(self._slab)
+            self._run(kernels.upkeep_copy_cpu, slab)
+            slab.flags.writeable = False
+            return PoolSnapshot(self.num_pages, self.page_size, self.order, self.null_page, slab)
 
     def restore(self, snapshot: PoolSnapshot) -> None:
         """Take over the complete state of `snapshot`, its sizes and order included.
+
+        Parameters
+        ----------
+        snapshot : PoolSnapshot
+            From `snapshot()` of this pool or another one.
 
         Raises
         ------
@@ -281,19 +262,43 @@ class PoolUpkeep(PoolSlab):
                 "snapshot", theirs, f"a cache on this pool needs (page_size, null_page) = {mine}"
             )
         slab = snapshot.slab.copy()
-        self._run(kernels.upkeep_retire_cpu)
-        self.page_size = snapshot.page_size
-        self.order = snapshot.order
-        self.null_page = snapshot.null_page
-        self._install(slab)
+
+        def work() -> None:
+            self._run(kernels.upkeep_retire_cpu)
+            self.page_size = snapshot.page_size
+            self.order = snapshot.order
+            self.null_page = snapshot.null_page
+            self._install(slab)
+
+        with self._shape:
+            uninterrupted(work)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the complete state to one `.npz` file, in one step or not at all."""
+        """Write the complete state to one `.npz` file, in one step or not at all.
+
+        Parameters
+        ----------
+        path : str or path-like
+            Replaced where it exists.
+
+        Raises
+        ------
+        OSError
+            The file cannot be written; what was there before is untouched.
+        """
         write_state(path, "PagePool", {}, {"pool": self.snapshot().slab})
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:
         """Return a new pool with the state that `save` wrote.
+
+        Parameters
+        ----------
+        path : str or path-like
+
+        Returns
+        -------
+        PagePool
 
         Raises
         ------

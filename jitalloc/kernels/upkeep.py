@@ -136,10 +136,12 @@ def upkeep_check_cpu(slab, seen):
     return status
 
 
-@kernel("int64(int64[::1])")
-def upkeep_longest_run_cpu(slab):
+@kernel("int64(int64[::1], int64[::1])")
+def upkeep_stats_cpu(slab, header):
     if not try_lock(slab):
         return fail(BUSY, 0)
+    for slot in range(HEADER_SLOTS):
+        header[slot] = slab[slot]
     longest = longest_run(slab)
     unlock(slab)
     return longest

@@ -1,0 +1,40 @@
+"""Pages that move: what has to be copied, and who has to be told."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class Moves(NamedTuple):
+    """Pages whose contents have to be copied, in this order: `dst[i]` takes over from `src[i]`.
+
+    Attributes
+    ----------
+    src, dst : int32[n]
+    """
+
+    src: NDArray[np.int32]
+    dst: NDArray[np.int32]
+
+
+class PageHolder(Protocol):
+    """Whoever keeps page ids of a pool in arrays of its own, and wants to hear of moves.
+
+    A holder's lock is taken before the pool's own.
+    """
+
+    @property
+    def lock(self) -> AbstractContextManager[Any]:
+        """Keeps the arrays as they are while it is held."""
+
+    @property
+    def rank(self) -> int:
+        """Place in the order in which locks of several holders are taken."""
+
+    def _rename_pages(self, moves: Moves) -> None: ...
+    def _held_pages(self) -> NDArray[np.int32]: ...
+    def __len__(self) -> int: ...
