@@ -82,18 +82,20 @@ class Kernel:
             if self.run != self._compile_and_run:
                 return
             try:
-                dispatcher = self._compiled(CACHE_ENABLED)
+                dispatcher = self._compiled()
             except Exception:
-                # Most likely a damaged file in the disk cache. A fault of the kernel itself
-                # shows again.
-                dispatcher = self._compiled(False)
+                # Most likely a damaged file in the disk cache: begin it anew. A fault of the
+                # kernel itself shows again.
+                dispatcher = self._compiled(anew=True)
             (compiled,) = dispatcher.overloads.values()
             self.run = compiled.entry_point
 
-    def _compiled(self, cached: bool) -> Any:
+    def _compiled(self, anew: bool = False) -> Any:
         dispatcher: Any = njit(nogil=True)(self._function)
-        if cached:
+        if CACHE_ENABLED:
             _enable_cache(dispatcher)
+            if anew and dispatcher._cache is not None:
+                dispatcher._cache.flush()
         dispatcher.compile(self._signature)
         return dispatcher
 

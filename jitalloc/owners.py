@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import weakref
 from types import TracebackType
 from typing import Any, Self
 
@@ -31,7 +32,7 @@ class FreeGroup:
         After the block: how many pages were released by it.
     """
 
-    __slots__ = ("_gathered", "_pool", "_thread", "released")
+    __slots__ = ("__weakref__", "_gathered", "_pool", "_thread", "released")
 
     def __init__(self, pool: PageOwners) -> None:
         self._pool = pool
@@ -40,10 +41,11 @@ class FreeGroup:
         self.released = 0
 
     def __enter__(self) -> Self:
-        if self._pool._group is not None:
+        if self._pool._open_group() is not None:
             raise NestedFreeGroup("a free_group is open on this pool already")
         self._thread = threading.get_ident()
-        self._pool._group = self
+        # Weakly: an interruption between here and the block leaves nobody to close the group.
+        self._pool._group = weakref.ref(self)
         return self
 
     def __exit__(
@@ -142,9 +144,11 @@ class PageOwners(PoolUpkeep):
             fast = False
         if not fast:
             pages = as_pages(pages)
-        if self._group is not None and self._group._is_mine():
-            self._group._gather(as_pages(pages))
-            return 0
+        if self._group is not None:
+            group = self._open_group()
+            if group is not None and group._is_mine():
+                group._gather(as_pages(pages))
+                return 0
         try:
             status: int = owners_free_cpu.run(self._slab, pages)
         except TypeError:  # an array of another library: as_pages says what is wrong with it
@@ -156,6 +160,10 @@ class PageOwners(PoolUpkeep):
             if status < 0:
                 raise self._page_error(status, as_pages(pages))
         return status
+
+    def _open_group(self) -> FreeGroup | None:
+        group: FreeGroup | None = None if self._group is None else self._group()
+        return group
 
     def free_group(self) -> FreeGroup:
         """Gather the frees of a `with` block and release them by one call at its end.

@@ -127,6 +127,7 @@ class SequenceSaving(SequenceRows):
             self._ids.reconcile()
 
         with self.pool._everyone():
+            self.pool._fits(snapshot.pool)
             uninterrupted(work)
 
     def save(self, path: str | os.PathLike[str]) -> None:

@@ -252,26 +252,25 @@ class PoolUpkeep(PoolSlab):
         """
         if not isinstance(snapshot, PoolSnapshot):
             raise InvalidArgument("snapshot", snapshot, "must be a PoolSnapshot")
-        self._refuse_with_sequences("restore")
-        self._take_over(snapshot)
+        with self._everyone():
+            self._refuse_with_sequences("restore")
+            self._fits(snapshot)
+            uninterrupted(lambda: self._take_over(snapshot))
 
-    def _take_over(self, snapshot: PoolSnapshot) -> None:
+    def _fits(self, snapshot: PoolSnapshot) -> None:
         mine, theirs = ((pool.page_size, pool.null_page) for pool in (self, snapshot))
         if self._holders and mine != theirs:
             raise InvalidArgument(
                 "snapshot", theirs, f"a cache on this pool needs (page_size, null_page) = {mine}"
             )
+
+    def _take_over(self, snapshot: PoolSnapshot) -> None:
         slab = snapshot.slab.copy()
-
-        def work() -> None:
-            self._run(kernels.upkeep_retire_cpu)
-            self.page_size = snapshot.page_size
-            self.order = snapshot.order
-            self.null_page = snapshot.null_page
-            self._install(slab)
-
-        with self._shape:
-            uninterrupted(work)
+        self._run(kernels.upkeep_retire_cpu)
+        self.page_size = snapshot.page_size
+        self.order = snapshot.order
+        self.null_page = snapshot.null_page
+        self._install(slab)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the complete state to one `.npz` file, in one step or not at all.
