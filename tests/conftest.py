@@ -1,0 +1,50 @@
+"""Settings and fixtures that the tests share."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+pytest.register_assert_rewrite("tests.pairs", "tests.cache_pairs")
+
+from hypothesis import HealthCheck, Phase, settings  # noqa: E402
+
+from jitalloc import PagePool  # noqa: E402
+from tests.cache_pairs import CachePair  # noqa: E402
+
+# `HYPOTHESIS_PROFILE=long pytest tests/test_machine.py` looks further, at random.
+QUIET = (HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much)
+settings.register_profile(
+    "ci",
+    derandomize=True,
+    max_examples=300,
+    stateful_step_count=40,
+    deadline=None,
+    suppress_health_check=QUIET,
+)
+settings.register_profile(
+    "long", max_examples=3000, stateful_step_count=80, deadline=None, suppress_health_check=QUIET
+)
+settings.register_profile(
+    "quick", settings.get_profile("ci"), phases=(Phase.explicit, Phase.generate)
+)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
+
+
+@pytest.fixture(params=["sorted", "fifo", "lifo"])
+def order(request: pytest.FixtureRequest) -> str:
+    """Each order of the freelist."""
+    return str(request.param)
+
+
+@pytest.fixture
+def pool() -> PagePool:
+    """Eight pages of four tokens, in order `sorted`; nothing taken."""
+    return PagePool(8, page_size=4)
+
+
+@pytest.fixture
+def pair() -> CachePair:
+    """A cache and its model: sixteen pages of four tokens, six rows of eight pages."""
+    return CachePair()

@@ -1,0 +1,86 @@
+"""Every kernel against the model: bit-identical results and state after each call.
+
+The registry names the kernels one by one, so that a kernel without its twin fails here. CUDA
+twins join it by running the same steps on a pool of their device.
+"""
+
+from __future__ import annotations
+
+from random import Random
+from typing import Any
+
+import pytest
+
+from jitalloc import _jit
+from tests import cache_steps
+from tests.cache_pairs import CachePair
+from tests.cache_steps import CACHE_STEPS
+from tests.pairs import PoolPair
+from tests.twin_steps import BACKGROUND, POOL_STEPS
+
+# The bitmaps' words and the runs of 64 that `free` looks for end at these sizes.
+POOLS: list[dict[str, Any]] = [
+    {"num_pages": 1, "page_size": 1, "order": "sorted"},
+    {"num_pages": 7, "page_size": 3, "order": "fifo"},
+    {"num_pages": 64, "page_size": 4, "order": "lifo", "null_page": True},
+    {"num_pages": 65, "page_size": 16, "order": "sorted", "null_page": True},
+    {"num_pages": 129, "page_size": 5, "order": "sorted"},
+    {"num_pages": 300, "page_size": 2, "order": "sorted"},
+    {"num_pages": 200, "page_size": 8, "order": "fifo"},
+]
+# Rows end at the words of their bitmap as well.
+CACHES: list[dict[str, Any]] = [
+    {"num_pages": 20, "page_size": 1, "max_sequences": 5, "eviction": "lru"},
+    {"num_pages": 40, "page_size": 4, "order": "lifo", "null_page": True, "eviction": "lfu"},
+    {"num_pages": 30, "page_size": 3, "order": "fifo", "max_pages": 9, "eviction": "longest"},
+    {"num_pages": 90, "page_size": 2, "max_sequences": 65, "eviction": "priority"},
+    {"num_pages": 40, "page_size": 2, "max_pages": 10, "eviction": "streaming", "window": 3},
+]
+ROUNDS = 12 if _jit.JIT_DISABLED else 60
+
+
+def describe(options: dict[str, Any]) -> str:
+    return "-".join(str(value) for value in options.values())
+
+
+def count_calls(kernel: _jit.Kernel, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Let `kernel` note each of its calls."""
+    statuses: list[Any] = []
+    if not _jit.JIT_DISABLED:
+        kernel.compile()
+    run = kernel.run
+
+    def counted(*args: Any) -> Any:
+        statuses.append(run(*args))
+        return statuses[-1]
+
+    monkeypatch.setattr(kernel, "run", counted)
+    return statuses
+
+
+@pytest.mark.parametrize("name", sorted(POOL_STEPS))
+def test_pool_kernel_does_what_the_model_does(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    statuses = count_calls(_jit.kernels()[name], monkeypatch)
+    for options in POOLS:
+        if name == "pool_alloc_run_cpu" and options["order"] != "sorted":
+            continue
+        random, pair = Random(f"{name} {describe(options)}"), PoolPair(**options)
+        for _ in range(ROUNDS):
+            POOL_STEPS[name](pair, random)
+            random.choice(BACKGROUND)(pair, random)
+    assert any(status >= 0 for status in statuses), "no call of this kernel succeeded"
+
+
+@pytest.mark.parametrize("name", sorted(CACHE_STEPS))
+def test_cache_kernel_does_what_the_model_does(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    statuses = count_calls(_jit.kernels()[name], monkeypatch)
+    for options in CACHES:
+        random, pair = Random(f"{name} {describe(options)}"), CachePair(**options)
+        for _ in range(ROUNDS):
+            CACHE_STEPS[name](pair, random)
+            random.choice(cache_steps.BACKGROUND)(pair, random)
+    assert any(status >= 0 for status in statuses), "no call of this kernel succeeded"
+
+
+def test_every_kernel_has_its_twin() -> None:
+    assert set(_jit.kernels()) == {*POOL_STEPS, *CACHE_STEPS}
