@@ -1,0 +1,186 @@
+"""The rules of the house: import order, sizes, backends behind one door, one noun four places."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import pkgutil
+import re
+import statistics
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import jitalloc
+from jitalloc import _jit
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "jitalloc"
+NOUNS = sorted(path.stem for path in (PACKAGE / "kernels").glob("*.py") if path.stem[0] != "_")
+
+# The flow of data: a module imports only what stands above it. Modules of one line, of each
+# other as well.
+ORDER = [
+    ["errors"],
+    ["state"],
+    ["_jit"],
+    ["kernels"],
+    ["arguments"],
+    ["moves"],
+    ["stats"],
+    ["interrupts"],
+    ["snapshot"],
+    ["slab"],
+    ["upkeep"],
+    ["owners"],
+    ["tokens"],
+    ["pool"],
+    ["tables"],
+    ["ids"],
+    ["rows"],
+    ["saving"],
+    ["eviction"],
+    ["sequences"],
+    ["__init__"],
+    ["replay"],
+    ["cli"],
+    ["__main__"],
+]
+# Within kernels/: what the loops of one noun are built from.
+KERNEL_ORDER = ["pool", "owners", "tokens", "upkeep", "tables", "rows", "sequences", "eviction"]
+
+
+def sources(folder: Path) -> list[Path]:
+    hidden = {part for path in folder.iterdir() for part in [path.name] if part.startswith(".")}
+    skip = {*hidden, "build", "dist", "node_modules", "env", "venv"}
+    return sorted(
+        path
+        for path in folder.rglob("*.py")
+        if not skip.intersection(path.relative_to(folder).parts)
+    )
+
+
+def lines(path: Path) -> int:
+    return len(path.read_text().splitlines())
+
+
+def imports(path: Path) -> Iterator[str]:
+    """Every module that a file imports, anywhere in it, by its full name."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (each.name for each in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            yield node.module or ""
+            yield from (f"{node.module}.{each.name}" for each in node.names)
+
+
+def room(module: str) -> str:
+    """`jitalloc.kernels.pool` is in the room `kernels`; `jitalloc` itself is `__init__`."""
+    return module.split(".")[1] if "." in module else "__init__"
+
+
+def room_of(path: Path) -> str:
+    first = path.relative_to(PACKAGE).parts[0]
+    return first.removesuffix(".py")
+
+
+RANK = {name: rank for rank, names in enumerate(ORDER) for name in names}
+MODULES = sources(PACKAGE)
+
+
+def name_of(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_imports_follow_the_flow_of_data(path: Path) -> None:
+    mine = RANK[room_of(path)]
+    for module in imports(path):
+        if module == "jitalloc" or module.startswith("jitalloc."):
+            theirs = room(module)
+            if theirs not in RANK:  # `from jitalloc import name`
+                theirs = "__init__"
+            inside = theirs == room_of(path) and path.parent != PACKAGE
+            assert inside or RANK[theirs] < mine, f"{room_of(path)} imports {module}"
+
+
+@pytest.mark.parametrize("noun", NOUNS)
+def test_kernels_are_built_from_those_before(noun: str) -> None:
+    for module in imports(PACKAGE / "kernels" / f"{noun}.py"):
+        if module.startswith("jitalloc.kernels."):
+            other = module.split(".")[2]
+            assert KERNEL_ORDER.index(other) < KERNEL_ORDER.index(noun)
+
+
+@pytest.mark.parametrize("path", sources(ROOT), ids=name_of)
+def test_no_file_is_too_long(path: Path) -> None:
+    assert lines(path) <= 400
+
+
+def test_the_median_file_is_short() -> None:
+    assert statistics.median(lines(path) for path in MODULES) < 150
+
+
+@pytest.mark.parametrize("noun", NOUNS)
+def test_kernels_take_few_arguments(noun: str) -> None:
+    for node in ast.walk(ast.parse((PACKAGE / "kernels" / f"{noun}.py").read_text())):
+        if isinstance(node, ast.FunctionDef):
+            assert len(node.args.args) <= 8, node.name
+            others = [*node.args.kwonlyargs, node.args.vararg, node.args.kwarg]
+            assert not any(others), node.name
+            assert node.col_offset == 0, f"{node.name} is no function of the module"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_backends_come_in_by_one_door(path: Path) -> None:
+    used = {module.split(".")[0] for module in imports(path)}
+    if room_of(path) != "_jit":
+        assert not used & {"numba", "cupy", "llvmlite", "cuda"}
+
+
+@pytest.mark.parametrize("module", ["jitalloc", "jitalloc.cli", "jitalloc.sequences"])
+def test_importing_loads_nothing_of_cuda(module: str) -> None:
+    code = f"import sys, {module}; print([name for name in sys.modules if 'cu' in name])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded = set(ast.literal_eval(done.stdout))
+    backends = [name for name in loaded if re.match(r"(cupy|numba\.cuda|numba_cuda|cuda)\b", name)]
+    assert not backends
+
+
+@pytest.mark.parametrize("noun", NOUNS)
+def test_one_noun_four_places(noun: str) -> None:
+    assert (PACKAGE / f"{noun}.py").is_file()
+    assert (ROOT / "tests" / f"test_{noun}.py").is_file()
+    assert (ROOT / "asv_benchmarks" / f"bench_{noun}.py").is_file()
+
+
+@pytest.mark.parametrize("noun", NOUNS)
+def test_kernels_are_named_by_noun_verb_and_device(noun: str) -> None:
+    module = importlib.import_module(f"jitalloc.kernels.{noun}")
+    mine = [name for name, each in vars(module).items() if isinstance(each, _jit.Kernel)]
+    assert mine, "a file of kernels without one"
+    for name in mine:
+        assert re.fullmatch(rf"{noun}_[a-z_]+_(cpu|cuda)", name)
+        assert _jit.kernels()[name].name == name
+
+
+FORBIDDEN = re.compile(r"\b(TODO|FIXME|XXX|HACK|NotImplementedError)\b")
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_nothing_is_left_open(path: Path) -> None:
+    text = path.read_text()
+    assert not FORBIDDEN.search(text)
+    tree = ast.parse(text)
+    for node in ast.walk(tree):
+        assert not isinstance(node, ast.Assert), f"line {node.lineno}: python -O drops it"
+    assert ast.get_docstring(tree), "no docstring of the module"
+
+
+def test_every_module_is_imported_by_some_test_or_module() -> None:
+    found = {each.name for each in pkgutil.iter_modules(jitalloc.__path__)}
+    assert found <= set(RANK)
