@@ -295,7 +295,10 @@ def test_the_pool_checks_the_tables_on_it() -> None:
 
 def test_check_finds_ids_in_the_wrong_rows() -> None:
     pair = used_pair()
-    pair.cache._ids.rows[0], pair.cache._ids.rows[1] = pair.cache._ids.rows[1], pair.cache._ids.rows[0]
+    pair.cache._ids.rows[0], pair.cache._ids.rows[1] = (
+        pair.cache._ids.rows[1],
+        pair.cache._ids.rows[0],
+    )
     assert "row" in broken(pair)
     pair = used_pair()
     del pair.cache._ids.rows[0]

@@ -120,6 +120,23 @@ def test_decode_in_place(pool: PagePool) -> None:
     assert last.tolist() == [3, 8]
 
 
+@pytest.mark.parametrize("fault", [(2, 19), (4, 22), (9, 19), (3, 2)])
+def test_a_refused_decode_leaves_out_alone(pool: PagePool, fault: tuple[int, int]) -> None:
+    pool.alloc(2)
+    seq_lens, last = np.array([4, fault[0]]), np.array([2, fault[1]])
+    with pytest.raises(InvalidArgument) as caught:
+        pool.alloc_decode(seq_lens, last, out=last)
+    assert (caught.value.argument, caught.value.position) == ("last_slots", 1)
+    assert last.tolist() == [2, fault[1]]
+    out = np.array([-5, -5])
+    with pytest.raises(InvalidArgument):
+        pool.alloc_decode(seq_lens, last, out=out)
+    pool.alloc(6)
+    with pytest.raises(OutOfPages):
+        pool.alloc_decode([4, 5], [2, 7], out=out)
+    assert out.tolist() == [-5, -5]
+
+
 def test_out_of_extend(pool: PagePool) -> None:
     out = np.full(3, -5)
     assert pool.alloc_extend([0], [3], [-1], out=out) is out

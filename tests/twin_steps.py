@@ -106,13 +106,20 @@ def free_slots(pair: PoolPair, random: Random) -> None:
     )
 
 
-def a_prompt(pair: PoolPair, random: Random) -> tuple[int, int]:
+def a_prompt(pair: PoolPair, random: Random, new: float = 0.3) -> tuple[int, int]:
     """How many tokens a sequence has, and the slot of the last of them."""
     size, held = pair.model.page_size, pair.held()
-    if not held or random.random() < 0.3:
+    if not held or random.random() < new:
         return 0, -1
     tokens = random.randrange(1, 4 * size + 1)
     return tokens, random.choice(held) * size + (tokens - 1) % size
+
+
+def into_a_free_page(last_slots: list[int], pair: PoolPair, random: Random) -> None:
+    """Sometimes let one of the slots lie in a page that nobody holds."""
+    if last_slots and last_slots[-1] >= 0 and pair.model.free_list and random.random() < 0.3:
+        size = pair.model.page_size
+        last_slots[-1] = random.choice(pair.model.free_list) * size + last_slots[-1] % size
 
 
 def spoil(values: list[int], pair: PoolPair, random: Random) -> None:
@@ -129,6 +136,7 @@ def extend(pair: PoolPair, random: Random) -> None:
     seq_lens = [tokens + random.randrange(most + 1) for tokens in prefix_lens]
     for values in (prefix_lens, seq_lens, last_slots):
         spoil(values, pair, random)
+    into_a_free_page(last_slots, pair, random)
     arguments = [as_argument(each, random, np.int64) for each in (prefix_lens, seq_lens)]
     pair.compare(
         lambda: pair.pool.alloc_extend(*arguments, last_slots),
@@ -137,18 +145,21 @@ def extend(pair: PoolPair, random: Random) -> None:
 
 
 def decode(pair: PoolPair, random: Random) -> None:
-    batch = [a_prompt(pair, random) for _ in range(random.choice((0, 1, 5, 20)))]
+    new = random.choice((0, 0.3))
+    batch = [a_prompt(pair, random, new) for _ in range(random.choice((0, 1, 5, 20)))]
     seq_lens = [tokens + 1 for tokens, _ in batch]
     last_slots = [last for _, last in batch]
     spoil(seq_lens, pair, random)
     spoil(last_slots, pair, random)
+    into_a_free_page(last_slots, pair, random)
     # Writing the slots over those before is what a decoding loop does.
     last = np.array(last_slots, np.int64)
-    out = last if random.random() < 0.3 else None
-    pair.compare(
+    out = last if random.random() < 0.5 else None
+    got = pair.compare(
         lambda: pair.pool.alloc_decode(as_argument(seq_lens, random, np.int64), last, out=out),
         lambda: pair.model.alloc_decode(seq_lens, last_slots),
     )
+    assert out is None or got[0] == "returned" or last.tolist() == last_slots
 
 
 def figures(pair: PoolPair, random: Random) -> None:
@@ -199,9 +210,9 @@ POOL_STEPS: dict[str, Step] = {
     "upkeep_clear_cpu": clear,
     "upkeep_copy_cpu": restore,
     "upkeep_defragment_cpu": defragment,
-    "upkeep_longest_run_cpu": figures,
     "upkeep_resize_cpu": resize,
     "upkeep_retire_cpu": restore,
+    "upkeep_stats_cpu": figures,
     "upkeep_unlock_cpu": defragment,
 }
 

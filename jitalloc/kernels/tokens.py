@@ -187,25 +187,33 @@ def tokens_decode_pages(last_slots, size, shift):
 
 
 @helper
-def tokens_decode_fast(slab, last_slots, out):
-    """Write the slot of each new token; return whether every last slot lies in a held page.
+def tokens_all_held(refcount, last_slots, shift):
+    """Return whether every last slot, none of them -1, lies in a held page."""
+    owners = np.int32(1)
+    for i in range(last_slots.size):
+        owners = min(owners, refcount[np.uint64(last_slots[i]) >> np.uint64(shift)])
+    return owners > 0
 
-    For plausible input, a power of two and a freelist that is long enough and does not wrap.
+
+@helper
+def tokens_decode_fast(slab, last_slots, out):
+    """Write the slot of each new token, for valid input and a freelist that does not wrap.
+
     No branch on which sequence begins a page (one in 16 does, unpredictably): the next id is
-    read either way, at worst from the spare element behind the ring. Nothing is claimed yet.
+    read either way, at worst from the spare element behind the ring.
     """
     free_pages, refcount, _released = pool_views(slab)
     mask, shift = slab[PAGE_SIZE] - 1, slab[PAGE_SHIFT]
-    at = slab[HEAD]
-    owners = np.int32(1)
+    head = slab[HEAD]
+    at = head
     for i in range(out.size):
-        last = last_slots[i]
-        slot = last + 1
+        slot = last_slots[i] + 1
         begins = slot & mask == 0
         out[i] = np.int64(free_pages[np.uint64(at)]) << shift if begins else slot
         at += np.int64(begins)
-        owners = min(owners, refcount[np.uint64(last) >> np.uint64(shift)])
-    return owners > 0
+    for i in range(head, at):
+        refcount[free_pages[i]] = 1
+    pool_advance(slab, at, at - head)
 
 
 @helper
@@ -232,21 +240,19 @@ def tokens_decode_cpu(slab, seq_lens, last_slots, out):
         return fail(BUSY, 0)
     seq_lens = np.ascontiguousarray(seq_lens)
     last_slots = np.ascontiguousarray(last_slots)
-    free_pages, refcount, _released = pool_views(slab)
-    size, shift, head = slab[PAGE_SIZE], slab[PAGE_SHIFT], slab[HEAD]
+    _free_pages, refcount, _released = pool_views(slab)
+    size, shift = slab[PAGE_SIZE], slab[PAGE_SHIFT]
     pages = tokens_decode_pages(last_slots, size, shift)
     status = np.int64(0)
     if (
         shift >= 0
         and pages <= slab[FREE]
-        and head + pages <= slab[NUM_PAGES]
+        and slab[HEAD] + pages <= slab[NUM_PAGES]
         and slab[FIRST_PAGE] == 0
         and tokens_decode_plausible(seq_lens, last_slots, size, slab[NUM_PAGES] * size)
-        and tokens_decode_fast(slab, last_slots, out)
+        and tokens_all_held(refcount, last_slots, shift)
     ):
-        for i in range(head, head + pages):
-            refcount[free_pages[i]] = 1
-        pool_advance(slab, head + pages, pages)
+        tokens_decode_fast(slab, last_slots, out)
     else:  # a wrong call, or one of those that the fast path leaves out
         status = tokens_decode_fault(slab, refcount, seq_lens, last_slots)
         if status == 0:
