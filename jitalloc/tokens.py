@@ -111,7 +111,7 @@ class TokenSlots(PageOwners):
         last_slots : array_like of int64[B]
             Slot of the token before, or -1 where `seq_lens[i] == 1`.
         out : int64[B], optional
-            Buffer for the result; it may be `last_slots` itself.
+            Buffer for the result; it may be `last_slots` itself, but must not overlap it otherwise.
 
         Returns
         -------

@@ -99,6 +99,31 @@ def test_decode_merges_when_the_freelist_is_short(pool: PagePool) -> None:
     assert pool.num_released == 0
 
 
+def test_decode_of_running_sequences_merges_when_the_freelist_is_short() -> None:
+    pair = PoolPair(8, 4)
+    pair.call("free", pair.result("alloc", 8)[2:4])
+    assert pair.result("alloc_decode", [5, 9, 3], [3, 7, 1]) == [8, 12, 2]
+    assert pair.call("alloc_decode", [5], [3])[0] is OutOfPages
+
+
+def test_running_sequences_exhaust_a_pool(order: str) -> None:
+    pair = PoolPair(8, 4, order)
+    pair.call("free", pair.result("alloc", 8)[4:5])
+    assert pair.call("alloc_decode", [5, 9, 2], [3, 7, 8])[:3] == (OutOfPages, 2, 1)
+    assert pair.result("alloc_decode", [5, 2], [3, 8]) == [16, 9]
+
+
+@pytest.mark.parametrize("order", ["fifo", "lifo"])
+def test_the_ring_wraps_under_running_sequences(order: str) -> None:
+    pair = PoolPair(8, 4, order)
+    pair.call("alloc", 8)
+    pair.call("free", [5, 3, 7, 6, 4])
+    for _ in range(6):
+        last = [page * 4 + 3 for page in range(3)]
+        slots = pair.result("alloc_decode", [5, 9, 13], last)
+        pair.call("free_slots", slots)
+
+
 @pytest.mark.parametrize("num_used", [0, 5])
 def test_the_ring_wraps_within_a_batch(num_used: int) -> None:
     for order in ("fifo", "lifo"):
@@ -203,6 +228,7 @@ BAD_DECODES = [
     ([2, 1], [0, 3], "last_slots", 1),
     ([2, 5], [0, 16], "last_slots", 1),
     ([2, 5], [0, 35], "last_slots", 1),
+    ([2, 5], [0, 2**40 + 3], "last_slots", 1),
     ([2, 4], [0, 18], "last_slots", 1),
     ([2, 5], [0, 18], "last_slots", 1),
     ([2, 4], [0, -(2**63) + 2], "last_slots", 1),
