@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 import jitalloc
+from jitalloc import _jit
 
 ROOT = Path(__file__).parents[1]
 NAMES = {"jitalloc": jitalloc, "np": np}
@@ -25,6 +26,11 @@ def modules() -> list[str]:
     return sorted(each.name for each in found if not each.name.endswith("__main__"))
 
 
+# Kernels as plain Python return what NumPy makes of the numbers: np.int64(2), not 2.
+compiled = pytest.mark.skipif(_jit.JIT_DISABLED, reason="examples show compiled kernels")
+
+
+@compiled
 @pytest.mark.parametrize("module", modules())
 def test_the_examples_of_docstrings_run(module: str) -> None:
     finder = doctest.DocTestFinder(exclude_empty=True)
@@ -40,6 +46,7 @@ def test_there_are_examples() -> None:
         assert sum(len(test.examples) for test in finder.find(shown, globs={})) > 5
 
 
+@compiled
 def test_the_examples_of_the_readme_run() -> None:
     text = (ROOT / "README.md").read_text()
     test = doctest.DocTestParser().get_doctest(text, {}, "README.md", "README.md", 0)

@@ -196,7 +196,7 @@ def test_check_finds_an_impossible_peak(peak: int) -> None:
 
 # By column: values that no sequence can have. Row 1 is live, row 69 is free.
 BAD_COLUMNS: dict[int, tuple[int, ...]] = {
-    state.LENGTH: (-1, 4, 9, 25, 2**40),
+    state.LENGTH: (-1, 25, 2**31, 2**40),
     state.LAST_USED: (-1, 1, 1000),
     state.USES: (-1, 0),
     state.PRIORITY: (2**31, -(2**31)),
@@ -215,14 +215,29 @@ def test_there_are_bad_values_for_every_column() -> None:
 def test_check_finds_a_bad_fact_of_a_sequence(column: int, value: int) -> None:
     pair = used_pair()
     pair.cache.tables.arrays.columns[column, 1] = value
-    assert "row 1" in broken(pair)
+    assert "a column of row 1" in broken(pair)
+
+
+@pytest.mark.parametrize("length", [0, 4, 9])
+def test_check_finds_a_length_that_is_not_that_of_the_pages(length: int) -> None:
+    pair = used_pair()
+    pair.cache.tables.arrays.columns[state.LENGTH, 1] = length
+    assert "pages of row 1" in broken(pair)
 
 
 @pytest.mark.parametrize("column", range(state.ROW_COLUMNS))
 def test_check_finds_a_fact_left_in_a_free_row(column: int) -> None:
     pair = used_pair()
     pair.cache.tables.arrays.columns[column, 69] = 1
-    assert "row 69" in broken(pair)
+    assert "a column of row 69" in broken(pair)
+
+
+def test_check_finds_a_row_behind_the_last() -> None:
+    pair = used_pair()
+    flip(pair, "taken", 71)
+    changed = [state.ACTIVE, state.SEQ_ALLOCATIONS, state.PEAK_ACTIVE]
+    pair.cache.tables.arrays.header[changed] += 1
+    assert "past the last row" in broken(pair)
 
 
 def flip(pair: CachePair, array: str, row: int) -> None:

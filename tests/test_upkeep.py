@@ -203,7 +203,8 @@ def test_check_finds_any_header_slot_out_of_range(slot: int, order: str) -> None
     # LOCK alone has no wrong value to find: whatever is there says that a call is going on.
     pair = used_pair(order)
     pair.pool.arrays.header[slot] = -7
-    broken(pair)
+    named = state.ALLOCATED if slot == state.FREED else slot  # one equation ties the two
+    assert f"header[{named}]" in broken(pair)
 
 
 EXACT = ("NUM_PAGES", "PAGE_SIZE", "PAGE_SHIFT", "ORDER", "FREE", "RELEASED", "FIRST_PAGE")
@@ -252,7 +253,7 @@ def set_refcount(pair: PoolPair, page: int, owners: int) -> None:
 CORRUPTIONS: dict[str, list[tuple[Callable[[PoolPair], object], str]]] = {
     "released": [
         (lambda pair: flip(pair, "released", lowest(pair, 1)), "released"),
-        (lambda pair: flip(pair, "released", pair.model.free_list[0]), "released"),
+        (lambda pair: flip(pair, "released", pair.model.free_list[0]), "stands in free_pages"),
         (lambda pair: flip(pair, "released", 71), "released"),
         (lambda pair: flip(pair, "released", min(pair.model.released or [127])), "released"),
     ],
@@ -261,18 +262,18 @@ CORRUPTIONS: dict[str, list[tuple[Callable[[PoolPair], object], str]]] = {
         (lambda pair: flip(pair, "marks", 69), "marks"),
     ],
     "free_pages": [
-        (lambda pair: set_free_page(pair, 0, -1), "free_pages"),
-        (lambda pair: set_free_page(pair, 0, 0), "free_pages"),  # the null page
-        (lambda pair: set_free_page(pair, 1, 70), "free_pages"),
-        (lambda pair: set_free_page(pair, 1, pair.model.free_list[0]), "free_pages"),
-        (lambda pair: set_free_page(pair, 0, lowest(pair, 1)), "free_pages"),
-        (lambda pair: set_free_page(pair, len(pair.model.free_list) - 1, -5), "free_pages"),
+        (lambda pair: set_free_page(pair, 0, -1), "outside the pool"),
+        (lambda pair: set_free_page(pair, 0, 0), "outside the pool"),  # the null page
+        (lambda pair: set_free_page(pair, 1, 70), "outside the pool"),
+        (lambda pair: set_free_page(pair, 1, pair.model.free_list[0]), "twice"),
+        (lambda pair: set_free_page(pair, 0, lowest(pair, 1)), "has owners"),
+        (lambda pair: set_free_page(pair, len(pair.model.free_list) - 1, -5), "outside the pool"),
     ],
     "refcount": [
-        (lambda pair: set_refcount(pair, lowest(pair, 1), 0), "refcount"),
-        (lambda pair: set_refcount(pair, lowest(pair, 1), -1), "refcount"),
-        (lambda pair: set_refcount(pair, pair.model.free_list[0], 1), "refcount"),
-        (lambda pair: set_refcount(pair, pair.model.free_list[-1], -1), ""),
+        (lambda pair: set_refcount(pair, lowest(pair, 1), 0), "neither"),
+        (lambda pair: set_refcount(pair, lowest(pair, 1), -1), "negative"),
+        (lambda pair: set_refcount(pair, pair.model.free_list[0], 1), "has owners"),
+        (lambda pair: set_refcount(pair, pair.model.free_list[-1], -1), "negative"),
         (lambda pair: set_refcount(pair, 0, 2), "null page"),
         (lambda pair: set_refcount(pair, 0, 0), "null page"),
     ],
@@ -294,14 +295,46 @@ def test_check_finds_a_corrupt_array(array: str, i: int, order: str) -> None:
     assert word in broken(pair)
 
 
-def test_check_finds_released_pages_only_where_the_order_has_them() -> None:
-    pair = used_pair("sorted")
-    pair.call("free", pair.held()[:1])
-    page = min(pair.model.released)
-    flip(pair, "released", page)
+def count_one_more_released(pair: PoolPair) -> None:
+    """Change the header in itself consistently: one page less is in use."""
+    pair.pool.arrays.header[[state.RELEASED, state.FREED]] += 1
+
+
+def test_check_finds_pages_counted_as_released_that_are_not() -> None:
+    pair = used_pair()
+    count_one_more_released(pair)
+    assert "header[RELEASED]" in broken(pair)
+
+
+def test_check_finds_a_released_page_behind_the_last() -> None:
+    pair = used_pair()
+    count_one_more_released(pair)
+    flip(pair, "released", 71)
+    assert "past the last page" in broken(pair)
+
+
+def test_check_finds_a_released_page_with_owners() -> None:
+    pair = used_pair()
+    count_one_more_released(pair)
+    flip(pair, "released", lowest(pair, 1))
+    assert "marked in released and has owners" in broken(pair)
+
+
+@pytest.mark.parametrize("order", ["fifo", "lifo"])
+def test_nothing_is_released_in_the_other_orders(order: str) -> None:
+    pair = used_pair(order)
+    count_one_more_released(pair)
+    flip(pair, "released", lowest(pair, 1))
+    set_refcount(pair, lowest(pair, 1), 0)
+    assert f"header[{state.RELEASED}]" in broken(pair)
+
+
+def test_a_released_page_is_not_used() -> None:
+    pair = used_pair()
+    flip(pair, "released", min(pair.model.released))
     assert "released" in broken(pair)
-    pair.pool.arrays.header[state.RELEASED] -= 1
-    broken(pair)
+    pair.pool.arrays.header[[state.RELEASED, state.FREED]] -= 1
+    assert "neither" in broken(pair)
 
 
 def test_a_sorted_freelist_must_ascend() -> None:

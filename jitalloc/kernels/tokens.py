@@ -140,10 +140,10 @@ def tokens_extend_cpu(slab, prefix_lens, seq_lens, last_slots, out):
 
 
 @helper
-def tokens_decode_plausible(seq_lens, last_slots, size, limit):
+def tokens_decode_plausible(seq_lens, last_slots, size, first, end):
     """Return whether all sequences have a token already, and lengths, offsets and ranges fit.
 
-    For a power of two `size`.
+    For a power of two `size` and slots `first .. end - 1`.
 
     Without a branch, so that it vectorises: 0.2 ns a sequence instead of 2 ns. It says no more
     than "look closer": `tokens_last_code` then finds what is wrong and where.
@@ -154,7 +154,7 @@ def tokens_decode_plausible(seq_lens, last_slots, size, limit):
         seq = seq_lens[i]
         length = seq - 1
         slot = last_slots[i] + 1
-        bad |= seq | (INT32_MAX - seq) | (length - 1) | (slot - 1) | (limit - slot)
+        bad |= seq | (INT32_MAX - seq) | (length - 1) | (slot - 1 - first) | (end - slot)
         offsets |= length ^ slot
     return bad >= 0 and offsets & (size - 1) == 0
 
@@ -248,8 +248,9 @@ def tokens_decode_cpu(slab, seq_lens, last_slots, out):
         shift >= 0
         and pages <= slab[FREE]
         and slab[HEAD] + pages <= slab[NUM_PAGES]
-        and slab[FIRST_PAGE] == 0
-        and tokens_decode_plausible(seq_lens, last_slots, size, slab[NUM_PAGES] * size)
+        and tokens_decode_plausible(
+            seq_lens, last_slots, size, slab[FIRST_PAGE] * size, slab[NUM_PAGES] * size
+        )
         and tokens_all_held(refcount, last_slots, shift)
     ):
         tokens_decode_fast(slab, last_slots, out)
