@@ -42,6 +42,11 @@ OUT_OF_ROWS = 22  # detail: rows available
 TABLE_WIDTH = 23
 POSITION_RANGE = 24
 PAGE_IN_USE = 25  # detail: page
+PAGE_CACHED = 26
+NOT_LOCKED = 27  # a match was given back before
+OVER_PIN_BUDGET = 28  # detail: pages that would be pinned anew
+STILL_LOCKED = 29  # detail: locked pages
+RENAMED = 30  # a match is older than the last renaming of pages
 
 # What `check` finds. The detail is a page, a header slot or a row.
 BAD_HEADER = 64
@@ -61,6 +66,16 @@ BAD_ROW_COUNT = 81
 BAD_ROW_COLUMN = 82
 BAD_ROW_PAGES = 83
 ROW_PAGE_FREE = 84
+BAD_PREFIX_HEADER = 85
+BAD_PREFIX_COUNT = 86
+CACHED_FREE = 87
+BAD_LINK = 88
+BAD_RUN = 89
+BAD_LOCKS = 90
+BAD_CHILDREN = 91
+BAD_BUCKET = 92
+BAD_QUEUE = 93
+BAD_WHEEL = 94
 
 
 def pack_status(code: int, detail: int) -> int:
@@ -163,6 +178,35 @@ class PageInUse(InvalidPage):
     """A pool cannot shrink below a page that somebody holds."""
 
 
+class PageCached(InvalidPage):
+    """A page to be cached is in the prefix cache already, at another place or in the same call."""
+
+
+class NotLocked(JitallocError, ValueError):
+    """A match was released before, is another cache's, or must be unpinned (or not)."""
+
+
+class PagesLocked(JitallocError, RuntimeError):
+    """A prefix cache cannot be cleared while matches hold locks on it."""
+
+
+class PinBudget(JitallocError, MemoryError):
+    """A pin would pass the `pin_budget` of a prefix cache. Nothing was pinned.
+
+    Attributes
+    ----------
+    requested : int
+        Pages that would be pinned anew.
+    budget : int
+        Pages that may be pinned at once.
+    """
+
+    def __init__(self, requested: int, budget: int) -> None:
+        super().__init__(f"{requested} more pages cannot be pinned, the budget is {budget}")
+        self.requested = requested
+        self.budget = budget
+
+
 class UnknownSequence(JitallocError, KeyError):
     """No sequence has this id."""
 
@@ -212,6 +256,16 @@ CORRUPT_REASONS = {
     BAD_ROW_COUNT: "taken has bits past the last row, or not header[ACTIVE] of them ({})",
     BAD_ROW_COLUMN: "a column of row {} is out of its range",
     BAD_ROW_PAGES: "pages of row {} do not fit its length",
+    BAD_PREFIX_HEADER: "prefix header[{}] contradicts the arrays or the cache's own sizes",
+    BAD_PREFIX_COUNT: "runs or pages are missing in the lists of the prefix cache ({})",
+    CACHED_FREE: "cached page {} has no owner in refcount, or is reserved",
+    BAD_LINK: "next_pages and prev_pages of page {} do not fit together",
+    BAD_RUN: "the record of run {} does not fit its pages",
+    BAD_LOCKS: "run {} has fewer locks or pins than the runs behind it, or more pins than locks",
+    BAD_CHILDREN: "the list of runs behind run {} is broken",
+    BAD_BUCKET: "bucket {} of the hash table is broken, or tokens have changed",
+    BAD_QUEUE: "run {} stands in the wrong place of its queue, or should stand in one",
+    BAD_WHEEL: "the expiry of run {} does not fit the wheel",
     ROW_PAGE_FREE: "row {} holds a page that is free, or more rows hold it than it has owners",
 }
 
@@ -220,6 +274,7 @@ PAGE_REASONS: dict[int, tuple[type[InvalidPage], str]] = {
     PAGE_RESERVED: (InvalidPage, "the null page is reserved for padding"),
     PAGE_FREE: (InvalidPage, "the page is free; only a held page can be shared"),
     DOUBLE_FREE: (DoubleFree, "freed more often than it has owners"),
+    PAGE_CACHED: (PageCached, "the page is cached already, or named twice"),
     REFCOUNT_OVERFLOW: (InvalidPage, "its reference count would pass int32"),
 }
 
