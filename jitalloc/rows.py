@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -23,7 +22,7 @@ from jitalloc.errors import (
 from jitalloc.ids import SequenceIds, changes_ids
 from jitalloc.kernels.rows import rows_allocate_cpu, rows_free_cpu
 from jitalloc.kernels.tables import tables_rename_cpu
-from jitalloc.moves import Moves
+from jitalloc.moves import Moves, ranks
 from jitalloc.pool import PagePool
 from jitalloc.state import (
     ACTIVE,
@@ -45,8 +44,6 @@ from jitalloc.state import (
 )
 from jitalloc.stats import SequenceInfo, SequenceStats
 from jitalloc.tables import BlockTables
-
-_ranks = itertools.count()
 
 
 class SequenceRows:
@@ -74,7 +71,7 @@ class SequenceRows:
         self.tables = BlockTables(max_sequences, max_pages_per_sequence, pool.page_size, pad)
         self._ids = SequenceIds(self.tables)
         self.lock = self._ids.lock
-        self.rank = next(_ranks)
+        self.rank = next(ranks)
         pool._holders.add(self)
 
     def __len__(self) -> int:
@@ -298,6 +295,9 @@ class SequenceRows:
         names = np.arange(self.pool.num_pages, dtype=np.int32)
         names[moves.src] = moves.dst
         tables_rename_cpu.run(self.tables._slab, names)
+
+    def _resize_pages(self, num_pages: int) -> Callable[[], None]:
+        return lambda: None  # block tables do not depend on the size of the pool
 
     def _held_pages(self) -> NDArray[np.int32]:
         pages = self.tables.arrays.pages

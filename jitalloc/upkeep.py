@@ -155,7 +155,7 @@ class PoolUpkeep(PoolSlab):
         live = sum(len(holder) for holder in self._holders)
         if live:
             raise InvalidArgument(
-                call, live, "sequences live on this pool: call it on their PagedKVCache"
+                call, live, "sequences or cached prefixes live on this pool: use their own calls"
             )
 
     def clear(self) -> None:
@@ -191,12 +191,15 @@ class PoolUpkeep(PoolSlab):
         slab[NUM_PAGES] = num_pages
 
         def work() -> int:
+            followers = [holder._resize_pages(num_pages) for holder in self._holders]
             status = self._run(kernels.upkeep_resize_cpu, slab)
             if status == 0:
+                for follow in followers:  # before the new slab lets anybody in
+                    follow()
                 self._install(slab)
             return status
 
-        with self._shape:
+        with self._everyone():
             status = uninterrupted(work)
         if status < 0:
             page = unpack_status(status)[1]
@@ -266,7 +269,10 @@ class PoolUpkeep(PoolSlab):
 
     def _take_over(self, snapshot: PoolSnapshot) -> None:
         slab = snapshot.slab.copy()
+        followers = [holder._resize_pages(snapshot.num_pages) for holder in self._holders]
         self._run(kernels.upkeep_retire_cpu)
+        for follow in followers:
+            follow()
         self.page_size = snapshot.page_size
         self.order = snapshot.order
         self.null_page = snapshot.null_page
