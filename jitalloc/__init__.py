@@ -1,6 +1,7 @@
 """Paged KV-cache memory management on flat NumPy arrays.
 
-`PagePool` hands out pages by id; `PagedKVCache` keeps the block tables of sequences on it.
+`PagePool` hands out pages by id; `PagedKVCache` keeps the block tables of sequences on it, and
+`PrefixCache` knows which pages hold the tokens of a prompt already.
 """
 
 from importlib.metadata import PackageNotFoundError, version
@@ -14,9 +15,13 @@ from jitalloc.errors import (
     InvalidPage,
     JitallocError,
     NestedFreeGroup,
+    NotLocked,
     OutOfPages,
     OutOfRows,
+    PageCached,
     PageInUse,
+    PagesLocked,
+    PinBudget,
     SequenceTooLong,
     SnapshotError,
     TraceError,
@@ -24,14 +29,17 @@ from jitalloc.errors import (
     WrongDevice,
 )
 from jitalloc.eviction import Eviction
+from jitalloc.matches import InsertResult, PrefixBatch, PrefixMatch
 from jitalloc.moves import Moves
 from jitalloc.owners import FreeGroup
 from jitalloc.pool import PageBatch, PagePool
+from jitalloc.prefix import PrefixCache
+from jitalloc.prefix_upkeep import PrefixSnapshot
 from jitalloc.saving import CacheSnapshot
 from jitalloc.sequences import Appended, PagedKVCache
 from jitalloc.snapshot import PoolSnapshot
 from jitalloc.state import NULL
-from jitalloc.stats import PoolStats, SequenceInfo, SequenceStats
+from jitalloc.stats import PoolStats, PrefixStats, SequenceInfo, SequenceStats
 from jitalloc.tables import BlockTables, PageTableCSR
 
 try:
@@ -49,20 +57,30 @@ __all__ = [
     "DuplicateSequence",
     "Eviction",
     "FreeGroup",
+    "InsertResult",
     "InvalidArgument",
     "InvalidPage",
     "JitallocError",
     "Moves",
     "NestedFreeGroup",
+    "NotLocked",
     "OutOfPages",
     "OutOfRows",
     "PageBatch",
+    "PageCached",
     "PageInUse",
     "PagePool",
     "PageTableCSR",
     "PagedKVCache",
+    "PagesLocked",
+    "PinBudget",
     "PoolSnapshot",
     "PoolStats",
+    "PrefixBatch",
+    "PrefixCache",
+    "PrefixMatch",
+    "PrefixSnapshot",
+    "PrefixStats",
     "SequenceInfo",
     "SequenceStats",
     "SequenceTooLong",

@@ -1,0 +1,191 @@
+"""A prefix cache as a whole: statistics, checks, copies, and what follows its pool."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from jitalloc.errors import CorruptState, InvalidArgument, corrupt_error
+from jitalloc.interrupts import uninterrupted
+from jitalloc.kernels.prefix_upkeep import (
+    prefix_upkeep_check_cpu,
+    prefix_upkeep_copy_cpu,
+    prefix_upkeep_rename_cpu,
+    prefix_upkeep_resize_cpu,
+)
+from jitalloc.moves import Moves
+from jitalloc.prefix_slab import PrefixSlab
+from jitalloc.prefix_state import (
+    CLEARED,
+    EPOCH,
+    EVICTED,
+    HASH_MASK,
+    HIT_PAGES,
+    INSERTED,
+    LOOKUPS,
+    PAGES,
+    PAGES_ASKED,
+    POLICY,
+    PREFIX_SLOTS,
+    PRESSURE,
+    REQUESTED,
+    ROW,
+    SLAB_END,
+    STAMPS_AT,
+    TOKENS_ASKED,
+    UNCACHED,
+)
+from jitalloc.state import INT32, words
+from jitalloc.stats import PrefixStats
+
+
+@dataclass(frozen=True, slots=True)
+class PrefixSnapshot:
+    """The complete state of a `PrefixCache`, without its pool.
+
+    Attributes
+    ----------
+    slab : int64[...]
+        Read-only copy of the cache's slab (see `jitalloc.prefix_state`).
+    namespaces : tuple of (Hashable, int)
+        The namespaces and their ids.
+    """
+
+    slab: NDArray[np.int64]
+    namespaces: tuple[tuple[Hashable, int], ...]
+
+
+class PrefixUpkeep(PrefixSlab):
+    """The part of `PrefixCache` that deals with the cache as a whole."""
+
+    def stats(self) -> PrefixStats:
+        """Return what was looked up, found, inserted and evicted since the cache was made.
+
+        Returns
+        -------
+        PrefixStats
+            A copy: it does not follow the cache.
+        """
+        header = self.arrays.header.tolist()
+        return PrefixStats(
+            lookups=header[LOOKUPS],
+            tokens=header[TOKENS_ASKED],
+            pages=header[PAGES_ASKED],
+            hit_tokens=header[HIT_PAGES] * self.page_size,
+            hit_pages=header[HIT_PAGES],
+            inserted_pages=header[INSERTED],
+            evicted_requested=header[EVICTED + REQUESTED],
+            evicted_pressure=header[EVICTED + PRESSURE],
+            evicted_cleared=header[EVICTED + CLEARED],
+        )
+
+    def check(self) -> None:
+        """Verify every link, record, list and count, in O(num_pages * page_size).
+
+        Raises
+        ------
+        CorruptState
+            An invariant of `jitalloc.prefix_state` is broken; the message names the page or run.
+        """
+        with self.pool._everyone():
+            self._check_header()
+            seen = np.zeros(words(self.pool.num_pages), np.uint64)
+            status = self._run(prefix_upkeep_check_cpu, seen)
+            if status < 0:
+                raise corrupt_error(status)
+
+    def _check_header(self) -> None:
+        right = self._new_header(self.pool.num_pages)
+        right[HASH_MASK:STAMPS_AT] = self._slab[HASH_MASK:STAMPS_AT]
+        wrong = np.flatnonzero(right != self._slab[:PREFIX_SLOTS])
+        if wrong.size:
+            slot = int(wrong[0])
+            raise CorruptState(
+                f"prefix header[{slot}] is {self._slab[slot]}, the cache has {right[slot]}"
+            )
+
+    def snapshot(self) -> PrefixSnapshot:
+        """Return a copy of the complete state; the pool is not part of it.
+
+        Locks and pins are part of the state, the matches that hold them are not.
+
+        Returns
+        -------
+        PrefixSnapshot
+        """
+        with self.lock, self.pool._shape:
+            slab = np.empty_like(self._slab)
+            self._run(prefix_upkeep_copy_cpu, slab)
+            slab.flags.writeable = False
+            return PrefixSnapshot(slab, tuple(self._namespaces.items()))
+
+    def restore(self, snapshot: PrefixSnapshot) -> None:
+        """Take over the complete state of `snapshot`; matches made before are void.
+
+        Parameters
+        ----------
+        snapshot : PrefixSnapshot
+            From `snapshot()` of this cache, or of one of the same policy and sizes.
+
+        Raises
+        ------
+        InvalidArgument
+            The snapshot has another policy or other sizes than this cache, or does not fit the
+            pool as it is: the pool must be in the state that it had at the snapshot.
+        """
+        if not isinstance(snapshot, PrefixSnapshot):
+            raise InvalidArgument("snapshot", snapshot, "must be a PrefixSnapshot")
+        with self.pool._everyone():
+            self._fits(snapshot)
+            before = self._slab, dict(self._namespaces)
+            uninterrupted(lambda: self._take_over(snapshot))
+            try:
+                self.check()
+                self.pool.check()
+            except CorruptState as error:
+                self._install(before[0])
+                self._slab[EPOCH] = self._epoch.number
+                self._namespaces = before[1]
+                raise InvalidArgument("snapshot", snapshot, f"does not fit: {error}") from error
+
+    def _fits(self, snapshot: PrefixSnapshot) -> None:
+        right = self._new_header(self.pool.num_pages)
+        for slot in (PAGES, ROW, POLICY, SLAB_END):
+            if snapshot.slab[slot] != right[slot]:
+                raise InvalidArgument(
+                    "snapshot", int(snapshot.slab[slot]), f"must be {right[slot]}"
+                )
+
+    def _take_over(self, snapshot: PrefixSnapshot) -> None:
+        slab = snapshot.slab.copy()
+        self._epoch = self._epoch.end(None)
+        slab[:HASH_MASK] = self._new_header(self.pool.num_pages)[:HASH_MASK]
+        self._namespaces = dict(snapshot.namespaces)
+        used = max(self._namespaces.values(), default=0)
+        self._next_namespace = max(self._next_namespace, used)
+        self._install(slab)
+
+    # What the pool calls, being locked.
+
+    def _rename_pages(self, moves: Moves) -> None:
+        names = np.arange(self.pool.num_pages, dtype=INT32)
+        names[moves.src] = moves.dst
+        self._epoch = self._epoch.end(moves)
+        self._slab[EPOCH] = self._epoch.number
+        prefix_upkeep_rename_cpu.run(self._slab, names, moves.src, moves.dst)
+
+    def _resize_pages(self, num_pages: int) -> Callable[[], None]:
+        slab = self._new_slab(num_pages)
+        prefix_upkeep_resize_cpu.compile()  # so that nothing can fail once the pool has changed
+
+        def follow() -> None:
+            prefix_upkeep_resize_cpu.run(self._slab, slab)
+            self._install(slab)
+
+        return follow
+
+    def _held_pages(self) -> NDArray[np.int32]:
+        return np.flatnonzero(self.arrays.next_pages != UNCACHED).astype(INT32)
