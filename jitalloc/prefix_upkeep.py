@@ -99,10 +99,10 @@ class PrefixUpkeep(PrefixSlab):
 
     def _check_header(self) -> None:
         right = self._new_header(self.pool.num_pages)
-        right[HASH_MASK:STAMPS_AT] = self._slab[HASH_MASK:STAMPS_AT]
-        wrong = np.flatnonzero(right != self._slab[:PREFIX_SLOTS])
-        if wrong.size:
-            slot = int(wrong[0])
+        wrong = right != self._slab[:PREFIX_SLOTS]
+        wrong[HASH_MASK:STAMPS_AT] = False  # what the cache counts is the kernel's to check
+        if wrong.any():
+            slot = int(np.argmax(wrong))
             raise CorruptState(
                 f"prefix header[{slot}] is {self._slab[slot]}, the cache has {right[slot]}"
             )
