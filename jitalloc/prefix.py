@@ -7,41 +7,33 @@ from collections.abc import Hashable, Sequence
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from jitalloc.arguments import as_count, as_integers, as_lengths, as_pages
+from jitalloc.arguments import as_integers, as_lengths
 from jitalloc.errors import (
     NEGATIVE,
-    NOT_LOCKED,
-    RENAMED,
     InvalidArgument,
-    JitallocError,
-    NotLocked,
     PinBudget,
     argument_error,
     unpack_status,
 )
 from jitalloc.kernels.prefix import (
-    prefix_insert_cpu,
     prefix_match_batch_cpu,
     prefix_match_cpu,
     prefix_pin_cpu,
-    prefix_release_cpu,
 )
-from jitalloc.matches import InsertResult, PrefixBatch, PrefixMatch, bring_up_to_date
+from jitalloc.matches import PrefixBatch, PrefixMatch
+from jitalloc.prefix_locks import PrefixLocks
+from jitalloc.prefix_slab import MAIN_ROOT
 from jitalloc.prefix_state import (
-    HELD_LOCK,
     HELD_NOT,
-    HELD_PIN,
     MATCH_HELD,
     MATCH_PAGES,
-    NEVER,
     PIN_BUDGET,
 )
-from jitalloc.reclaim import PrefixReclaim
 from jitalloc.slab import BUSY_STATUS
 from jitalloc.state import INT32
 
 
-class PrefixCache(PrefixReclaim):
+class PrefixCache(PrefixLocks):
     """Pages of a pool by the tokens that they hold, so that equal prefixes are computed once.
 
     A page is found by the tokens of all pages before it and its own; tokens are compared, never
@@ -120,7 +112,7 @@ class PrefixCache(PrefixReclaim):
             fast = False
         if not fast or type(tokens) is not np.ndarray:
             tokens = as_integers("tokens", tokens, INT32)
-        root = -2 if namespace is None else self._root(namespace)
+        root = MAIN_ROOT if namespace is None else self._root(namespace)
         match = PrefixMatch(self, self._epoch, tokens.size // self.page_size)
         record = match._record
         try:
@@ -210,20 +202,6 @@ class PrefixCache(PrefixReclaim):
                 raise InvalidArgument("namespaces", namespace, error.expected, position) from None
         return roots
 
-    def release(self, match: PrefixMatch | PrefixBatch) -> None:
-        """Give the locks of a match back; its pages count as used now.
-
-        Parameters
-        ----------
-        match : PrefixMatch or PrefixBatch
-
-        Raises
-        ------
-        NotLocked
-            The match was released before, is of another cache, or is pinned (`unpin`).
-        """
-        self._give_back(match, HELD_LOCK)
-
     def pin(self, tokens: ArrayLike, namespace: Hashable = None) -> PrefixMatch:
         """Lock the longest cached prefix for long, within the budget for pins.
 
@@ -263,105 +241,3 @@ class PrefixCache(PrefixReclaim):
                 self.unpin(match)
             raise
         return match
-
-    def unpin(self, match: PrefixMatch) -> None:
-        """Give the locks of a pin back; its pages count as used now.
-
-        Parameters
-        ----------
-        match : PrefixMatch
-            From `pin`.
-
-        Raises
-        ------
-        NotLocked
-            The match was unpinned before, is of another cache, or is not pinned.
-        """
-        self._give_back(match, HELD_PIN)
-
-    def _give_back(self, match: PrefixMatch | PrefixBatch, held: int) -> None:
-        if not isinstance(match, PrefixMatch | PrefixBatch):
-            raise InvalidArgument("match", match, "must be a PrefixMatch or a PrefixBatch")
-        if match._cache is not self:
-            raise NotLocked("the match is of another cache")
-        while True:
-            status = self._run(prefix_release_cpu, match._records, held)
-            if status >= 0:
-                return
-            code, _position = unpack_status(status)
-            if code == RENAMED:
-                with self.lock:
-                    bring_up_to_date(match, self._epoch)
-            elif code == NOT_LOCKED:
-                raise NotLocked("the match was given back before, or must be unpinned (or not)")
-
-    def insert(
-        self,
-        tokens: ArrayLike,
-        pages: ArrayLike,
-        namespace: Hashable = None,
-        *,
-        priority: int | None = None,
-        lifetime: int | None = None,
-    ) -> InsertResult:
-        """Keep pages by the tokens that they hold; pages used on the way count as used now.
-
-        Where the tokens are cached already, the page that holds them is the canonical one;
-        the rest is adopted: the cache becomes one owner more of each.
-
-        Parameters
-        ----------
-        tokens : array_like of int32[n]
-            Token ids from 0 to 2**31 - 1. Those that fill no whole page are ignored.
-        pages : array_like of int32[n // page_size]
-            Held pages with these tokens.
-        namespace : Hashable, optional
-            Where to keep them: namespaces never share.
-        priority : int, optional
-            Policy `priority`: 0 to 255. A page has the highest that it was given.
-        lifetime : int, optional
-            Policy `priority`: after how many steps of the pool the priority falls back to
-            `default_priority`; by default never.
-
-        Returns
-        -------
-        InsertResult
-
-        Raises
-        ------
-        InvalidPage
-            A page to be adopted is out of range, reserved or free.
-        PageCached
-            A page to be adopted is cached at another place, or named twice.
-        InvalidArgument, WrongDevice
-            As in `match`; `pages` has another length; or `priority` and `lifetime` do not fit
-            the policy.
-        """
-        tokens, pages = as_integers("tokens", tokens, INT32), as_pages(pages)
-        needed = tokens.size // self.page_size
-        if pages.size != needed:
-            raise InvalidArgument("pages", pages.size, f"must be {needed}, one a whole page")
-        if priority is None and lifetime is None:
-            options = self.default_priority, -1
-        else:
-            options = self._priority(priority, lifetime)
-        root = -2 if namespace is None else self._make_root(namespace)
-        canonical = np.empty(needed, INT32)
-        status = self._run(prefix_insert_cpu, root, tokens, pages, canonical, *options)
-        if status < 0:
-            raise self._insert_error(status, tokens, pages)
-        return InsertResult(canonical, status, needed - status)
-
-    def _priority(self, priority: int | None, lifetime: int | None) -> tuple[int, int]:
-        for name, value in (("priority", priority), ("lifetime", lifetime)):
-            if value is not None and self.policy != "priority":
-                raise InvalidArgument(name, value, "needs the policy 'priority'")
-        own = self.default_priority if priority is None else as_count("priority", priority, 0, 255)
-        return own, -1 if lifetime is None else as_count("lifetime", lifetime, 0, NEVER // 2)
-
-    def _insert_error(
-        self, status: int, tokens: NDArray[np.int32], pages: NDArray[np.int32]
-    ) -> JitallocError:
-        if unpack_status(status)[0] == NEGATIVE:
-            return argument_error(status, "tokens", tokens)
-        return self.pool._page_error(status, pages)

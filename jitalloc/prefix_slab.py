@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from jitalloc._jit import Kernel
 from jitalloc.arguments import as_choice, as_count, as_fraction
+from jitalloc.epochs import Epoch
 from jitalloc.errors import InvalidArgument
 from jitalloc.kernels.prefix_upkeep import prefix_upkeep_roots_cpu
-from jitalloc.matches import Epoch
 from jitalloc.moves import PageHolder, ranks
 from jitalloc.pool import PagePool
 from jitalloc.prefix_state import (

@@ -23,7 +23,8 @@ KERNEL_FILES = sorted(
     path.stem for path in (PACKAGE / "kernels").glob("*.py") if path.stem[0] != "_"
 )
 # Helpers that several nouns are built from: no kernel, so no facade and no benchmark.
-SHARED_KERNELS = {"runs", "queues", "paths", "search", "invariants"}
+SHARED_KERNELS = {"runs", "children", "wheel", "queues", "joints", "paths", "comparing", "search"}
+SHARED_KERNELS |= {"insertion", "invariants", "list_invariants"}
 NOUNS = [noun for noun in KERNEL_FILES if noun not in SHARED_KERNELS]
 
 # The flow of data: a module imports only what stands above it. Modules of one line, of each
@@ -44,10 +45,13 @@ ORDER = [
     ["owners"],
     ["tokens"],
     ["pool"],
+    ["epochs"],
     ["matches"],
     ["prefix_slab"],
     ["prefix_upkeep"],
     ["reclaim"],
+    ["insertion"],
+    ["prefix_locks"],
     ["prefix"],
     ["tables"],
     ["ids"],
@@ -62,8 +66,8 @@ ORDER = [
 ]
 # Within kernels/: what the loops of one noun are built from.
 KERNEL_ORDER = ["pool", "owners", "tokens", "upkeep", "tables", "rows", "sequences", "eviction"]
-KERNEL_ORDER += ["runs", "queues", "paths", "search", "prefix", "reclaim"]
-KERNEL_ORDER += ["invariants", "prefix_upkeep"]
+KERNEL_ORDER += ["runs", "children", "wheel", "queues", "joints", "paths", "comparing", "search"]
+KERNEL_ORDER += ["insertion", "prefix", "reclaim", "invariants", "list_invariants", "prefix_upkeep"]
 
 
 def sources(folder: Path) -> list[Path]:

@@ -8,15 +8,12 @@ from jitalloc._jit import helper, int32_column, kernel, try_lock, unlock
 from jitalloc.errors import (
     BUSY,
 )
-from jitalloc.kernels.invariants import is_run, prefix_fault
+from jitalloc.kernels.children import hash_link
+from jitalloc.kernels.invariants import is_run
+from jitalloc.kernels.list_invariants import prefix_fault
 from jitalloc.kernels.pool import fail
-from jitalloc.kernels.queues import (
-    queue_ends,
-    wheel_ends,
-    wheel_links,
-)
+from jitalloc.kernels.queues import queue_ends
 from jitalloc.kernels.runs import (
-    hash_link,
     next_pages,
     prev_pages,
     run_expiries,
@@ -24,6 +21,7 @@ from jitalloc.kernels.runs import (
     run_stamps,
     token_column,
 )
+from jitalloc.kernels.wheel import wheel_ends, wheel_links
 from jitalloc.prefix_state import (
     BUCKET_MASK,
     BUCKETS_AT,

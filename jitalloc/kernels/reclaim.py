@@ -6,24 +6,12 @@ import numpy as np
 
 from jitalloc._jit import helper, kernel, try_lock, unlock
 from jitalloc.errors import BUSY, STILL_LOCKED
+from jitalloc.kernels.children import child_unlink, hash_unlink
 from jitalloc.kernels.owners import pool_release
 from jitalloc.kernels.pool import fail
-from jitalloc.kernels.queues import (
-    expire,
-    next_victim,
-    put_back,
-    queue_unlink,
-    run_class,
-    wheel_unlink,
-)
-from jitalloc.kernels.runs import (
-    child_unlink,
-    hash_unlink,
-    next_pages,
-    prev_pages,
-    run_of,
-    run_records,
-)
+from jitalloc.kernels.queues import expire, next_victim, put_back, queue_unlink
+from jitalloc.kernels.runs import next_pages, prev_pages, run_class, run_of, run_records
+from jitalloc.kernels.wheel import wheel_unlink
 from jitalloc.prefix_state import (
     BY_SLRU,
     CACHED,

@@ -10,15 +10,10 @@ from __future__ import annotations
 import numpy as np
 
 from jitalloc._jit import helper, int32_column
-from jitalloc.kernels.paths import split_run
-from jitalloc.kernels.runs import (
-    first_child,
-    next_pages,
-    page_hash,
-    prev_pages,
-    run_records,
-    token_column,
-)
+from jitalloc.kernels.children import first_child, page_hash
+from jitalloc.kernels.comparing import agreement, consecutive, page_agrees
+from jitalloc.kernels.joints import split_run
+from jitalloc.kernels.runs import next_pages, prev_pages, run_records, token_column
 from jitalloc.prefix_state import (
     BUCKET_MASK,
     BUCKETS_AT,
@@ -31,53 +26,8 @@ from jitalloc.prefix_state import (
     SIBLING_NEXT,
 )
 
-BLOCK = 64  # elements that are compared without a way out, so that the loop vectorises
 PARTIAL_CHILDREN = 32  # runs of the namespace that are looked at for a partial page
 PARTIAL_LOOKS = 64  # and runs at the roots of all namespaces
-
-
-@helper
-def agreement(left, at, right, start, size):
-    """Return how many tokens agree of `left[at:]` and `right[start:]`, at most `size`."""
-    done = np.int64(0)
-    while done + BLOCK <= size:
-        a, b = np.uint64(at + done), np.uint64(start + done)
-        different = np.int32(0)
-        for j in range(np.uint64(BLOCK)):
-            different |= left[a + j] ^ right[b + j]
-        if different != 0:
-            break
-        done += BLOCK
-    while done < size and left[at + done] == right[start + done]:
-        done += 1
-    return done
-
-
-@helper
-def consecutive(nexts, page, size):
-    """Return how many pages behind `page` have the ids that follow its own, at most `size`."""
-    done = np.int64(0)
-    if size == 0 or nexts[page] != page + 1:
-        return done
-    while done + BLOCK <= size:
-        first = np.uint64(page + done)
-        following = np.int32(first) + np.int32(1)
-        different = np.int32(0)
-        for j in range(np.uint64(BLOCK)):
-            different |= nexts[first + j] ^ (following + np.int32(j))
-        if different != 0:
-            break
-        done += BLOCK
-    while done < size and nexts[page + done] == page + done + 1:
-        done += 1
-    return done
-
-
-@helper
-def page_agrees(prefix, page, tokens, at):
-    """Return whether the tokens of `page` are those from `tokens[at]` on."""
-    size = prefix[ROW]
-    return agreement(token_column(prefix), page * size, tokens, at, size) == size
 
 
 @helper
