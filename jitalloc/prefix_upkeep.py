@@ -37,6 +37,7 @@ from jitalloc.prefix_state import (
     STAMPS_AT,
     TOKENS_ASKED,
     UNCACHED,
+    prefix_arrays,
 )
 from jitalloc.state import INT32, words
 from jitalloc.stats import PrefixStats
@@ -92,10 +93,22 @@ class PrefixUpkeep(PrefixSlab):
         """
         with self.pool._everyone():
             self._check_header()
-            seen = np.zeros(words(self.pool.num_pages), np.uint64)
-            status = self._run(prefix_upkeep_check_cpu, seen)
-            if status < 0:
-                raise corrupt_error(status)
+            self._check_slab(self._slab)
+
+    def _check_slab(self, slab: NDArray[np.int64]) -> None:
+        seen = np.zeros(words(self.pool.num_pages), np.uint64)
+        status = self.pool._run(prefix_upkeep_check_cpu, slab, seen)
+        if status < 0:
+            raise corrupt_error(status)
+
+    def _check_owners(self, slab: NDArray[np.int64]) -> None:
+        owners = (prefix_arrays(slab).next_pages != UNCACHED).astype(np.int64)
+        for holder in self.pool._holders:
+            if holder is not self:
+                owners += np.bincount(holder._held_pages(), minlength=owners.size)
+        short = self.pool.arrays.refcount < owners
+        if short.any():
+            raise CorruptState(f"page {np.argmax(short)} has fewer owners than hold it")
 
     def _check_header(self) -> None:
         right = self._new_header(self.pool.num_pages)
@@ -140,16 +153,12 @@ class PrefixUpkeep(PrefixSlab):
             raise InvalidArgument("snapshot", snapshot, "must be a PrefixSnapshot")
         with self.pool._everyone():
             self._fits(snapshot)
-            before = self._slab, dict(self._namespaces)
-            uninterrupted(lambda: self._take_over(snapshot))
             try:
-                self.check()
-                self.pool.check()
+                self._check_slab(snapshot.slab)
+                self._check_owners(snapshot.slab)
             except CorruptState as error:
-                self._install(before[0])
-                self._slab[EPOCH] = self._epoch.number
-                self._namespaces = before[1]
                 raise InvalidArgument("snapshot", snapshot, f"does not fit: {error}") from error
+            uninterrupted(lambda: self._take_over(snapshot))
 
     def _fits(self, snapshot: PrefixSnapshot) -> None:
         right = self._new_header(self.pool.num_pages)
@@ -160,6 +169,7 @@ class PrefixUpkeep(PrefixSlab):
                 )
 
     def _take_over(self, snapshot: PrefixSnapshot) -> None:
+        """Take over what has been found to fit; the caller has locked everyone."""
         slab = snapshot.slab.copy()
         self._epoch = self._epoch.end(None)
         slab[:HASH_MASK] = self._new_header(self.pool.num_pages)[:HASH_MASK]
