@@ -18,9 +18,13 @@ from jitalloc.errors import (
     InvalidArgument,
     InvalidPage,
     NestedFreeGroup,
+    NotLocked,
     OutOfPages,
     OutOfRows,
+    PageCached,
     PageInUse,
+    PagesLocked,
+    PinBudget,
     SequenceTooLong,
     SnapshotError,
     UnknownSequence,
@@ -30,8 +34,10 @@ from tests.cache_faults import CACHE_FAULTS
 from tests.cache_pairs import cache_state
 from tests.pairs import pool_state
 from tests.pool_faults import ANY, POOL_FAULTS
+from tests.prefix_faults import PREFIX_FAULTS, prefix_caches
+from tests.prefix_pairs import cached
 
-FAULTS = {**POOL_FAULTS, **CACHE_FAULTS}
+FAULTS = {**POOL_FAULTS, **CACHE_FAULTS, **PREFIX_FAULTS}
 
 
 @pytest.fixture
@@ -52,13 +58,17 @@ def at() -> SimpleNamespace:
     fifo.alloc(3)
     full = PagedKVCache(PagePool(4, 4), 1, 1)
     full.allocate("x", 1)
-    return SimpleNamespace(pool=pool, cache=cache, fifo=fifo, full=full)
+    prefixes = vars(prefix_caches())
+    return SimpleNamespace(pool=pool, cache=cache, fifo=fifo, full=full, **prefixes)
 
 
 def states(at: SimpleNamespace) -> tuple[Any, ...]:
     return (
-        *map(pool_state, (at.pool, at.fifo, at.full.pool)),
+        *map(pool_state, (at.pool, at.fifo, at.full.pool, at.prefix.pool, at.timed.pool)),
         *map(cache_state, (at.cache, at.full)),
+        *map(cached, (at.prefix, at.timed)),
+        *(each.stats() for each in (at.prefix, at.timed)),
+        at.match.locked,
     )
 
 
@@ -82,6 +92,9 @@ def test_bad_input_is_refused_and_changes_nothing(at: SimpleNamespace, name: str
     assert states(at) == before
     at.cache.check(held=[0, 1, 2, 3, 3])
     at.fifo.check(held=[1, 2, 3])
+    at.prefix.check()
+    at.prefix.pool.check(held=[1, 2, 3, 4, 5, 6])
+    at.timed.check()
 
 
 BASES = {
@@ -99,6 +112,10 @@ BASES = {
     SnapshotError: ValueError,
     errors.TraceError: ValueError,
     CorruptState: errors.JitallocError,
+    PageCached: ValueError,
+    NotLocked: errors.JitallocError,
+    PagesLocked: errors.JitallocError,
+    PinBudget: errors.JitallocError,
 }
 
 
