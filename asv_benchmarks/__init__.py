@@ -11,6 +11,8 @@ A parameter `design` puts jitalloc beside the textbook designs of `baselines.py`
 `bench_rows`       sequences that begin and end
 `bench_sequences`  decode steps, prefill, fork, copy-on-write, beam search, truncation
 `bench_eviction`   who gives way, by policy
+`bench_prefix`     prompts that begin alike: match, insert
+`bench_reclaim`    cached pages that give way
 `bench_tables`     the layouts that attention kernels read
 `bench_replay`     recorded and generated traffic through all of it
 
