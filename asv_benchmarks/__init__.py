@@ -13,6 +13,7 @@ A parameter `design` puts jitalloc beside the textbook designs of `baselines.py`
 `bench_eviction`   who gives way, by policy
 `bench_prefix`     prompts that begin alike: match, insert
 `bench_reclaim`    cached pages that give way
+`bench_prefix_upkeep`  checking, saving and moving what is cached
 `bench_tables`     the layouts that attention kernels read
 `bench_replay`     recorded and generated traffic through all of it
 

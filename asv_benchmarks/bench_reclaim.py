@@ -108,26 +108,31 @@ class EvictLong:
         self.cache.evict(50_000)
 
 
-class Locked:
-    """A page alone among 32,768 leaves of which all but the youngest are locked at first."""
+class Parked:
+    """Matches among 1,024 leaves are passed over by an eviction, then given back.
 
-    params = (("lru", "fifo", "mru", "priority"),)
-    param_names = ("policy",)
+    So many leaves were inserted in between: giving back must not depend on them.
+    """
 
-    def setup(self, policy: str) -> None:
-        self.cache = grown(policy, 32_768)
-        size = self.cache.pool.page_size
-        tokens = self.cache.arrays.tokens
-        self.matches: list[Any] = []
-        parents = 32_768 // LEAVES_A_PARENT
-        prompt = np.zeros(2 * size, np.int32)
-        for page in range(parents, parents + 32_768 - 256):
-            prompt[:size], prompt[size:] = tokens[(page - parents) % parents], tokens[page]
-            self.matches.append(self.cache.match(prompt))
+    params = (POLICIES, (1024, 32_768))
+    param_names = ("policy", "newer")
 
-    def time_evict_1_x100(self, policy: str) -> None:
-        for _ in range(100):
-            self.cache.evict(1)
+    def setup(self, policy: str, newer: int) -> None:
+        pool = jitalloc.PagePool(1024 + newer)
+        self.cache = jitalloc.PrefixCache(pool, policy=policy)
+        pages = pool.alloc(1024 + newer)
+        prompts = pages.repeat(pool.page_size).reshape(pages.size, -1)
+        for i in range(1024):
+            self.cache.insert(prompts[i], pages[i : i + 1])
+        ours = range(924, 1024) if policy == "mru" else range(100)  # who would be next
+        self.matches: list[Any] = [self.cache.match(prompts[i]) for i in ours]
+        self.cache.evict(1)
+        for i in range(1024, pages.size):
+            self.cache.insert(prompts[i], pages[i : i + 1])
+
+    def time_release_x100(self, policy: str, newer: int) -> None:
+        for match in self.matches:
+            self.cache.release(match)
 
 
 class Metadata:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from random import Random
 from typing import Any
 
@@ -241,6 +242,35 @@ def test_tokens_are_compared_whatever_the_hash(mask: int) -> None:
         for _ in range(WALKS):
             random_turn(pair, random, "abcd", 4)
         pair.drain()
+
+
+PATTERNS: dict[str, Callable[[int, int], tuple[int, int]]] = {
+    "counted": lambda i, _at: (i, 0),
+    "strides": lambda i, _at: (i * 4096, 0),
+    "high bits": lambda i, _at: (i << 18, 1),
+    "behind": lambda i, _at: (7, i),
+    "both": lambda i, _at: (i, i),
+    "like its page": lambda _i, at: (at, 0),
+    "like its parent": lambda i, at: (at % 64, i // 64),
+    "against its parent": lambda i, at: (at ^ (at % 64), 1),
+}
+
+
+@pytest.mark.parametrize("name", PATTERNS)
+@pytest.mark.parametrize("page_size", [2, 3, 16])
+def test_patterns_of_tokens_spread_over_the_buckets(name: str, page_size: int) -> None:
+    leaves = 500 if JIT_DISABLED else 4000
+    cache = PrefixCache(PagePool(leaves + 64, page_size))
+    parents, pages = cache.pool.alloc(64), cache.pool.alloc(leaves)
+    tokens = np.zeros((2, page_size), np.int32)
+    for i, page in enumerate(pages.tolist()):
+        parent = int(parents[page % 64])
+        tokens[0, 0] = parent
+        tokens[1, :2] = PATTERNS[name](i, page)
+        cache.insert(tokens.ravel(), [parent, page])
+    buckets = cache.arrays.buckets
+    expected = buckets.size * (1 - np.exp(-cache.num_cached / buckets.size))
+    assert np.count_nonzero(buckets >= 0) > 0.9 * expected
 
 
 # Histories.

@@ -228,3 +228,16 @@ def test_uses_stop_at_255() -> None:
             cache.release(cache.match(tokens[text]))
     assert [cache.evict(1) for _ in range(4)] == [1] * 4
     assert freed(cache.pool, 4) == [3, 2, 1, 0]  # as at a tie
+
+
+def test_pages_with_other_locks_stay_apart_when_their_uses_are_equal() -> None:
+    pair = made("lru", "abcd")
+    tokens = spell("abcd", 2)
+    for cache in (pair.cache, pair.cache_model):
+        for _ in range(256):
+            cache.release(cache.match(tokens))
+    pair.look_up(tokens[:4])
+    pair.store(tokens)
+    assert pair.must("evict", 9) == 2
+    pair.give_back()
+    pair.drain()
