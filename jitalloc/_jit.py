@@ -178,6 +178,10 @@ if JIT_DISABLED:
         """Return the hash `state` with `word` taken in, both uint64."""
         return np.uint64((int(state) ^ int(word)) * MIX_FACTOR & (2**64 - 1))
 
+    def borrow(slab):  # type: ignore[no-untyped-def]
+        """Return a slab as a view that no helper need count references of."""
+        return slab
+
     def int64_column(slab, start, size):  # type: ignore[no-untyped-def]
         """Return `size` int64 of a slab from word `start` on, as a view."""
         return slab[start : start + size]
@@ -246,8 +250,9 @@ else:
         """Return the hash `state` with `word` taken in, both uint64."""
         return (state ^ word) * np.uint64(MIX_FACTOR)
 
-    # Views that borrow: `slab[a:b].view(...)` would count a reference up and down by atomic
-    # operations, 10 ns a view. The slab outlives the kernel, so nothing needs to be counted.
+    # Views that borrow. `slab[a:b].view(...)` counts a reference up and down by atomic operations,
+    # and so does every helper for each array that it is given: 10 ns each. A slab outlives the
+    # kernel, so nothing needs to be counted.
 
     def _borrowed(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         slab, start, *shape = args
@@ -277,6 +282,11 @@ else:
         """Return `size` rows of `width` int32 of a slab from word `start` on, as a view."""
         view = types.Array(types.int32, 2, "C")
         return view(slab, types.int64, types.int64, types.int64), _borrowed
+
+    @helper
+    def borrow(slab):  # type: ignore[no-untyped-def]
+        """Return a slab as a view that no helper need count references of."""
+        return int64_column(slab, 0, slab.size)  # type: ignore[no-untyped-call]
 
 
 def versions() -> dict[str, str]:

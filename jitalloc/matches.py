@@ -44,10 +44,12 @@ class PrefixMatch:
     """
 
     __slots__ = ("__weakref__", "_cache", "_epoch", "_record", "num_pages", "num_tokens")
+    _size = 1
 
     def __init__(self, cache: Holder, epoch: Epoch, room: int) -> None:
         # The kernel writes the record, so whether the lock is held is known however the call ends.
-        self._record = np.zeros(MATCH_FIELDS + room, INT32)
+        self._record = np.empty(MATCH_FIELDS + room, INT32)
+        self._record[MATCH_HELD] = HELD_NOT
         self._cache = cache
         self._epoch = epoch
         self.num_pages = 0
@@ -118,7 +120,8 @@ class PrefixBatch:
     __slots__ = (
         "_cache",
         "_epoch",
-        "_records",
+        "_record",
+        "_size",
         "indptr",
         "num_tokens",
         "pages",
@@ -127,7 +130,8 @@ class PrefixBatch:
     )
 
     def __init__(self, cache: Holder, epoch: Epoch, size: int) -> None:
-        self._records = np.zeros((size, MATCH_FIELDS), INT32)
+        self._record = np.zeros(size * MATCH_FIELDS, INT32)
+        self._size = size
         self._cache = cache
         self._epoch = epoch
 
@@ -141,12 +145,16 @@ class PrefixBatch:
         self.partial_tokens = self._records[:, MATCH_PARTIAL_TOKENS].copy()
 
     @property
+    def _records(self) -> NDArray[np.int32]:
+        return self._record.reshape(-1, MATCH_FIELDS)
+
+    @property
     def locked(self) -> bool:
         """Whether the batch still holds its locks."""
         return bool((self._records[:, MATCH_HELD] != HELD_NOT).any())
 
     def __len__(self) -> int:
-        return len(self._records)
+        return self._size
 
     def __enter__(self) -> Self:
         return self

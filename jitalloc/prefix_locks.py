@@ -43,17 +43,20 @@ class PrefixLocks(PrefixInsertion):
         self._give_back(match, HELD_PIN)
 
     def _give_back(self, match: PrefixMatch | PrefixBatch, held: int) -> None:
-        if not isinstance(match, PrefixMatch | PrefixBatch):
-            raise InvalidArgument("match", match, "must be a PrefixMatch or a PrefixBatch")
-        if match._cache is not self:
+        try:
+            mine = match._cache is self
+        except AttributeError:
+            expected = "must be a PrefixMatch or a PrefixBatch"
+            raise InvalidArgument("match", match, expected) from None
+        if not mine:
             raise NotLocked("the match is of another cache")
-        while True:
-            status = self._run(prefix_release_cpu, match._records, held)
-            if status >= 0:
-                return
+        record, size = match._record, match._size
+        status: int = prefix_release_cpu.run(self.pool._slab, self._slab, record, size, held)
+        while status < 0:
             code, _position = unpack_status(status)
+            if code == NOT_LOCKED:
+                raise NotLocked("the match was given back before, or must be unpinned (or not)")
             if code == RENAMED:
                 with self.lock:
                     bring_up_to_date(match, self._epoch)
-            elif code == NOT_LOCKED:
-                raise NotLocked("the match was given back before, or must be unpinned (or not)")
+            status = self._run(prefix_release_cpu, record, size, held)

@@ -102,8 +102,8 @@ RUN_LOCKS: Final = 5
 QUEUE_NEXT: Final = 6
 QUEUE_PREV: Final = 7
 RUN_STATE: Final = 8  # class (8 bits), uses (8 bits), queued (1 bit), pins (14 bits)
-CHAIN: Final = 9  # next run in the bucket
-RUN_HASH: Final = 10
+CHAIN_NEXT: Final = 9  # runs of the same bucket
+CHAIN_PREV: Final = 10  # ~bucket where there is none
 RUN_FIELDS: Final = 11
 
 MOST_USES: Final = 255

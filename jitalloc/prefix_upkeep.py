@@ -17,7 +17,7 @@ from jitalloc.kernels.prefix_upkeep import (
     prefix_upkeep_resize_cpu,
 )
 from jitalloc.moves import Moves
-from jitalloc.prefix_slab import PrefixSlab
+from jitalloc.prefix_slab import FIRST_NAMESPACE, LAST_NAMESPACE, MAIN_ROOT, PrefixSlab
 from jitalloc.prefix_state import (
     CLEARED,
     EPOCH,
@@ -94,6 +94,15 @@ class PrefixUpkeep(PrefixSlab):
         with self.pool._everyone():
             self._check_header()
             self._check_slab(self._slab)
+            self._check_namespaces()
+
+    def _check_namespaces(self) -> None:
+        known = range(
+            FIRST_NAMESPACE, LAST_NAMESPACE if self._wrapped else self._next_namespace + 1
+        )
+        strange = [ns for ns in self._live_namespaces() if ns not in known and -2 - ns != MAIN_ROOT]
+        if strange:
+            raise CorruptState(f"pages stand in a namespace {strange[0]} that was never made")
 
     def _check_slab(self, slab: NDArray[np.int64]) -> None:
         seen = np.zeros(words(self.pool.num_pages), np.uint64)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from jitalloc._jit import helper, int32_column
+from jitalloc._jit import helper
 from jitalloc.errors import (
     BAD_BUCKET,
     BAD_PREFIX_COUNT,
@@ -15,7 +15,7 @@ from jitalloc.errors import (
     BAD_QUEUE,
     BAD_WHEEL,
 )
-from jitalloc.kernels.children import page_hash
+from jitalloc.kernels.children import bucket_column, page_hash
 from jitalloc.kernels.invariants import count_fault, is_run, link_fault, runs_fault
 from jitalloc.kernels.pool import fail
 from jitalloc.kernels.queues import queue_ends
@@ -34,7 +34,8 @@ from jitalloc.prefix_state import (
     BUCKET_MASK,
     BUCKETS_AT,
     BY_PRIORITY,
-    CHAIN,
+    CHAIN_NEXT,
+    CHAIN_PREV,
     FILLED_AT,
     NEVER,
     PAGES,
@@ -44,7 +45,6 @@ from jitalloc.prefix_state import (
     QUEUED,
     QUEUES,
     ROW,
-    RUN_HASH,
     RUN_LENGTH,
     RUN_STATE,
     WHEEL_LISTS,
@@ -56,17 +56,18 @@ from jitalloc.prefix_state import (
 def bucket_fault(prefix, count):
     """Check the hash table, which must hold `count` runs; return 0 or the fault."""
     runs, prevs = run_records(prefix), prev_pages(prefix)
-    buckets = int32_column(prefix, prefix[BUCKETS_AT], prefix[BUCKET_MASK] + 1)
+    buckets = bucket_column(prefix)
     for at in range(buckets.size):
-        run = np.int64(buckets[at])
+        run, before = np.int64(buckets[at]), np.int64(~at)
         while run != -1:
             if count == 0 or not is_run(prefix, run):
                 return fail(BAD_BUCKET, at)
             code = page_hash(prefix, np.int64(prevs[run]), token_column(prefix), run * prefix[ROW])
-            if runs[run, RUN_HASH] != code or code & prefix[BUCKET_MASK] != at:
+            if runs[run, CHAIN_PREV] != before or code & prefix[BUCKET_MASK] != at:
                 return fail(BAD_BUCKET, at)
             count -= 1
-            run = np.int64(runs[run, CHAIN])
+            before = run
+            run = np.int64(runs[run, CHAIN_NEXT])
     return np.int64(0) if count == 0 else fail(BAD_PREFIX_COUNT, BUCKETS_AT)
 
 

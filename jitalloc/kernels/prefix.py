@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from jitalloc._jit import helper, kernel, try_lock, unlock
+from jitalloc._jit import borrow, helper, kernel, try_lock, unlock
 from jitalloc.errors import BUSY, NEGATIVE, NOT_LOCKED, OVER_PIN_BUDGET, RENAMED
 from jitalloc.kernels.children import hash_link
 from jitalloc.kernels.insertion import expiry_at, link_new, refresh
@@ -85,6 +85,7 @@ def match_one(prefix, root, tokens, record, out):
 def prefix_match_cpu(pool, prefix, root, tokens, record):
     if not try_lock(pool):
         return fail(BUSY, 0)
+    pool, prefix = borrow(pool), borrow(prefix)
     tokens = np.ascontiguousarray(tokens)
     status = match_one(prefix, root, tokens, record, record[MATCH_FIELDS:])
     if status == 0:
@@ -100,6 +101,7 @@ def prefix_match_batch_cpu(pool, prefix, roots, tokens, indptr, records, out):
     # `indptr` ascends within `tokens`. `out` has room for every whole page of each prompt.
     if not try_lock(pool):
         return fail(BUSY, 0)
+    pool, prefix = borrow(pool), borrow(prefix)
     put = np.int64(0)
     status = negative_token(tokens, 0)
     if status == 0:
@@ -136,19 +138,20 @@ def release_one(prefix, record):
     record[MATCH_HELD] = HELD_NOT
 
 
-@kernel("int64(int64[::1], int64[::1], int32[:, ::1], int64)")
-def prefix_release_cpu(pool, prefix, records, held):
-    # `held`: what the records must hold, HELD_LOCK or HELD_PIN.
+@kernel("int64(int64[::1], int64[::1], int32[::1], int64, int64)")
+def prefix_release_cpu(pool, prefix, records, count, held):
+    # `held`: what the records, `count` of them, must hold: HELD_LOCK or HELD_PIN.
     if not try_lock(pool):
         return fail(BUSY, 0)
-    for i in range(records.shape[0]):
-        code = held_fault(prefix, records[i], held)
+    pool, prefix = borrow(pool), borrow(prefix)
+    for i in range(count):
+        code = held_fault(prefix, records[i * MATCH_FIELDS :], held)
         if code != 0:
             unlock(pool)
             return fail(code, i)
     expire(prefix, pool[STEP])
-    for i in range(records.shape[0]):
-        release_one(prefix, records[i])
+    for i in range(count):
+        release_one(prefix, records[i * MATCH_FIELDS :])
     pool[STEP] += 1
     unlock(pool)
     return np.int64(0)
@@ -176,6 +179,7 @@ def pin_fault(prefix, end):
 def prefix_pin_cpu(pool, prefix, root, tokens, record):
     if not try_lock(pool):
         return fail(BUSY, 0)
+    pool, prefix = borrow(pool), borrow(prefix)
     tokens = np.ascontiguousarray(tokens)
     count, end = find(prefix, root, tokens, record[MATCH_FIELDS:])
     status = negative_token(tokens, count * prefix[ROW])
@@ -197,6 +201,7 @@ def prefix_insert_cpu(pool, prefix, root, tokens, pages, out, priority, lifetime
     # `pages` and `out` have one element for each whole page of `tokens`.
     if not try_lock(pool):
         return fail(BUSY, 0)
+    pool, prefix = borrow(pool), borrow(prefix)
     tokens, pages = np.ascontiguousarray(tokens), np.ascontiguousarray(pages)
     size, now = prefix[ROW], pool[STEP]
     present, end = find(prefix, root, tokens, out)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from jitalloc._jit import helper, int32_column, kernel, try_lock, unlock
+from jitalloc._jit import helper, kernel, try_lock, unlock
 from jitalloc.errors import (
     BUSY,
 )
-from jitalloc.kernels.children import hash_link
+from jitalloc.kernels.children import bucket_column, hash_link
 from jitalloc.kernels.invariants import is_run
 from jitalloc.kernels.list_invariants import prefix_fault
 from jitalloc.kernels.pool import fail
@@ -23,8 +23,6 @@ from jitalloc.kernels.runs import (
 )
 from jitalloc.kernels.wheel import wheel_ends, wheel_links
 from jitalloc.prefix_state import (
-    BUCKET_MASK,
-    BUCKETS_AT,
     BY_PRIORITY,
     COLUMNS_AT,
     FILLED_AT,
@@ -83,7 +81,7 @@ def prefix_upkeep_roots_cpu(pool, prefix, out):
 @helper
 def rehash(prefix):
     """Build the hash table anew."""
-    buckets = int32_column(prefix, prefix[BUCKETS_AT], prefix[BUCKET_MASK] + 1)
+    buckets = bucket_column(prefix)
     for at in range(buckets.size):
         buckets[at] = -1
     for page in range(prefix[PAGES]):

@@ -10,18 +10,16 @@ from __future__ import annotations
 import numpy as np
 
 from jitalloc._jit import helper, int32_column
-from jitalloc.kernels.children import first_child, page_hash
+from jitalloc.kernels.children import bucket_column, first_child, page_hash
 from jitalloc.kernels.comparing import agreement, consecutive, page_agrees
 from jitalloc.kernels.joints import split_run
 from jitalloc.kernels.runs import next_pages, prev_pages, run_records, token_column
 from jitalloc.prefix_state import (
     BUCKET_MASK,
-    BUCKETS_AT,
-    CHAIN,
+    CHAIN_NEXT,
     MATCH_PARTIAL_PAGE,
     MATCH_PARTIAL_TOKENS,
     ROW,
-    RUN_HASH,
     RUN_LENGTH,
     SIBLING_NEXT,
 )
@@ -41,15 +39,11 @@ def find_child(prefix, end, tokens, at):
         if runs[run, SIBLING_NEXT] < 0:
             return np.int64(-1)
     prevs = prev_pages(prefix)
-    buckets = int32_column(prefix, prefix[BUCKETS_AT], prefix[BUCKET_MASK] + 1)
     code = page_hash(prefix, end, tokens, at)
-    run = np.int64(buckets[code & prefix[BUCKET_MASK]])
-    while run >= 0:
-        if runs[run, RUN_HASH] == code and prevs[run] == end:
-            if page_agrees(prefix, run, tokens, at):
-                return run
-        run = np.int64(runs[run, CHAIN])
-    return np.int64(-1)
+    run = np.int64(bucket_column(prefix)[code & prefix[BUCKET_MASK]])
+    while run >= 0 and not (prevs[run] == end and page_agrees(prefix, run, tokens, at)):
+        run = np.int64(runs[run, CHAIN_NEXT])
+    return run
 
 
 @helper
