@@ -42,6 +42,7 @@ OUT_OF_ROWS = 22  # detail: rows available
 TABLE_WIDTH = 23
 POSITION_RANGE = 24
 PAGE_IN_USE = 25  # detail: page
+TOKEN_DIFFERS = 49  # detail: position
 PAGE_CACHED = 26
 NOT_LOCKED = 27  # a match was given back before
 OVER_PIN_BUDGET = 28  # detail: pages that would be pinned anew
@@ -66,6 +67,8 @@ BAD_ROW_COUNT = 81
 BAD_ROW_COLUMN = 82
 BAD_ROW_PAGES = 83
 ROW_PAGE_FREE = 84
+BAD_ROW_LOCK = 120
+LOCKS_MISSING = 121
 BAD_PREFIX_HEADER = 85
 BAD_PREFIX_COUNT = 86
 CACHED_FREE = 87
@@ -256,6 +259,8 @@ CORRUPT_REASONS = {
     BAD_ROW_COUNT: "taken has bits past the last row, or not header[ACTIVE] of them ({})",
     BAD_ROW_COLUMN: "a column of row {} is out of its range",
     BAD_ROW_PAGES: "pages of row {} do not fit its length",
+    BAD_ROW_LOCK: "row {} does not fit the cached pages that it locks",
+    LOCKS_MISSING: "page {} is locked by more sequences than its locks say",
     BAD_PREFIX_HEADER: "prefix header[{}] contradicts the arrays or the cache's own sizes",
     BAD_PREFIX_COUNT: "runs or pages are missing in the lists of the prefix cache ({})",
     CACHED_FREE: "cached page {} has no owner in refcount, or is reserved",

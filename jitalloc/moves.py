@@ -44,5 +44,11 @@ class PageHolder(Protocol):
     def _resize_pages(self, num_pages: int) -> Callable[[], None]:
         """Prepare for another size of the pool; the result takes it over, and cannot fail."""
 
+    def _holds_locks(self) -> bool:
+        """Return whether it locks paths of a prefix cache on the pool."""
+
+    def _roots_in_use(self) -> NDArray[np.int64]:
+        """Return the roots of the namespaces that it may yet insert pages into."""
+
     def _held_pages(self) -> NDArray[np.int32]: ...
     def __len__(self) -> int: ...

@@ -130,7 +130,11 @@ class PrefixSlab:
         with self.pool._shape:
             roots = np.empty(self.pool.num_pages, INT32)
             count = self._run(prefix_upkeep_roots_cpu, roots)
-        return set((-2 - np.unique(roots[:count]).astype(np.int64)).tolist())
+        in_use: list[NDArray[Any]] = [
+            roots[:count],
+            *(holder._roots_in_use() for holder in self.pool._holders),
+        ]
+        return set((-2 - np.unique(np.concatenate(in_use))).tolist())
 
     def _fresh_namespace(self) -> int:
         # Ids go up, so that a call that looked a namespace up before a sweep cannot meet the

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,8 +17,10 @@ from jitalloc.kernels.prefix_upkeep import (
     prefix_upkeep_copy_cpu,
     prefix_upkeep_rename_cpu,
     prefix_upkeep_resize_cpu,
+    prefix_upkeep_unlock_cpu,
 )
 from jitalloc.moves import Moves
+from jitalloc.pool import PagePool
 from jitalloc.prefix_slab import FIRST_NAMESPACE, LAST_NAMESPACE, MAIN_ROOT, PrefixSlab
 from jitalloc.prefix_state import (
     CLEARED,
@@ -132,8 +136,6 @@ class PrefixUpkeep(PrefixSlab):
     def snapshot(self) -> PrefixSnapshot:
         """Return a copy of the complete state; the pool is not part of it.
 
-        Locks and pins are part of the state, the matches that hold them are not.
-
         Returns
         -------
         PrefixSnapshot
@@ -145,7 +147,9 @@ class PrefixUpkeep(PrefixSlab):
             return PrefixSnapshot(slab, tuple(self._namespaces.items()))
 
     def restore(self, snapshot: PrefixSnapshot) -> None:
-        """Take over the complete state of `snapshot`; matches made before are void.
+        """Take over the complete state of `snapshot`, without its locks and pins.
+
+        Matches made before are void.
 
         Parameters
         ----------
@@ -156,12 +160,17 @@ class PrefixUpkeep(PrefixSlab):
         ------
         InvalidArgument
             The snapshot has another policy or other sizes than this cache, or does not fit the
-            pool as it is: the pool must be in the state that it had at the snapshot.
+            pool as it is: the pool must be in the state that it had at the snapshot. Or
+            sequences lock pages: restore their `PagedKVCache`, which does all of it.
         """
         if not isinstance(snapshot, PrefixSnapshot):
             raise InvalidArgument("snapshot", snapshot, "must be a PrefixSnapshot")
         with self.pool._everyone():
-            self._fits(snapshot)
+            if any(holder._holds_locks() for holder in self.pool._holders):
+                raise InvalidArgument(
+                    "snapshot", snapshot, "sequences lock cached pages: restore their PagedKVCache"
+                )
+            self._fits(snapshot, self.pool.num_pages)
             try:
                 self._check_slab(snapshot.slab)
                 self._check_owners(snapshot.slab)
@@ -169,19 +178,46 @@ class PrefixUpkeep(PrefixSlab):
                 raise InvalidArgument("snapshot", snapshot, f"does not fit: {error}") from error
             uninterrupted(lambda: self._take_over(snapshot))
 
-    def _fits(self, snapshot: PrefixSnapshot) -> None:
-        right = self._new_header(self.pool.num_pages)
+    def _fits(self, snapshot: PrefixSnapshot, num_pages: int) -> None:
+        right = self._new_header(num_pages)
         for slot in (PAGES, ROW, POLICY, SLAB_END):
             if snapshot.slab[slot] != right[slot]:
                 raise InvalidArgument(
                     "snapshot", int(snapshot.slab[slot]), f"must be {right[slot]}"
                 )
 
+    def _options(self) -> dict[str, Any]:
+        """Return the arguments of the constructor, but for the pool."""
+        return {
+            "policy": self.policy,
+            "default_priority": self.default_priority,
+            "pin_budget": self.pin_budget,
+            "protected_share": self.protected_share,
+        }
+
+    @classmethod
+    def _from_slab(cls, pool: PagePool, slab: NDArray[Any], facts: dict[str, Any]) -> Self:
+        """Return a new cache with a state from a file; ValueError where that makes no sense."""
+        facts = dict(facts)
+        names = {ast.literal_eval(text): int(number) for text, number in facts.pop("namespaces")}
+        cache = cls(pool, **facts)
+        if slab.dtype != np.int64 or slab.shape != cache._slab.shape:
+            raise ValueError("the prefix cache's array has the wrong shape")
+        slab = np.ascontiguousarray(slab)
+        fixed = (*range(EPOCH), *range(STAMPS_AT, PREFIX_SLOTS))
+        if (slab[list(fixed)] != cache._slab[list(fixed)]).any():
+            raise ValueError("the prefix cache's header does not fit its options")
+        cache._check_slab(slab)
+        with pool._everyone():
+            cache._take_over(PrefixSnapshot(slab, tuple(names.items())))
+        return cache
+
     def _take_over(self, snapshot: PrefixSnapshot) -> None:
         """Take over what has been found to fit; the caller has locked everyone."""
         slab = snapshot.slab.copy()
         self._epoch = self._epoch.end(None)
-        slab[:HASH_MASK] = self._new_header(self.pool.num_pages)[:HASH_MASK]
+        slab[:HASH_MASK] = self._new_header(int(slab[PAGES]))[:HASH_MASK]
+        prefix_upkeep_unlock_cpu.run(slab)
         self._namespaces = dict(snapshot.namespaces)
         used = max(self._namespaces.values(), default=0)
         self._next_namespace = max(self._next_namespace, used)
@@ -205,6 +241,12 @@ class PrefixUpkeep(PrefixSlab):
             self._install(slab)
 
         return follow
+
+    def _holds_locks(self) -> bool:
+        return False
+
+    def _roots_in_use(self) -> NDArray[np.int64]:
+        return np.empty(0, np.int64)
 
     def _held_pages(self) -> NDArray[np.int32]:
         return np.flatnonzero(self.arrays.next_pages != UNCACHED).astype(INT32)

@@ -104,6 +104,12 @@ class SequenceStats:
         sequences evicted or cut, since the cache was made.
     tokens_dropped : int
         Tokens that evictions and windows dropped.
+    free_pages : int
+        Pages of the pool that are free or released.
+    reclaimable_pages : int
+        Pages that only the prefix cache holds and nobody locks: they give way on demand.
+    held_pages : int
+        All other pages in circulation. The three make up the pool without its null page.
     """
 
     active: int
@@ -115,6 +121,9 @@ class SequenceStats:
     copies: int
     evictions: int
     tokens_dropped: int
+    free_pages: int
+    reclaimable_pages: int
+    held_pages: int
 
 
 @dataclass(frozen=True, slots=True)

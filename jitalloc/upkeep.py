@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from typing import Any, Self
 
 import numpy as np
@@ -267,12 +268,14 @@ class PoolUpkeep(PoolSlab):
                 "snapshot", theirs, f"a cache on this pool needs (page_size, null_page) = {mine}"
             )
 
-    def _take_over(self, snapshot: PoolSnapshot) -> None:
+    def _take_over(self, snapshot: PoolSnapshot, then: Callable[[], None] = lambda: None) -> None:
+        """Take over `snapshot`; `then` runs just before anybody is let in again."""
         slab = snapshot.slab.copy()
         followers = [holder._resize_pages(snapshot.num_pages) for holder in self._holders]
         self._run(kernels.upkeep_retire_cpu)
         for follow in followers:
             follow()
+        then()
         self.page_size = snapshot.page_size
         self.order = snapshot.order
         self.null_page = snapshot.null_page

@@ -6,7 +6,9 @@ import os
 
 import pytest
 
-pytest.register_assert_rewrite("tests.pairs", "tests.cache_pairs")
+pytest.register_assert_rewrite(
+    "tests.pairs", "tests.cache_pairs", "tests.prefix_pairs", "tests.sharing_pairs"
+)
 
 from hypothesis import HealthCheck, Phase, settings  # noqa: E402
 

@@ -57,6 +57,7 @@ ORDER = [
     ["ids"],
     ["rows"],
     ["saving"],
+    ["sharing"],
     ["eviction"],
     ["sequences"],
     ["__init__"],
@@ -65,9 +66,10 @@ ORDER = [
     ["__main__"],
 ]
 # Within kernels/: what the loops of one noun are built from.
-KERNEL_ORDER = ["pool", "owners", "tokens", "upkeep", "tables", "rows", "sequences", "eviction"]
+KERNEL_ORDER = ["pool", "owners", "tokens", "upkeep"]
 KERNEL_ORDER += ["runs", "children", "wheel", "queues", "joints", "paths", "comparing", "search"]
 KERNEL_ORDER += ["insertion", "prefix", "reclaim", "invariants", "list_invariants", "prefix_upkeep"]
+KERNEL_ORDER += ["tables", "sharing", "rows", "sequences", "eviction"]
 
 
 def sources(folder: Path) -> list[Path]:

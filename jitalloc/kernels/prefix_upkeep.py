@@ -1,4 +1,4 @@
-"""Loops over a whole prefix cache: check, rename, resize, copy, the roots in use."""
+"""Loops over a whole prefix cache: check, rename, resize, copy, unlock."""
 
 from __future__ import annotations
 
@@ -11,11 +11,13 @@ from jitalloc.errors import (
 from jitalloc.kernels.children import bucket_column, hash_link
 from jitalloc.kernels.invariants import is_run
 from jitalloc.kernels.list_invariants import prefix_fault
+from jitalloc.kernels.paths import demote
 from jitalloc.kernels.pool import fail
-from jitalloc.kernels.queues import queue_ends
+from jitalloc.kernels.queues import put_back, queue_ends
 from jitalloc.kernels.runs import (
     next_pages,
     prev_pages,
+    run_class,
     run_expiries,
     run_records,
     run_stamps,
@@ -24,17 +26,25 @@ from jitalloc.kernels.runs import (
 from jitalloc.kernels.wheel import wheel_ends, wheel_links
 from jitalloc.prefix_state import (
     BY_PRIORITY,
+    BY_SLRU,
     COLUMNS_AT,
     FILLED_AT,
     HASH_MASK,
+    LOCKED,
     PAGES,
+    PINNED,
+    PINS_SHIFT,
     POLICY,
+    PROTECTED,
     QUEUE_NEXT,
     QUEUE_PREV,
     ROW,
     RUN_CHILD,
     RUN_END,
     RUN_FIELDS,
+    RUN_LENGTH,
+    RUN_LOCKS,
+    RUN_STATE,
     SIBLING_NEXT,
     SIBLING_PREV,
     STAMPS_AT,
@@ -157,4 +167,25 @@ def prefix_upkeep_resize_cpu(prefix, new):
     for page in range(min(prefix[PAGES], new[PAGES])):
         copy_row(prefix, np.int64(page), new, np.int64(page))
     rehash(new)
+    return np.int64(0)
+
+
+@kernel("int64(int64[::1])")
+def prefix_upkeep_unlock_cpu(prefix):
+    # Takes every lock and pin away; for a slab that nobody else has yet.
+    runs = run_records(prefix)
+    prefix[LOCKED] = 0
+    prefix[PINNED] = 0
+    prefix[PROTECTED] = 0
+    for run in range(prefix[PAGES]):
+        if is_run(prefix, run):
+            runs[run, RUN_LOCKS] = 0
+            runs[run, RUN_STATE] &= (1 << PINS_SHIFT) - 1
+            prefix[PROTECTED] += run_class(prefix, run) * runs[run, RUN_LENGTH]
+    if prefix[POLICY] != BY_SLRU:
+        prefix[PROTECTED] = 0
+    for run in range(prefix[PAGES]):
+        if is_run(prefix, run):
+            put_back(prefix, np.int64(run))
+    demote(prefix)
     return np.int64(0)
