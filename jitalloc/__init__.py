@@ -1,25 +1,34 @@
 """Paged KV-cache memory management on flat NumPy arrays.
 
 `PagePool` hands out pages by id; `PagedKVCache` keeps the block tables of sequences on it.
+`SlotAllocator` hands out whole rows of a cache that keeps one row a request, `SlotPrefixCache`
+finds which of them already holds the beginning of a prompt.
 """
 
 from importlib.metadata import PackageNotFoundError, version
 
 from jitalloc._jit import warmup
 from jitalloc.errors import (
+    AllPinned,
     CorruptState,
     DoubleFree,
     DuplicateSequence,
+    EntryPinned,
     InvalidArgument,
     InvalidPage,
+    InvalidSlot,
     JitallocError,
     NestedFreeGroup,
     OutOfPages,
     OutOfRows,
+    OutOfSlots,
     PageInUse,
     SequenceTooLong,
+    SlotFree,
+    SlotTaken,
     SnapshotError,
     TraceError,
+    UnknownEntry,
     UnknownSequence,
     WrongDevice,
 )
@@ -29,6 +38,10 @@ from jitalloc.owners import FreeGroup
 from jitalloc.pool import PageBatch, PagePool
 from jitalloc.saving import CacheSnapshot
 from jitalloc.sequences import Appended, PagedKVCache
+from jitalloc.slot_copy import copy_slot
+from jitalloc.slot_prefix import SlotPrefixCache
+from jitalloc.slot_records import SlotEntry, SlotMatch, SlotPrefixStats
+from jitalloc.slots import SlotAllocator
 from jitalloc.snapshot import PoolSnapshot
 from jitalloc.state import NULL
 from jitalloc.stats import PoolStats, SequenceInfo, SequenceStats
@@ -41,21 +54,25 @@ except PackageNotFoundError:  # a source tree that is not installed
 
 __all__ = [
     "NULL",
+    "AllPinned",
     "Appended",
     "BlockTables",
     "CacheSnapshot",
     "CorruptState",
     "DoubleFree",
     "DuplicateSequence",
+    "EntryPinned",
     "Eviction",
     "FreeGroup",
     "InvalidArgument",
     "InvalidPage",
+    "InvalidSlot",
     "JitallocError",
     "Moves",
     "NestedFreeGroup",
     "OutOfPages",
     "OutOfRows",
+    "OutOfSlots",
     "PageBatch",
     "PageInUse",
     "PagePool",
@@ -66,9 +83,18 @@ __all__ = [
     "SequenceInfo",
     "SequenceStats",
     "SequenceTooLong",
+    "SlotAllocator",
+    "SlotEntry",
+    "SlotFree",
+    "SlotMatch",
+    "SlotPrefixCache",
+    "SlotPrefixStats",
+    "SlotTaken",
     "SnapshotError",
     "TraceError",
+    "UnknownEntry",
     "UnknownSequence",
     "WrongDevice",
+    "copy_slot",
     "warmup",
 ]

@@ -40,7 +40,13 @@ def _cache_folder() -> str:
     """Return the folder of compiled kernels: `NUMBA_CACHE_DIR` or the user's cache, by source."""
     here = Path(__file__).parent
     digest = hashlib.blake2b(digest_size=8)
-    for source in (here / "_jit.py", here / "state.py", here / "errors.py"):
+    for source in (
+        here / "_jit.py",
+        here / "state.py",
+        here / "slot_state.py",
+        here / "slot_prefix_state.py",
+        here / "errors.py",
+    ):
         digest.update(source.read_bytes())
     for source in sorted((here / "kernels").glob("*.py")):
         digest.update(source.read_bytes())

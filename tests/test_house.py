@@ -26,6 +26,7 @@ NOUNS = sorted(path.stem for path in (PACKAGE / "kernels").glob("*.py") if path.
 ORDER = [
     ["errors"],
     ["state"],
+    ["slot_state", "slot_prefix_state"],
     ["_jit"],
     ["kernels"],
     ["arguments"],
@@ -44,6 +45,16 @@ ORDER = [
     ["saving"],
     ["eviction"],
     ["sequences"],
+    ["slot_calls"],
+    ["slot_slab"],
+    ["slots"],
+    ["slot_copy"],
+    ["slot_records"],
+    ["slot_table"],
+    ["slot_tree"],
+    ["slot_pins"],
+    ["slot_entries"],
+    ["slot_prefix"],
     ["__init__"],
     ["replay"],
     ["cli"],
@@ -51,6 +62,7 @@ ORDER = [
 ]
 # Within kernels/: what the loops of one noun are built from.
 KERNEL_ORDER = ["pool", "owners", "tokens", "upkeep", "tables", "rows", "sequences", "eviction"]
+KERNEL_ORDER += ["slots", "slot_table", "slot_tree", "slot_entries", "slot_prefix"]
 
 
 def sources(folder: Path) -> list[Path]:

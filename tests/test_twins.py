@@ -16,6 +16,8 @@ from tests import cache_steps
 from tests.cache_pairs import CachePair
 from tests.cache_steps import CACHE_STEPS
 from tests.pairs import PoolPair
+from tests.slot_pairs import PrefixPair, SlotPair
+from tests.slot_steps import PREFIX_BACKGROUND, PREFIX_STEPS, SLOT_BACKGROUND, SLOT_STEPS
 from tests.twin_steps import BACKGROUND, POOL_STEPS
 
 # The bitmaps' words and the runs of 64 that `free` looks for end at these sizes.
@@ -36,6 +38,9 @@ CACHES: list[dict[str, Any]] = [
     {"num_pages": 90, "page_size": 2, "max_sequences": 65, "eviction": "priority"},
     {"num_pages": 40, "page_size": 2, "max_pages": 10, "eviction": "streaming", "window": 3},
 ]
+# The words of both levels of the bitmap; then a token an entry, one entry, and trees of some depth.
+SLOTS = (1, 63, 64, 65, 4096, 4160)
+PREFIXES = ((1, 4), (2, 1), (5, 8), (12, 6), (30, 70))
 ROUNDS = 12 if _jit.JIT_DISABLED else 60
 
 
@@ -82,5 +87,27 @@ def test_cache_kernel_does_what_the_model_does(name: str, monkeypatch: pytest.Mo
     assert any(status >= 0 for status in statuses), "no call of this kernel succeeded"
 
 
+@pytest.mark.parametrize("name", sorted(SLOT_STEPS))
+def test_slot_kernel_does_what_the_model_does(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    statuses = count_calls(_jit.kernels()[name], monkeypatch)
+    for max_slots in SLOTS[: 4 if _jit.JIT_DISABLED else None]:
+        random, pair = Random(f"{name} {max_slots}"), SlotPair(max_slots)
+        for _ in range(ROUNDS):
+            SLOT_STEPS[name](pair, random)
+            random.choice(SLOT_BACKGROUND)(pair, random)
+    assert any(status >= 0 for status in statuses), "no call of this kernel succeeded"
+
+
+@pytest.mark.parametrize("name", sorted(PREFIX_STEPS))
+def test_prefix_kernel_does_what_the_model_does(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    statuses = count_calls(_jit.kernels()[name], monkeypatch)
+    for capacity, max_tokens in PREFIXES:
+        random, pair = Random(f"{name} {capacity}"), PrefixPair(capacity, max_tokens)
+        for _ in range(ROUNDS):
+            PREFIX_STEPS[name](pair, random)
+            random.choice(PREFIX_BACKGROUND)(pair, random)
+    assert any(status >= 0 for status in statuses), "no call of this kernel succeeded"
+
+
 def test_every_kernel_has_its_twin() -> None:
-    assert set(_jit.kernels()) == {*POOL_STEPS, *CACHE_STEPS}
+    assert set(_jit.kernels()) == {*POOL_STEPS, *CACHE_STEPS, *SLOT_STEPS, *PREFIX_STEPS}
