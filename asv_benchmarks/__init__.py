@@ -20,6 +20,11 @@ A parameter `design` puts jitalloc beside the textbook designs of `baselines.py`
 `bench_reclaim`    cached pages that give way
 `bench_prefix_upkeep`  checking, saving and moving what is cached
 `bench_tables`     the layouts that attention kernels read
+`bench_slots`      cache slots: one at a time, in batches, copied
+`bench_slot_tree`  the longest prefix that a slot holds
+`bench_slot_entries`  entries of the prefix cache that come and give way
+`bench_slot_table`  making such a cache, the entry of a slot, clearing
+`bench_slot_prefix`  checking it
 `bench_replay`     recorded and generated traffic through all of it
 
 Importing this package compiles all kernels. asv imports it once and forks a process for each

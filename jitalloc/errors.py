@@ -49,6 +49,16 @@ OVER_PIN_BUDGET = 28  # detail: pages that would be pinned anew
 STILL_LOCKED = 29  # detail: locked pages
 RENAMED = 30  # a match is older than the last renaming of pages
 
+# Cache slots: one row of the cache a request. What `check` finds there: slot*_state.py.
+OUT_OF_SLOTS = 40  # detail: slots free
+SLOT_IS_FREE = 41
+SLOT_IS_TAKEN = 42
+SLOT_OUTSIDE = 43
+ALL_PINNED = 44
+ENTRY_PINNED = 45
+ENTRY_NOT_PINNED = 46
+NO_ENTRY = 47
+
 # What `check` finds. The detail is a page, a header slot or a row.
 BAD_HEADER = 64
 BAD_FREE_ID = 65
@@ -230,6 +240,44 @@ class NestedFreeGroup(JitallocError, RuntimeError):
     """A `free_group` was opened inside another one on the same pool."""
 
 
+class OutOfSlots(JitallocError, MemoryError):
+    """Fewer cache slots are free than a call asked for. Nothing was taken.
+
+    Attributes
+    ----------
+    requested, available : int
+    """
+
+    def __init__(self, requested: int, available: int) -> None:
+        super().__init__(f"{requested} slots requested, {available} available")
+        self.requested = requested
+        self.available = available
+
+
+class InvalidSlot(InvalidArgument):
+    """A cache slot is out of range, free, or taken."""
+
+
+class SlotFree(InvalidSlot):
+    """A cache slot was freed that is free already. Nothing of the call was freed."""
+
+
+class SlotTaken(InvalidSlot):
+    """A cache slot is taken already, or backs another entry of the prefix cache."""
+
+
+class AllPinned(JitallocError, MemoryError):
+    """No entry can give way to a new one: the cache is full, and all its entries are pinned."""
+
+
+class EntryPinned(InvalidArgument):
+    """An entry is pinned: somebody reads its slot, so it cannot be removed or replaced."""
+
+
+class UnknownEntry(JitallocError, KeyError):
+    """No entry of the prefix cache has this slot in this version: it was evicted or removed."""
+
+
 class CorruptState(JitallocError):
     """`check()` found a broken invariant. The message names the page or row and the arrays."""
 
@@ -319,7 +367,7 @@ def argument_error(
     return InvalidArgument(argument, value, reason, position)
 
 
-def corrupt_error(status: int) -> CorruptState:
-    """Return the exception for a status word of `check`."""
+def corrupt_error(status: int, reasons: dict[int, str] = CORRUPT_REASONS) -> CorruptState:
+    """Return the exception for a status word of `check`; `reasons`: the texts of its codes."""
     code, detail = unpack_status(status)
-    return CorruptState(CORRUPT_REASONS[code].format(detail))
+    return CorruptState(reasons[code].format(detail))

@@ -33,6 +33,7 @@ ORDER = [
     ["errors"],
     ["state"],
     ["prefix_state"],
+    ["slot_state", "slot_prefix_state"],
     ["_jit"],
     ["kernels"],
     ["arguments"],
@@ -60,6 +61,16 @@ ORDER = [
     ["sharing"],
     ["eviction"],
     ["sequences"],
+    ["slot_calls"],
+    ["slot_slab"],
+    ["slots"],
+    ["slot_copy"],
+    ["slot_records"],
+    ["slot_table"],
+    ["slot_tree"],
+    ["slot_pins"],
+    ["slot_entries"],
+    ["slot_prefix"],
     ["__init__"],
     ["replay"],
     ["cli"],
@@ -70,6 +81,7 @@ KERNEL_ORDER = ["pool", "owners", "tokens", "upkeep"]
 KERNEL_ORDER += ["runs", "children", "wheel", "queues", "joints", "paths", "comparing", "search"]
 KERNEL_ORDER += ["insertion", "prefix", "reclaim", "invariants", "list_invariants", "prefix_upkeep"]
 KERNEL_ORDER += ["tables", "sharing", "rows", "sequences", "eviction"]
+KERNEL_ORDER += ["slots", "slot_table", "slot_tree", "slot_entries", "slot_prefix"]
 
 
 def sources(folder: Path) -> list[Path]:
