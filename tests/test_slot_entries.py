@@ -106,6 +106,18 @@ def test_a_pinned_entry_may_be_older_than_one_that_gives_way() -> None:
     assert pair.result("find", [3]) == (1, 4, 1)
 
 
+def test_a_branch_that_loses_its_newest_falls_behind() -> None:
+    pair = PrefixPair(5, 8)
+    for slot, tokens in enumerate(([0, 1, 1], [0, 1, 2], [0, 2, 1], [0, 3, 1], [0, 4])):
+        pair.result("insert", tokens, slot, 1)
+    pair.result("find", [0, 1, 2])
+    pair.result("remove", SlotEntry(3, 1, 1))  # 0 1 1, the oldest of all, is left there
+    assert pair.result("find", [0, 9]) == (1, 4, 1)
+    pair.result("pin", SlotEntry(3, 0, 1))
+    assert [pair.result("evict")[1] for _ in range(3)] == [2, 3, 4]
+    assert pair.result("find", [0, 9]) == (1, 0, 1)
+
+
 def test_a_stale_version_is_no_entry() -> None:
     slots, cache = SlotAllocator(2), SlotPrefixCache(2)
     slot = slots.alloc()

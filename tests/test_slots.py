@@ -68,6 +68,17 @@ def test_a_batch_with_a_bad_slot_frees_nothing(bad: list[int]) -> None:
     assert pair.library.arrays.slab.tolist() == before
 
 
+def test_a_refused_batch_leaves_the_hint_where_it_was() -> None:
+    slots = SlotAllocator(5000)
+    slots.alloc_batch(4500)
+    slots.free(slots.alloc())
+    before = slots.arrays.slab.tolist()
+    with pytest.raises(SlotFree):
+        slots.free_batch([7, 8, 4999])
+    assert slots.arrays.slab.tolist() == before
+    assert before[LOWEST] == 1
+
+
 def test_versions_grow_whenever_a_slot_is_taken() -> None:
     slots = SlotAllocator(3)
     assert slots.version(0) == 0
