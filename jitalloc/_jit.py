@@ -178,9 +178,9 @@ if JIT_DISABLED:
         """Return the hash `state` with `word` taken in, both uint64."""
         return np.uint64((int(state) ^ int(word)) * MIX_FACTOR & (2**64 - 1))
 
-    def borrow(slab):  # type: ignore[no-untyped-def]
-        """Return a slab as a view that no helper need count references of."""
-        return slab
+    def borrow(array):  # type: ignore[no-untyped-def]
+        """Return an argument of a kernel as a view that no helper need count references of."""
+        return array
 
     def int64_column(slab, start, size):  # type: ignore[no-untyped-def]
         """Return `size` int64 of a slab from word `start` on, as a view."""
@@ -251,7 +251,7 @@ else:
         return (state ^ word) * np.uint64(MIX_FACTOR)
 
     # Views that borrow. `slab[a:b].view(...)` counts a reference up and down by atomic operations,
-    # and so does every helper for each array that it is given: 10 ns each. A slab outlives the
+    # and so does every helper for each array that it is given: 10 ns each. An argument outlives the
     # kernel, so nothing needs to be counted.
 
     def _borrowed(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -283,10 +283,17 @@ else:
         view = types.Array(types.int32, 2, "C")
         return view(slab, types.int64, types.int64, types.int64), _borrowed
 
-    @helper
-    def borrow(slab):  # type: ignore[no-untyped-def]
-        """Return a slab as a view that no helper need count references of."""
-        return int64_column(slab, 0, slab.size)  # type: ignore[no-untyped-call]
+    @intrinsic
+    def borrow(typing_context, array):  # type: ignore[no-untyped-def]
+        """Return an argument of a kernel as a view that no helper need count references of."""
+        view = types.Array(array.dtype, 1, "C")
+
+        def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+            shape = make_array(signature.args[0])(context, builder, args[0]).shape
+            start, size = context.get_constant(types.int64, 0), builder.extract_value(shape, 0)
+            return _borrowed(context, builder, signature, (args[0], start, size))
+
+        return view(array), codegen
 
 
 def versions() -> dict[str, str]:

@@ -71,6 +71,11 @@ def as_integers(name: str, values: Any, dtype: np.dtype[Any]) -> NDArray[Any]:
     return converted
 
 
+def as_tokens(tokens: Any) -> NDArray[np.int32]:
+    """Return token ids as a contiguous `int32[n]`."""
+    return np.ascontiguousarray(as_integers("tokens", tokens, INT32))
+
+
 def as_pages(pages: Any) -> NDArray[np.int32]:
     """Return page ids as `int32[n]`."""
     return as_integers("pages", pages, INT32)

@@ -7,7 +7,7 @@ from collections.abc import Hashable
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from jitalloc.arguments import as_count, as_integers, as_pages
+from jitalloc.arguments import as_count, as_pages, as_tokens
 from jitalloc.errors import (
     NEGATIVE,
     InvalidArgument,
@@ -68,7 +68,7 @@ class PrefixInsertion(PrefixReclaim):
             As in `match`; `pages` has another length; or `priority` and `lifetime` do not fit
             the policy.
         """
-        tokens, pages = as_integers("tokens", tokens, INT32), as_pages(pages)
+        tokens, pages = as_tokens(tokens), np.ascontiguousarray(as_pages(pages))
         needed = tokens.size // self.page_size
         if pages.size != needed:
             raise InvalidArgument("pages", pages.size, f"must be {needed}, one a whole page")

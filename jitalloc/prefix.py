@@ -7,7 +7,7 @@ from collections.abc import Hashable, Sequence
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from jitalloc.arguments import as_integers, as_lengths
+from jitalloc.arguments import as_lengths, as_tokens
 from jitalloc.errors import (
     NEGATIVE,
     InvalidArgument,
@@ -110,8 +110,8 @@ class PrefixCache(PrefixLocks):
             fast = tokens.dtype is INT32 and tokens.ndim == 1  # type: ignore[union-attr]
         except AttributeError:
             fast = False
-        if not fast or type(tokens) is not np.ndarray:
-            tokens = as_integers("tokens", tokens, INT32)
+        if not fast or type(tokens) is not np.ndarray or not tokens.flags.c_contiguous:
+            tokens = as_tokens(tokens)
         root = MAIN_ROOT if namespace is None else self._root(namespace)
         match = PrefixMatch(self, self._epoch, tokens.size // self.page_size)
         record = match._record
@@ -157,7 +157,7 @@ class PrefixCache(PrefixLocks):
         InvalidArgument, WrongDevice
             As in `match`, or `indptr` or `namespaces` do not fit.
         """
-        flat = np.ascontiguousarray(as_integers("tokens", tokens, INT32))
+        flat = as_tokens(tokens)
         bounds = self._bounds(indptr, flat.size)
         roots = self._roots(namespaces, bounds.size - 1)
         room = int((np.diff(bounds) // self.page_size).sum())
@@ -224,7 +224,7 @@ class PrefixCache(PrefixLocks):
         InvalidArgument, WrongDevice
             As in `match`.
         """
-        tokens = as_integers("tokens", tokens, INT32)
+        tokens = as_tokens(tokens)
         match = PrefixMatch(self, self._epoch, tokens.size // self.page_size)
         record = match._record
         try:

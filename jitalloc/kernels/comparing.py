@@ -11,21 +11,28 @@ from jitalloc._jit import helper
 from jitalloc.kernels.runs import token_column
 from jitalloc.prefix_state import ROW
 
-BLOCK = 64  # elements that are compared without a way out, so that the loop vectorises
+BLOCK = 64  # elements that are compared without a way out
+SHORT = 16
+
+
+@helper
+def slices_agree(left, at, right, start, size):
+    """Return whether `size` tokens of `left[at:]` are those of `right[start:]`."""
+    a, b = np.uint64(at), np.uint64(start)
+    different = np.int32(0)
+    for j in range(np.uint64(size)):  # no early way out and no signed index, so it vectorises
+        different |= left[a + j] ^ right[b + j]
+    return different == 0
 
 
 @helper
 def agreement(left, at, right, start, size):
     """Return how many tokens agree of `left[at:]` and `right[start:]`, at most `size`."""
     done = np.int64(0)
-    while done + BLOCK <= size:
-        a, b = np.uint64(at + done), np.uint64(start + done)
-        different = np.int32(0)
-        for j in range(np.uint64(BLOCK)):
-            different |= left[a + j] ^ right[b + j]
-        if different != 0:
-            break
+    while done + BLOCK <= size and slices_agree(left, at + done, right, start + done, BLOCK):
         done += BLOCK
+    while done + SHORT <= size and slices_agree(left, at + done, right, start + done, SHORT):
+        done += SHORT
     while done < size and left[at + done] == right[start + done]:
         done += 1
     return done

@@ -81,12 +81,12 @@ def match_one(prefix, root, tokens, record, out):
     return np.int64(0)
 
 
-@kernel("int64(int64[::1], int64[::1], int64, int32[:], int32[::1])")
+@kernel("int64(int64[::1], int64[::1], int64, int32[::1], int32[::1])")
 def prefix_match_cpu(pool, prefix, root, tokens, record):
     if not try_lock(pool):
         return fail(BUSY, 0)
     pool, prefix = borrow(pool), borrow(prefix)
-    tokens = np.ascontiguousarray(tokens)
+    tokens, record = borrow(tokens), borrow(record)
     status = match_one(prefix, root, tokens, record, record[MATCH_FIELDS:])
     if status == 0:
         pool[STEP] += 1
@@ -102,6 +102,7 @@ def prefix_match_batch_cpu(pool, prefix, roots, tokens, indptr, records, out):
     if not try_lock(pool):
         return fail(BUSY, 0)
     pool, prefix = borrow(pool), borrow(prefix)
+    tokens, out = borrow(tokens), borrow(out)
     put = np.int64(0)
     status = negative_token(tokens, 0)
     if status == 0:
@@ -143,7 +144,7 @@ def prefix_release_cpu(pool, prefix, records, count, held):
     # `held`: what the records, `count` of them, must hold: HELD_LOCK or HELD_PIN.
     if not try_lock(pool):
         return fail(BUSY, 0)
-    pool, prefix = borrow(pool), borrow(prefix)
+    pool, prefix, records = borrow(pool), borrow(prefix), borrow(records)
     for i in range(count):
         code = held_fault(prefix, records[i * MATCH_FIELDS :], held)
         if code != 0:
@@ -175,12 +176,12 @@ def pin_fault(prefix, end):
     return np.int64(0)
 
 
-@kernel("int64(int64[::1], int64[::1], int64, int32[:], int32[::1])")
+@kernel("int64(int64[::1], int64[::1], int64, int32[::1], int32[::1])")
 def prefix_pin_cpu(pool, prefix, root, tokens, record):
     if not try_lock(pool):
         return fail(BUSY, 0)
     pool, prefix = borrow(pool), borrow(prefix)
-    tokens = np.ascontiguousarray(tokens)
+    tokens, record = borrow(tokens), borrow(record)
     count, end = find(prefix, root, tokens, record[MATCH_FIELDS:])
     status = negative_token(tokens, count * prefix[ROW])
     if status == 0:
@@ -196,13 +197,13 @@ def prefix_pin_cpu(pool, prefix, root, tokens, record):
     return status
 
 
-@kernel("int64(int64[::1], int64[::1], int64, int32[:], int32[:], int32[::1], int64, int64)")
+@kernel("int64(int64[::1], int64[::1], int64, int32[::1], int32[::1], int32[::1], int64, int64)")
 def prefix_insert_cpu(pool, prefix, root, tokens, pages, out, priority, lifetime):
     # `pages` and `out` have one element for each whole page of `tokens`.
     if not try_lock(pool):
         return fail(BUSY, 0)
     pool, prefix = borrow(pool), borrow(prefix)
-    tokens, pages = np.ascontiguousarray(tokens), np.ascontiguousarray(pages)
+    tokens, pages, out = borrow(tokens), borrow(pages), borrow(out)
     size, now = prefix[ROW], pool[STEP]
     present, end = find(prefix, root, tokens, out)
     status = negative_token(tokens, present * size)
