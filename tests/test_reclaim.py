@@ -162,6 +162,19 @@ def test_a_later_expiry_wins_at_equal_priority() -> None:
     assert victims(pair) == "bac"
 
 
+def test_pages_that_expire_together_do_so_in_the_order_of_arming() -> None:
+    pair, end = made("priority"), 60
+    for text in "aba":  # the second time it is no longer than it was: not armed again
+        page = pair.result("alloc", 1)
+        lifetime = end - pair.model.step
+        pair.must("insert", spell(text, 2), page, priority=50, lifetime=lifetime)
+        pair.call("free", page)
+    while pair.model.step < end:
+        pair.call("merge")
+    pair.must("evict", 0)
+    assert victims(pair) == "ab"
+
+
 @pytest.mark.parametrize("seed", range(4))
 def test_pages_that_expire_at_far_and_equal_steps(seed: int) -> None:
     random, pair = Random(seed), PrefixPair(40, 1, policy="priority", default_priority=20)
