@@ -126,7 +126,7 @@ def kernel(signature: str) -> Callable[[Callable[..., Any]], Kernel]:
 
 def helper(function: F) -> F:
     """Make a function callable from kernels; it is compiled into each of them."""
-    made: F = njit(nogil=True)(function)
+    made: F = njit(nogil=True, no_cpython_wrapper=True, no_cfunc_wrapper=True)(function)
     return made
 
 

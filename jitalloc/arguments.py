@@ -81,15 +81,6 @@ def as_pages(pages: Any) -> NDArray[np.int32]:
     return as_integers("pages", pages, INT32)
 
 
-def as_tokens(tokens: Any) -> NDArray[np.int32]:
-    """Return token ids as contiguous `int32[n]`, none negative."""
-    ids = np.ascontiguousarray(as_integers("tokens", tokens, INT32))
-    if ids.size and ids.min() < 0:
-        position = int(np.argmax(ids < 0))
-        raise InvalidArgument("tokens", int(ids[position]), "must not be negative", position)
-    return ids
-
-
 def as_lengths(name: str, values: Any, size: int | None = None) -> NDArray[np.int64]:
     """Return token counts or slots as `int64[n]`; `size` is the length that they must have."""
     lengths = as_integers(name, values, INT64)

@@ -43,6 +43,7 @@ TABLE_WIDTH = 23
 POSITION_RANGE = 24
 PAGE_IN_USE = 25  # detail: page
 TOKEN_DIFFERS = 49  # detail: position
+NEGATIVE_TOKEN = 50  # detail: position
 PAGE_CACHED = 26
 NOT_LOCKED = 27  # a match was given back before
 OVER_PIN_BUDGET = 28  # detail: pages that would be pinned anew
@@ -346,6 +347,8 @@ ARGUMENT_REASONS = {
     ROW_FREE: "no sequence lives in this row",
     ROW_REPEATED: "the row is named twice",
     ROW_NOT_EMPTY: "the sequence of this row must be empty",
+    NEGATIVE_TOKEN: "must not be negative",
+    TOKEN_DIFFERS: "the sequence is known to have another token there",
     POSITION_RANGE: "must be a token position of the sequence",
 }
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Hashable, Iterable
 from typing import Final
 
 import numpy as np
@@ -10,6 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from jitalloc.arguments import as_choice, as_count, as_fraction, as_integers, as_tokens
 from jitalloc.errors import (
+    NEGATIVE_TOKEN,
     OUT_OF_PAGES,
     OUT_OF_ROWS,
     REFCOUNT_OVERFLOW,
@@ -18,13 +19,15 @@ from jitalloc.errors import (
     OutOfPages,
     OutOfRows,
     SequenceTooLong,
+    argument_error,
+    pack_status,
     unpack_status,
 )
+from jitalloc.holding import SequencePages
 from jitalloc.ids import SequenceIds, changes_ids
 from jitalloc.kernels.rows import rows_allocate_cpu, rows_allocate_tokens_cpu, rows_free_cpu
 from jitalloc.kernels.sharing import sharing_pages_cpu
-from jitalloc.kernels.tables import tables_rename_cpu
-from jitalloc.moves import Moves, ranks
+from jitalloc.moves import ranks
 from jitalloc.pool import PagePool
 from jitalloc.prefix import PrefixCache
 from jitalloc.state import (
@@ -34,9 +37,7 @@ from jitalloc.state import (
     INT32_MAX,
     LAST_USED,
     LENGTH,
-    LOCK_END,
     LOCKED,
-    NAMESPACE,
     PAGE_COPIES,
     PEAK_ACTIVE,
     PINNED,
@@ -55,7 +56,7 @@ NO_PREFIX: Final = np.zeros(1, np.int64)
 """What kernels get for a prefix cache where there is none."""
 
 
-class SequenceRows:
+class SequenceRows(SequencePages):
     """The part of `PagedKVCache` that knows which sequence lives in which row."""
 
     def __init__(
@@ -88,9 +89,6 @@ class SequenceRows:
         self.rank = next(ranks)
         self.prefix_cache = prefix_cache
         pool._holders.add(self)
-
-    def __len__(self) -> int:
-        return len(self._ids.rows)
 
     def __contains__(self, seq_id: Hashable) -> bool:
         return seq_id in self._ids.rows
@@ -217,15 +215,21 @@ class SequenceRows:
         else:
             tokens = as_tokens(tokens)
             length = tokens.size
-            if num_tokens not in (None, length):
+            if num_tokens is not None and as_count("num_tokens", num_tokens) != length:
                 raise InvalidArgument("num_tokens", num_tokens, f"there are {length} tokens")
         self._ids.expect(seq_id)
         tables, prefix = self.tables._slab, self._prefix
         if tokens is None or self.prefix_cache is None:
+            if length and tokens is not None and tokens.min() < 0:
+                raise argument_error(
+                    pack_status(NEGATIVE_TOKEN, int(tokens.argmin())), "tokens", tokens
+                )
             row = self.pool._run(rows_allocate_cpu, tables, prefix, length, priority)
         else:
             number = -2 - self.prefix_cache._make_root(namespace)
             row = self.pool._run(rows_allocate_tokens_cpu, tables, prefix, tokens, number, priority)
+            if row < 0 and unpack_status(row)[0] == NEGATIVE_TOKEN:
+                raise argument_error(row, "tokens", tokens)
         if row < 0:
             raise self._shortage(row, length)
         self._ids.enter(row)
@@ -370,26 +374,3 @@ class SequenceRows:
     def clear(self) -> None:
         """End every sequence; pages that nobody else holds go free, and none enter the cache."""
         self._free_rows(np.array(list(self._ids.rows.values()), INT32), commit=False)
-
-    def _rename_pages(self, moves: Moves) -> None:
-        names = np.arange(self.pool.num_pages, dtype=np.int32)
-        names[moves.src] = moves.dst
-        tables_rename_cpu.run(self.tables._slab, names)
-        ends = self.tables.arrays.columns[LOCK_END]
-        locking = self.tables.arrays.columns[LOCKED] > 0
-        ends[locking] = names[ends[locking]]
-
-    def _resize_pages(self, num_pages: int) -> Callable[[], None]:
-        return lambda: None  # block tables do not depend on the size of the pool
-
-    def _holds_locks(self) -> bool:
-        return bool(self.tables.arrays.columns[LOCKED].any())
-
-    def _roots_in_use(self) -> NDArray[np.int64]:
-        roots: NDArray[np.int64] = -2 - self.tables.arrays.columns[NAMESPACE]
-        return roots
-
-    def _held_pages(self) -> NDArray[np.int32]:
-        pages = self.tables.arrays.pages
-        held: NDArray[np.int32] = pages[pages >= 0]
-        return held

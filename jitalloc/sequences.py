@@ -12,6 +12,7 @@ from jitalloc.arguments import as_count, as_integers, as_lengths, as_tokens
 from jitalloc.errors import (
     CHANGED,
     NEGATIVE,
+    NEGATIVE_TOKEN,
     OUT_OF_PAGES,
     REFCOUNT_OVERFLOW,
     TABLE_WIDTH,
@@ -199,15 +200,21 @@ class PagedKVCache(SequenceEviction):
                 if copies >= 0:
                     return Appended(slots, Moves(copied[0, :copies], copied[1, :copies]))
                 if room >= total or unpack_status(copies)[0] != CHANGED:
-                    raise self._append_error(copies, rows, np.broadcast_to(counts, batch))
+                    raise self._append_error(copies, rows, np.broadcast_to(counts, batch), ids)
 
     def _append_error(
-        self, status: int, rows: NDArray[np.int32], counts: NDArray[np.int64]
+        self,
+        status: int,
+        rows: NDArray[np.int32],
+        counts: NDArray[np.int64],
+        ids: NDArray[np.int32],
     ) -> JitallocError:
         code, position = unpack_status(status)
         size = self.pool.page_size
         if code == NEGATIVE:
             return argument_error(status, "n", counts)
+        if code == NEGATIVE_TOKEN:
+            return argument_error(status, "tokens", ids)
         if code not in (OUT_OF_PAGES, TABLE_WIDTH):
             return self.tables._row_error(status, "rows", rows)
         lengths = self.tables.arrays.columns[LENGTH, rows]

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from jitalloc.arguments import as_tokens
-from jitalloc.errors import InvalidArgument, unpack_status
+from jitalloc.errors import InvalidArgument, argument_error
 from jitalloc.kernels.sharing import sharing_commit_cpu, sharing_pages_cpu
 from jitalloc.saving import SequenceSaving
 from jitalloc.state import LENGTH, NO_TOKENS
@@ -90,7 +90,5 @@ class SequenceSharing(SequenceSaving):
                 raise InvalidArgument("tokens", ids.size, f"the sequence has {length} tokens")
             pages = self.pool._run(sharing_commit_cpu, self.tables._slab, self._prefix, row, ids)
         if pages < 0:
-            position = unpack_status(pages)[1]
-            text = "the sequence is known to have another token there"
-            raise InvalidArgument("tokens", int(ids[position]), text, position)
+            raise argument_error(pages, "tokens", ids)
         return pages * self.pool.page_size

@@ -222,8 +222,7 @@ class Prefixes:
             if i >= present or (own, expiry) > (node.priority, node.expiry):
                 self._arm(node, own, expiry)
         new = len(path) - present
-        if new or self.policy != "fifo":
-            self._touch(path)
+        self._touch(path[present:] if self.policy == "fifo" else path)
         self._demote()
         self.inserted += new
         self.pool.step += 1

@@ -204,8 +204,7 @@ class SharingCache(Cache):
         for i, node in reversed([*enumerate(path)]):
             if i >= present:
                 prefix._arm(node, prefix.default, float("inf"))
-        if present < full or prefix.policy != "fifo":
-            prefix._touch(path)
+        prefix._touch(path[present:] if prefix.policy == "fifo" else path)
         prefix._demote()
         prefix.inserted += full - present
         duplicates = []

@@ -24,7 +24,7 @@ KERNEL_FILES = sorted(
 )
 # Helpers that several nouns are built from: no kernel, so no facade and no benchmark.
 SHARED_KERNELS = {"runs", "children", "wheel", "queues", "joints", "paths", "comparing", "search"}
-SHARED_KERNELS |= {"insertion", "invariants", "list_invariants"}
+SHARED_KERNELS |= {"insertion", "invariants", "list_invariants", "row_locks"}
 NOUNS = [noun for noun in KERNEL_FILES if noun not in SHARED_KERNELS]
 
 # The flow of data: a module imports only what stands above it. Modules of one line, of each
@@ -56,6 +56,7 @@ ORDER = [
     ["prefix"],
     ["tables"],
     ["ids"],
+    ["holding"],
     ["rows"],
     ["saving"],
     ["sharing"],
@@ -80,7 +81,7 @@ ORDER = [
 KERNEL_ORDER = ["pool", "owners", "tokens", "upkeep"]
 KERNEL_ORDER += ["runs", "children", "wheel", "queues", "joints", "paths", "comparing", "search"]
 KERNEL_ORDER += ["insertion", "prefix", "reclaim", "invariants", "list_invariants", "prefix_upkeep"]
-KERNEL_ORDER += ["tables", "sharing", "rows", "sequences", "eviction"]
+KERNEL_ORDER += ["tables", "row_locks", "sharing", "rows", "sequences", "eviction"]
 KERNEL_ORDER += ["slots", "slot_table", "slot_tree", "slot_entries", "slot_prefix"]
 
 

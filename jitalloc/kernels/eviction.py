@@ -18,12 +18,13 @@ from jitalloc.kernels.pool import (
     fail,
     pool_views,
 )
+from jitalloc.kernels.row_locks import has_prefix, is_cached, row_shorten
 from jitalloc.kernels.rows import (
     close_row,
     drop_pages,
     touch,
 )
-from jitalloc.kernels.sharing import has_prefix, is_cached, pages_held, row_shorten
+from jitalloc.kernels.sharing import pages_held
 from jitalloc.kernels.tables import (
     tables_column,
     tables_marks,

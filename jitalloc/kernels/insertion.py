@@ -14,8 +14,15 @@ from jitalloc.kernels.joints import split_after
 from jitalloc.kernels.owners import page_fault
 from jitalloc.kernels.paths import demote, path_raise, path_touch, path_use
 from jitalloc.kernels.pool import fail, pool_views
-from jitalloc.kernels.queues import expire
-from jitalloc.kernels.runs import next_pages, prev_pages, run_expiries, run_records, token_column
+from jitalloc.kernels.queues import expire, push
+from jitalloc.kernels.runs import (
+    next_pages,
+    prev_pages,
+    run_expiries,
+    run_of,
+    run_records,
+    token_column,
+)
 from jitalloc.kernels.search import descend
 from jitalloc.prefix_state import (
     BY_FIFO,
@@ -93,14 +100,18 @@ def link_new(pool, prefix, end, pages, start):
 def refresh(prefix, end, new, priority, expiry, now):
     """What every insertion ends with: the whole path is used, raised and touched.
 
+    Under the policy `fifo` only its new pages, the last run, take their place in the queue.
+
     `new`: how many of its pages are new; `now`: the pool's step at the start of the call.
     """
     expire(prefix, now)
     path_use(prefix, end)
     if prefix[POLICY] == BY_PRIORITY:
         path_raise(prefix, end, priority, expiry)
-    if new > 0 or prefix[POLICY] != BY_FIFO:
+    if prefix[POLICY] != BY_FIFO:
         path_touch(prefix, end)
+    elif new > 0:
+        push(prefix, run_of(prefix, end))  # what was there before keeps its place
     demote(prefix)
 
 

@@ -14,6 +14,7 @@ from jitalloc.kernels.joints import join_runs, may_join, split_run
 from jitalloc.kernels.queues import oldest_protected, push, put_back, queue_unlink, raise_priority
 from jitalloc.kernels.runs import prev_pages, run_class, run_of, run_records
 from jitalloc.prefix_state import (
+    BY_FIFO,
     BY_SLRU,
     CAPACITY,
     LOCKED,
@@ -43,6 +44,29 @@ def path_touch(prefix, end):
         if child >= 0 and may_join(prefix, run, child):
             join_runs(prefix, run, child)
         child = run
+        end = np.int64(prevs[run])
+
+
+@helper
+def path_join(prefix, end):
+    """Join the runs of a path that have become alike."""
+    prevs = prev_pages(prefix)
+    child = np.int64(-1)
+    while end >= 0:
+        run = run_of(prefix, end)
+        if child >= 0 and may_join(prefix, run, child):
+            join_runs(prefix, run, child)
+        child = run
+        end = np.int64(prevs[run])
+
+
+@helper
+def path_put_back(prefix, end):
+    """Put the runs of a path back that are parked and can be evicted."""
+    prevs = prev_pages(prefix)
+    while end >= 0:
+        run = run_of(prefix, end)
+        put_back(prefix, run)
         end = np.int64(prevs[run])
 
 
@@ -96,7 +120,8 @@ def path_unlock(prefix, end, stop):
             prefix[LOCKED] -= runs[run, RUN_LENGTH]
             if prefix[POLICY] == BY_SLRU:
                 prefix[PROTECTED] += run_class(prefix, run) * runs[run, RUN_LENGTH]
-            put_back(prefix, run)
+            if prefix[POLICY] == BY_FIFO:  # under the others a touch follows
+                put_back(prefix, run)
         end = np.int64(prevs[run])
 
 

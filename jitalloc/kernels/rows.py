@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from jitalloc._jit import (
+    borrow,
     helper,
     kernel,
     trailing_zeros,
@@ -27,14 +28,8 @@ from jitalloc.kernels.pool import (
     pool_take,
     pool_views,
 )
-from jitalloc.kernels.sharing import (
-    make_room,
-    pages_held,
-    row_commit,
-    row_lock,
-    row_unlock,
-    share_prefix,
-)
+from jitalloc.kernels.row_locks import row_lock, row_unlock
+from jitalloc.kernels.sharing import make_room, pages_held, row_commit, share_prefix
 from jitalloc.kernels.tables import (
     tables_column,
     tables_marks,
@@ -184,6 +179,7 @@ def copy_row(pool, tables, prefix, src, dst):
 
 @kernel("int64(int64[::1], int64[::1], int64[::1], int64, int64)")
 def rows_allocate_cpu(pool, tables, prefix, num_tokens, priority):
+    pool, tables, prefix = borrow(pool), borrow(tables), borrow(prefix)
     if not try_lock(pool):
         return fail(BUSY, 0)
     n = tables_pages_of(tables, num_tokens)
@@ -203,6 +199,7 @@ def rows_allocate_cpu(pool, tables, prefix, num_tokens, priority):
 
 @kernel("int64(int64[::1], int64[::1], int64[::1], int32[::1], int64, int64)")
 def rows_allocate_tokens_cpu(pool, tables, prefix, tokens, namespace, priority):
+    pool, tables, prefix = borrow(pool), borrow(tables), borrow(prefix)
     if not try_lock(pool):
         return fail(BUSY, 0)
     n = tables_pages_of(tables, tokens.size)
@@ -222,6 +219,7 @@ def rows_allocate_tokens_cpu(pool, tables, prefix, tokens, namespace, priority):
 def rows_free_cpu(pool, tables, prefix, rows, commit, evicted):
     # `commit` is 1 where full pages shall enter the prefix cache; `evicted` is 1 where the
     # sequences give way to others: then what can be reclaimed is counted like what went free.
+    pool, tables, prefix = borrow(pool), borrow(tables), borrow(prefix)
     if not try_lock(pool):
         return fail(BUSY, 0)
     status = live_rows(tables, rows)

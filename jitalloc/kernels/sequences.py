@@ -8,6 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from jitalloc._jit import (
+    borrow,
     helper,
     kernel,
     try_lock,
@@ -17,9 +18,11 @@ from jitalloc.errors import (
     BUSY,
     CHANGED,
     NEGATIVE,
+    NEGATIVE_TOKEN,
     POSITION_RANGE,
     REFCOUNT_OVERFLOW,
     ROW_NOT_EMPTY,
+    STATUS_BITS,
     TABLE_WIDTH,
 )
 from jitalloc.kernels.paths import path_lock
@@ -30,6 +33,8 @@ from jitalloc.kernels.pool import (
     pool_reserve,
     pool_views,
 )
+from jitalloc.kernels.prefix import negative_token
+from jitalloc.kernels.row_locks import has_prefix, release_path, row_shorten
 from jitalloc.kernels.rows import (
     copy_row,
     drop_pages,
@@ -41,15 +46,7 @@ from jitalloc.kernels.rows import (
     touch,
     unmark_rows,
 )
-from jitalloc.kernels.sharing import (
-    copy_tokens,
-    has_prefix,
-    make_room,
-    release_path,
-    row_commit,
-    row_shorten,
-    write_tokens,
-)
+from jitalloc.kernels.sharing import copy_tokens, make_room, row_commit, write_tokens
 from jitalloc.kernels.tables import (
     tables_column,
     tables_marks,
@@ -200,10 +197,10 @@ def append_tokens(pool, tables, prefix, rows, counts, tokens):
     length, known = tables_column(tables, LENGTH), tables_column(tables, KNOWN)
     locked, size = tables_column(tables, LOCKED), tables[ROW_PAGE_SIZE]
     put = np.int64(0)
-    for i in range(rows.size):
+    for i in range(rows.size if tokens.size > 0 else 0):
         row, n = np.int64(rows[i]), counts[i if counts.size > 1 else 0]
         before = length[row] - n
-        if tokens.size > 0 and known[row] == before:
+        if known[row] == before:
             write_tokens(tables, prefix, row, before, tokens[put : put + n])
             known[row] = length[row]
         put += n
@@ -224,9 +221,12 @@ def append_tokens(pool, tables, prefix, rows, counts, tokens):
 def sequences_append_cpu(pool, tables, prefix, rows, counts, tokens, slots, copied):
     # `counts` has one element a row, or one for all; `tokens` one id a slot, or none; `copied`
     # is scratch of one column a row.
+    pool, tables, prefix = borrow(pool), borrow(tables), borrow(prefix)
     if not try_lock(pool):
         return fail(BUSY, 0)
     status = live_rows(tables, rows)
+    if status == 0 and negative_token(tokens, 0) < 0:
+        status = fail(NEGATIVE_TOKEN, -negative_token(tokens, 0) >> STATUS_BITS)
     if status == 0:
         need = append_need(pool, tables, rows, counts, copied[0])
         total = np.int64(0)
@@ -253,6 +253,7 @@ def sequences_append_cpu(pool, tables, prefix, rows, counts, tokens, slots, copi
 
 @kernel("int64(int64[::1], int64[::1], int64[::1], int64)")
 def sequences_fork_cpu(pool, tables, prefix, src):
+    pool, tables, prefix = borrow(pool), borrow(tables), borrow(prefix)
     if not try_lock(pool):
         return fail(BUSY, 0)
     row = lowest_free_row(tables)
@@ -272,6 +273,7 @@ def sequences_fork_cpu(pool, tables, prefix, src):
 @kernel("int64(int64[::1], int64[::1], int64[::1], int32[:], int32[:])")
 def sequences_fork_batch_cpu(pool, tables, prefix, src_rows, dst_rows):
     # Detail of a status word: the position, plus the batch size where it is one of src_rows.
+    pool, tables, prefix = borrow(pool), borrow(tables), borrow(prefix)
     if not try_lock(pool):
         return fail(BUSY, 0)
     batch = dst_rows.size
@@ -308,6 +310,7 @@ def sequences_fork_batch_cpu(pool, tables, prefix, src_rows, dst_rows):
 )
 def sequences_reorder_cpu(pool, tables, prefix, rows, parents, facts, pages):
     # `facts` and `pages` are scratch for the contents of the parents.
+    pool, tables, prefix = borrow(pool), borrow(tables), borrow(prefix)
     if not try_lock(pool):
         return fail(BUSY, 0)
     _free_pages, refcount, _released = pool_views(pool)
@@ -357,6 +360,7 @@ def sequences_reorder_cpu(pool, tables, prefix, rows, parents, facts, pages):
 
 @kernel("int64(int64[::1], int64[::1], int64[::1], int64, int64)")
 def sequences_truncate_cpu(pool, tables, prefix, row, num_tokens):
+    pool, tables, prefix = borrow(pool), borrow(tables), borrow(prefix)
     if not try_lock(pool):
         return fail(BUSY, 0)
     length = tables_column(tables, LENGTH)

@@ -10,35 +10,46 @@ from __future__ import annotations
 
 import numpy as np
 
-from jitalloc._jit import helper, kernel, try_lock, unlock
+from jitalloc._jit import borrow, helper, kernel, try_lock, unlock
 from jitalloc.errors import (
     BAD_ROW_LOCK,
     BUSY,
     LOCKS_MISSING,
+    NEGATIVE_TOKEN,
     OUT_OF_PAGES,
     REFCOUNT_OVERFLOW,
     STATUS_BITS,
-    STATUS_MASK,
     TOKEN_DIFFERS,
 )
 from jitalloc.kernels.insertion import adopt, refresh
-from jitalloc.kernels.joints import split_after
 from jitalloc.kernels.owners import pool_release
-from jitalloc.kernels.paths import demote, path_lock, path_touch, path_unlock, path_use
-from jitalloc.kernels.pool import bit, fail, pool_take, pool_views
+from jitalloc.kernels.paths import (
+    path_join,
+    path_lock,
+    path_put_back,
+    path_unlock,
+    path_use,
+)
+from jitalloc.kernels.pool import fail, pool_take, pool_views
+from jitalloc.kernels.prefix import negative_token
 from jitalloc.kernels.queues import expire
 from jitalloc.kernels.reclaim import evict, prefix_evictable
-from jitalloc.kernels.runs import next_pages, prev_pages, run_records, token_column
+from jitalloc.kernels.row_locks import (
+    has_prefix,
+    is_cached,
+    is_cut,
+    lock_sharers,
+    row_lock_fault,
+)
+from jitalloc.kernels.runs import next_pages, run_records, token_column
 from jitalloc.kernels.search import find
-from jitalloc.kernels.tables import tables_column, tables_pages_of, tables_row, tables_taken
+from jitalloc.kernels.tables import tables_column, tables_pages_of, tables_row
 from jitalloc.prefix_state import (
-    BY_FIFO,
     DEFAULT,
     HIT_PAGES,
     LOOKUPS,
     NEVER,
     PAGES_ASKED,
-    POLICY,
     PRESSURE,
     RUN_LOCKS,
     TOKENS_ASKED,
@@ -60,20 +71,6 @@ from jitalloc.state import (
     ROW_PAGE_SIZE,
     STEP,
 )
-
-SHARED_FACTS = (KNOWN, NAMESPACE, LOCKED, LOCK_END)
-
-
-@helper
-def has_prefix(prefix):
-    """Return whether a prefix cache stands behind the sequences."""
-    return prefix.size > 1
-
-
-@helper
-def is_cached(prefix, page):
-    """Return whether the prefix cache, where there is one, holds `page`."""
-    return has_prefix(prefix) and next_pages(prefix)[page] != UNCACHED
 
 
 @helper
@@ -143,58 +140,6 @@ def first_difference(tables, prefix, row, tokens):
 
 
 @helper
-def release_path(pool, prefix, end):
-    """Give back the locks on a path: its pages have been used until now."""
-    expire(prefix, pool[STEP])
-    path_unlock(prefix, end, -1)
-    if prefix[POLICY] != BY_FIFO:
-        path_touch(prefix, end)
-    demote(prefix)
-
-
-@helper
-def row_lock(tables, prefix, src, dst):
-    """Let the sequence in `dst` know the tokens and lock the pages that the one in `src` does."""
-    if has_prefix(prefix):
-        for column in SHARED_FACTS:
-            facts = tables_column(tables, column)
-            facts[dst] = facts[src]
-        if tables_column(tables, LOCKED)[dst] > 0:
-            path_lock(prefix, tables_column(tables, LOCK_END)[dst], -1, 0)
-
-
-@helper
-def row_unlock(pool, tables, prefix, row):
-    """Give back the locks of the sequence in `row`."""
-    locked, lock_end = tables_column(tables, LOCKED), tables_column(tables, LOCK_END)
-    if locked[row] > 0:
-        release_path(pool, prefix, lock_end[row])
-        locked[row] = 0
-        lock_end[row] = 0
-
-
-@helper
-def row_shorten(pool, tables, prefix, row, keep):
-    """Lock only the first `keep` cached pages, if they still are the first of the row."""
-    locked, lock_end = tables_column(tables, LOCKED), tables_column(tables, LOCK_END)
-    if keep >= locked[row]:
-        return
-    end = above = np.int64(lock_end[row])
-    if keep > 0:
-        for _ in range(locked[row] - keep):
-            above = np.int64(prev_pages(prefix)[above])
-        if above != tables_row(tables, row)[keep - 1]:
-            return  # a window has cut the row: what lies behind the gap needs the whole path
-        split_after(prefix, above)
-        path_lock(prefix, above, -1, 0)
-    else:
-        above = np.int64(0)
-    lock_end[row] = above
-    locked[row] = keep
-    release_path(pool, prefix, end)
-
-
-@helper
 def share_prefix(pool, tables, prefix, row, tokens, namespace):
     """Give the free row `row` the cached pages that `tokens` begin with, and new ones behind.
 
@@ -204,20 +149,25 @@ def share_prefix(pool, tables, prefix, row, tokens, namespace):
     size, root = tables[ROW_PAGE_SIZE], -2 - namespace
     pages = tables_row(tables, row)[: tables_pages_of(tables, tokens.size)]
     count, end = find(prefix, root, tokens, pages)
-    path_lock(prefix, end, -1, 0)
     status = np.int64(0)
+    if negative_token(tokens, count * size) < 0:  # cached tokens are not negative
+        status = fail(NEGATIVE_TOKEN, -negative_token(tokens, count * size) >> STATUS_BITS)
     for j in range(count):
         if refcount[pages[j]] == INT32_MAX:
             status = fail(REFCOUNT_OVERFLOW, 0)
+    path_lock(prefix, end, -1, 0)  # so that making room leaves alone what is to be shared
     if status == 0:
         status = make_room(pool, prefix, pages.size - count)
-    path_unlock(prefix, end, -1)
+        if status < 0:  # what can be shared is at hand too
+            status = fail(OUT_OF_PAGES, (-status >> STATUS_BITS) + count)
     if status < 0:
+        path_unlock(prefix, end, -1)
+        path_put_back(prefix, end)
         for j in range(pages.size):
             pages[j] = NULL
-        code = -status & STATUS_MASK
-        return fail(code, (-status >> STATUS_BITS) + count)  # what can be shared is at hand too
+        return status
     path_lock(prefix, end, -1, 1)
+    path_unlock(prefix, end, -1)
     path_use(prefix, end)
     prefix[LOOKUPS] += 1
     prefix[TOKENS_ASKED] += tokens.size
@@ -232,40 +182,6 @@ def share_prefix(pool, tables, prefix, row, tokens, namespace):
     tables_column(tables, LOCK_END)[row] = max(end, 0)
     write_tokens(tables, prefix, row, count * size, tokens[count * size :])
     return np.int64(0)
-
-
-@helper
-def is_cut(tables, row):
-    """Return whether a window has cut `row` above the end of the path that it locks."""
-    depth = tables_column(tables, LOCKED)[row]
-    end = tables_column(tables, LOCK_END)[row]
-    return depth > 0 and tables_row(tables, row)[depth - 1] != end
-
-
-@helper
-def lock_sharers(tables, prefix, row, depth, full, end):
-    """Let the forks of `row` lock the cached pages `depth .. full-1` that they share with it.
-
-    They hold those pages, so they must not give way when `row` ends. Forks of one row lock the
-    same path (up to `end`) until their pages part.
-    """
-    locked, lock_end = tables_column(tables, LOCKED), tables_column(tables, LOCK_END)
-    taken, pages = tables_taken(tables), tables_row(tables, row)
-    for other in range(tables[NUM_ROWS]):
-        if taken[other >> 6] & bit(other) == np.uint64(0) or other == row:
-            continue
-        if locked[other] != depth or (depth > 0 and lock_end[other] != end):
-            continue
-        theirs = tables_row(tables, other)
-        same = depth
-        while same < full and theirs[same] == pages[same]:
-            same += 1
-        if same > depth:
-            last = np.int64(pages[same - 1])
-            split_after(prefix, last)
-            path_lock(prefix, last, end, 0)
-            locked[other] = same
-            lock_end[other] = last
 
 
 @helper
@@ -292,6 +208,7 @@ def row_commit(pool, tables, prefix, row, limit):
     last = np.int64(canonical[pages.size - 1])
     refresh(prefix, last, pages.size - present, prefix[DEFAULT], NEVER, pool[STEP])
     path_lock(prefix, last, end, 0)
+    path_join(prefix, last)  # else each page that a sequence fills would stay a run of its own
     locked[row] = full
     lock_end[row] = last
     shared = False
@@ -312,13 +229,17 @@ def row_commit(pool, tables, prefix, row, limit):
 
 @kernel("int64(int64[::1], int64[::1], int64[::1], int64, int32[::1])")
 def sharing_commit_cpu(pool, tables, prefix, row, tokens):
+    pool, tables, prefix = borrow(pool), borrow(tables), borrow(prefix)
     if not try_lock(pool):
         return fail(BUSY, 0)
     known = tables_column(tables, KNOWN)
     at = first_difference(tables, prefix, row, tokens)
-    if at >= 0:
+    status = fail(TOKEN_DIFFERS, at) if at >= 0 else np.int64(0)
+    if status == 0 and negative_token(tokens, 0) < 0:
+        status = fail(NEGATIVE_TOKEN, -negative_token(tokens, 0) >> STATUS_BITS)
+    if status < 0:
         unlock(pool)
-        return fail(TOKEN_DIFFERS, at)
+        return status
     if tokens.size > known[row] and not is_cut(tables, row):
         write_tokens(tables, prefix, row, known[row], tokens[known[row] :])
         known[row] = tokens.size
@@ -334,6 +255,7 @@ def sharing_commit_cpu(pool, tables, prefix, row, tokens):
 @kernel("int64(int64[::1], int64[::1], int64[::1])")
 def sharing_pages_cpu(pool, prefix, out):
     # out: pages that are free, reclaimable and held.
+    pool, prefix = borrow(pool), borrow(prefix)
     if not try_lock(pool):
         return fail(BUSY, 0)
     out[0] = pool[FREE] + pool[RELEASED]
@@ -343,28 +265,10 @@ def sharing_pages_cpu(pool, prefix, out):
     return np.int64(0)
 
 
-@helper
-def row_lock_fault(tables, prefix, row, locks):
-    """Return whether `row` contradicts the path that it locks; count its locks in `locks`."""
-    nexts, prevs = next_pages(prefix), prev_pages(prefix)
-    depth, page = tables_column(tables, LOCKED)[row], tables_column(tables, LOCK_END)[row]
-    if depth == 0:
-        return False
-    if page < 0 or page >= nexts.size or nexts[page] >= 0:
-        return True
-    sure = tables_column(tables, KNOWN)[row] // tables[ROW_PAGE_SIZE]
-    pages = tables_row(tables, row)
-    for i in range(depth - 1, -1, -1):
-        if page < 0 or nexts[page] == UNCACHED or (i < sure and pages[i] != page):
-            return True
-        locks[page] += np.int32(1)
-        page = np.int64(prevs[page])
-    return page >= 0
-
-
 @kernel("int64(int64[::1], int64[::1], int64[::1], int32[::1])")
 def sharing_check_cpu(pool, tables, prefix, locks):
     # After the checks of both parts alone. `locks` is int32[num_pages] of zeros.
+    pool, tables, prefix = borrow(pool), borrow(tables), borrow(prefix)
     if not try_lock(pool):
         return fail(BUSY, 0)
     status = np.int64(0)
@@ -383,6 +287,7 @@ def sharing_check_cpu(pool, tables, prefix, locks):
 @kernel("int64(int64[::1], int64[::1])")
 def sharing_relock_cpu(tables, prefix):
     # For a cache just restored, whose locks have been taken away, and that nobody else has yet.
+    tables, prefix = borrow(tables), borrow(prefix)
     for row in range(tables[NUM_ROWS]):
         if tables_column(tables, LOCKED)[row] > 0:
             path_lock(prefix, tables_column(tables, LOCK_END)[row], -1, 0)

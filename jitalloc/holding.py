@@ -1,0 +1,52 @@
+"""Sequences as holders of pages: what the pool asks of them when pages move or are counted."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from jitalloc.ids import SequenceIds
+from jitalloc.kernels.tables import tables_rename_cpu
+from jitalloc.moves import Moves
+from jitalloc.pool import PagePool
+from jitalloc.state import LOCK_END, LOCKED, NAMESPACE
+from jitalloc.tables import BlockTables
+
+
+class SequencePages:
+    """The part of `PagedKVCache` that answers to the pool, as a `PageHolder`."""
+
+    pool: PagePool
+    tables: BlockTables
+    lock: threading.RLock
+    rank: int
+    _ids: SequenceIds
+
+    def __len__(self) -> int:
+        return len(self._ids.rows)
+
+    def _rename_pages(self, moves: Moves) -> None:
+        names = np.arange(self.pool.num_pages, dtype=np.int32)
+        names[moves.src] = moves.dst
+        tables_rename_cpu.run(self.tables._slab, names)
+        ends = self.tables.arrays.columns[LOCK_END]
+        locking = self.tables.arrays.columns[LOCKED] > 0
+        ends[locking] = names[ends[locking]]
+
+    def _resize_pages(self, num_pages: int) -> Callable[[], None]:
+        return lambda: None  # block tables do not depend on the size of the pool
+
+    def _holds_locks(self) -> bool:
+        return bool(self.tables.arrays.columns[LOCKED].any())
+
+    def _roots_in_use(self) -> NDArray[np.int64]:
+        roots: NDArray[np.int64] = -2 - self.tables.arrays.columns[NAMESPACE]
+        return roots
+
+    def _held_pages(self) -> NDArray[np.int32]:
+        pages = self.tables.arrays.pages
+        held: NDArray[np.int32] = pages[pages >= 0]
+        return held

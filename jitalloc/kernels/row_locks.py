@@ -1,0 +1,145 @@
+"""Locks that sequences hold on cached pages, for the loops of sequences that share them.
+
+`prefix` is the slab of the prefix cache, or an array of one element where there is none.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from jitalloc._jit import helper
+from jitalloc.kernels.joints import split_after
+from jitalloc.kernels.paths import demote, path_lock, path_touch, path_unlock
+from jitalloc.kernels.pool import bit
+from jitalloc.kernels.queues import expire
+from jitalloc.kernels.runs import next_pages, prev_pages
+from jitalloc.kernels.tables import tables_column, tables_row, tables_taken
+from jitalloc.prefix_state import BY_FIFO, POLICY, UNCACHED
+from jitalloc.state import (
+    KNOWN,
+    LOCK_END,
+    LOCKED,
+    NAMESPACE,
+    NUM_ROWS,
+    ROW_PAGE_SIZE,
+    STEP,
+)
+
+SHARED_FACTS = (KNOWN, NAMESPACE, LOCKED, LOCK_END)
+
+
+@helper
+def has_prefix(prefix):
+    """Return whether a prefix cache stands behind the sequences."""
+    return prefix.size > 1
+
+
+@helper
+def is_cached(prefix, page):
+    """Return whether the prefix cache, where there is one, holds `page`."""
+    return has_prefix(prefix) and next_pages(prefix)[page] != UNCACHED
+
+
+@helper
+def release_path(pool, prefix, end):
+    """Give back the locks on a path: its pages have been used until now."""
+    expire(prefix, pool[STEP])
+    path_unlock(prefix, end, -1)
+    if prefix[POLICY] != BY_FIFO:
+        path_touch(prefix, end)
+    demote(prefix)
+
+
+@helper
+def row_lock(tables, prefix, src, dst):
+    """Let the sequence in `dst` know the tokens and lock the pages that the one in `src` does."""
+    if has_prefix(prefix):
+        for column in SHARED_FACTS:
+            facts = tables_column(tables, column)
+            facts[dst] = facts[src]
+        if tables_column(tables, LOCKED)[dst] > 0:
+            path_lock(prefix, tables_column(tables, LOCK_END)[dst], -1, 0)
+
+
+@helper
+def row_unlock(pool, tables, prefix, row):
+    """Give back the locks of the sequence in `row`."""
+    locked, lock_end = tables_column(tables, LOCKED), tables_column(tables, LOCK_END)
+    if locked[row] > 0:
+        release_path(pool, prefix, lock_end[row])
+        locked[row] = 0
+        lock_end[row] = 0
+
+
+@helper
+def row_shorten(pool, tables, prefix, row, keep):
+    """Lock only the first `keep` cached pages, if they still are the first of the row."""
+    locked, lock_end = tables_column(tables, LOCKED), tables_column(tables, LOCK_END)
+    if keep >= locked[row]:
+        return
+    end = above = np.int64(lock_end[row])
+    if keep > 0:
+        for _ in range(locked[row] - keep):
+            above = np.int64(prev_pages(prefix)[above])
+        if above != tables_row(tables, row)[keep - 1]:
+            return  # a window has cut the row: what lies behind the gap needs the whole path
+        split_after(prefix, above)
+        path_lock(prefix, above, -1, 0)
+    else:
+        above = np.int64(0)
+    lock_end[row] = above
+    locked[row] = keep
+    release_path(pool, prefix, end)
+
+
+@helper
+def is_cut(tables, row):
+    """Return whether a window has cut `row` above the end of the path that it locks."""
+    depth = tables_column(tables, LOCKED)[row]
+    end = tables_column(tables, LOCK_END)[row]
+    return depth > 0 and tables_row(tables, row)[depth - 1] != end
+
+
+@helper
+def lock_sharers(tables, prefix, row, depth, full, end):
+    """Let the forks of `row` lock the cached pages `depth .. full-1` that they share with it.
+
+    They hold those pages, so they must not give way when `row` ends. Forks of one row lock the
+    same path (up to `end`) until their pages part.
+    """
+    locked, lock_end = tables_column(tables, LOCKED), tables_column(tables, LOCK_END)
+    taken, pages = tables_taken(tables), tables_row(tables, row)
+    for other in range(tables[NUM_ROWS]):
+        if taken[other >> 6] & bit(other) == np.uint64(0) or other == row:
+            continue
+        if locked[other] != depth or (depth > 0 and lock_end[other] != end):
+            continue
+        theirs = tables_row(tables, other)
+        same = depth
+        while same < full and theirs[same] == pages[same]:
+            same += 1
+        if same > depth:
+            last = np.int64(pages[same - 1])
+            split_after(prefix, last)
+            path_lock(prefix, last, end, 0)
+            locked[other] = same
+            lock_end[other] = last
+
+
+@helper
+def row_lock_fault(tables, prefix, row, locks):
+    """Return whether `row` contradicts the path that it locks; count its locks in `locks`."""
+    nexts, prevs = next_pages(prefix), prev_pages(prefix)
+    depth, page = tables_column(tables, LOCKED)[row], tables_column(tables, LOCK_END)[row]
+    if depth == 0:
+        return False
+    if page < 0 or page >= nexts.size or nexts[page] >= 0:
+        return True
+    sure = tables_column(tables, KNOWN)[row] // tables[ROW_PAGE_SIZE]
+    pages = tables_row(tables, row)
+    for i in range(depth - 1, -1, -1):
+        if page < 0 or nexts[page] == UNCACHED or (i < sure and pages[i] != page):
+            return True
+        locks[page] += np.int32(1)
+        page = np.int64(prevs[page])
+    return page >= 0
