@@ -46,6 +46,7 @@ ORDER = [
     ["sequences"],
     ["__init__"],
     ["replay"],
+    ["machine"],
     ["cli"],
     ["__main__"],
 ]
