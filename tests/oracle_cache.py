@@ -81,16 +81,22 @@ class PrefixModel:
         """Lock what is cached of `path`; return how many pages that is."""
         count = next((i for i, each in enumerate(path) if each not in self.place), len(path))
         self.locks.update(path[:count])
-        for each in path[:count]:
-            self.uses[each] = min(self.uses[each] + 1, 255)
         return count
 
-    def release(self, path: list[int], touch: bool = True) -> None:
+    def use(self, path: list[int]) -> None:
+        """Count one use of what was matched."""
+        for each in path:
+            self.uses[each] = min(self.uses[each] + 1, 255)
+
+    def unlock(self, path: list[int]) -> None:
         self.locks.subtract(path)
         for each in path:
             if not self.locks[each]:
                 del self.locks[each]
-        if touch and self.policy != "fifo":
+
+    def release(self, path: list[int]) -> None:
+        self.unlock(path)
+        if self.policy != "fifo":
             self._touch(path)
         self._demote()
 
@@ -165,6 +171,7 @@ def one_after_another(
             pages = []  # shares nothing, and is not kept
         path = model.path(pages, request.scope)
         found = model.match(path)
+        model.use(path[:found])
         out.hits += found
         model.evict(len(model.place) + -(-tokens // size) - found - num_pages)
         model.insert(path)

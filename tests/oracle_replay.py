@@ -84,11 +84,15 @@ def serve(trace: list[Request], options: ReplayOptions) -> SimpleNamespace:
         room = free() + cache.evictable
         if need > room or (not plenty and need + len(running) > room):
             if tried and need <= room:  # it was there for a moment
+                cache.use(one.locked)
                 cache.evict(need - free())
-            cache.release(one.locked, touch=need <= room)
+                cache.release(one.locked)
+            else:
+                cache.unlock(one.locked)
             one.locked = []
             out.refused = before
             return False
+        cache.use(one.locked)
         out.refused = -1
         cache.evict(need - free())
         one.own = need

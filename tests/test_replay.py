@@ -14,6 +14,7 @@ import pytest
 from jitalloc.errors import CorruptState, InvalidArgument
 from jitalloc.replay import ReplayOptions, Request, generate, replay
 from jitalloc.replay.meter import Meter
+from jitalloc.replay.options import POLICIES
 from jitalloc.replay.timeline import MOST_SAMPLES
 from tests.oracle_cache import one_after_another
 from tests.oracle_replay import requests, run, serve, small
@@ -83,6 +84,39 @@ def test_runs_are_counted_a_sequence() -> None:
     # A and B take turns: pages 0 2 and 1 3.
     report, _ = run(requests((0, 4, 4), (0, 4, 4)), small())
     assert report.pool.runs_per_sequence == 2
+
+
+def test_a_prompt_is_shared_from_the_moment_it_is_read() -> None:
+    # A reads 8 in step 1. B has come with it, and reads its own; C comes later and finds all
+    # but the last token of its 8; D goes on where they end. Then the cache holds 3 pages.
+    trace = [
+        Request(at, tokens, 0, 4, np.array(ids))
+        for at, tokens, ids in ((0, 8, [1, 2]), (0, 8, [1, 2]), (2, 8, [1, 2]), (3, 12, [1, 2, 3]))
+    ]
+    report, meter = run(trace, small(num_pages=6))
+    assert (report.tokens.prompt, report.tokens.cached) == (8 + 8 + 1 + 4, 7 + 8)
+    assert report.allocator.steps == 4
+    assert (meter.pool.num_used, report.prefix.pages_cached) == (3, 3)
+    assert report.pool.pages_peak == 4  # the duplicates of B go free when B is read
+
+
+def test_what_is_sent_back_finds_what_it_left_in_the_cache() -> None:
+    # As above without ids: B goes back in step 6 with 4 tokens read and 4 decoded, two pages.
+    # A takes one of them, the later one; B finds the other and reads 4 again in step 10.
+    trace = [Request(0, 4, 8, 4, np.array([1])), Request(0, 4, 8, 4, np.array([2]))]
+    report, _ = run(trace, small())
+    tokens = report.tokens
+    assert (report.requests.preemptions, report.allocator.steps) == (1, 14)
+    assert (tokens.prompt, tokens.cached, tokens.decode) == (8, 0, 16)
+    assert (tokens.recomputed, tokens.restored) == (4, 4)
+    assert report.prefix.evicted["pressure"] > 0
+
+
+def test_responses_are_never_found_by_others() -> None:
+    trace = [Request(50 * at, 4, 8, 4, np.array([1])) for at in range(3)]
+    report, _ = run(trace, small(num_pages=20))
+    assert (report.tokens.prompt, report.tokens.cached) == (4 + 1 + 1, 3 + 3)
+    assert report.prefix.pages_cached == 1 + 3 * 2
 
 
 def test_at_most_max_batch_sequences_run() -> None:
@@ -174,7 +208,7 @@ def conversations(draw: random.Random, count: int) -> list[Request]:
     return trace
 
 
-@pytest.mark.parametrize("policy", ["none", "lru", "fifo", "mru", "lfu"])
+@pytest.mark.parametrize("policy", ["none", *POLICIES])
 @pytest.mark.parametrize("seed", range(6))
 def test_the_simulator_does_what_a_slow_model_does(policy: str, seed: int) -> None:
     draw = random.Random(seed)
@@ -221,7 +255,7 @@ def test_the_simulator_does_what_a_slow_model_does(policy: str, seed: int) -> No
 def test_cache_mode_does_what_a_slow_model_does() -> None:
     trace = conversations(random.Random(7), 400)
     for size in (1, 2, 3, 4, 5, 8, 16):
-        for policy in ("lru", "fifo", "mru", "lfu", "slru"):
+        for policy in POLICIES:
             expected = one_after_another(trace, 80 // size, size, policy)
             options = small(mode="cache", num_pages=80 // size, page_size=size, policy=policy)
             report, _ = run(trace, options)

@@ -56,7 +56,7 @@ def test_what_is_held_cached_and_free_adds_up() -> None:
     assert (prefix.lookup_pages, prefix.hit_pages) == (6, 2 + 1)
     assert prefix.hit_rate_pages == 0.5
     assert (prefix.pages_inserted, prefix.pages_cached, sum(prefix.evicted.values())) == (3, 3, 0)
-    assert [each.hit_tokens for each in report.samples if each.lookup_tokens] == [0, 7, 4]
+    assert [each.hit_tokens for each in report.samples if each.lookup_tokens] == [0, 8, 4]
 
 
 def test_without_a_cache_of_prefixes_nothing_is_found() -> None:

@@ -239,7 +239,13 @@ def _prefix_figures(meter: Meter) -> PrefixFigures:
         lookup_pages=meter.lookup_pages,
         hit_pages=meter.lookup_hit_pages,
         hit_rate_pages=meter.lookup_hit_pages / max(1, meter.lookup_pages),
-        pages_inserted=stats.inserted if stats else 0,
-        pages_cached=len(meter.prefix) if meter.prefix is not None else 0,
-        evicted=dict(stats.evicted) if stats else {},
+        pages_inserted=stats.inserted_pages if stats else 0,
+        pages_cached=meter.prefix.num_cached if meter.prefix is not None else 0,
+        evicted={
+            "pressure": stats.evicted_pressure,
+            "requested": stats.evicted_requested,
+            "cleared": stats.evicted_cleared,
+        }
+        if stats
+        else {},
     )

@@ -114,6 +114,7 @@ def prepare(options: ReplayOptions) -> None:
     cache.free_batch(np.asarray(rows[1:]))
     cache.allocate(0, 4)  # more than the freelist has: merges
     cache.check()
+    cache.stats()
     cache.free(0)
     if options.policy != "none":
         _prepare_prefix(pool, options.policy)
