@@ -218,7 +218,7 @@ def test_a_sweep_prints_a_table(tmp_path: Path) -> None:
     result = invoke(*arguments)
     assert result.exit_code == 0, result.output
     assert "generated chat, seed 0 · hit rate over" in result.stdout
-    for text in ("pages", "tokens", "lru", "mru", "clairvoyant", "900", "3,000", "48,000"):
+    for text in ("pages", "tokens", "lru", "mru", "clairvoyant", "900", "3,000", "48 k"):
         assert text in result.stdout
     assert "fifo" not in result.stdout
     assert result.stderr == ""

@@ -126,11 +126,12 @@ def print_report(report: Report) -> None:
 def print_sweep(sweep: Sweep) -> None:
     """Print the hit rates of a sweep on the standard output, the best of each size in bold."""
     curves = {policy: sweep.curve(policy) for policy in sweep.policies}
-    table = Table(show_edge=True)
+    table = Table()
     for name in ("pages", "tokens"):
         table.add_column(name, justify="right", style="dim" if name == "tokens" else "")
     for policy in sweep.policies:
-        table.add_column(policy, justify="right", style="cyan" if policy == CLAIRVOYANT else "")
+        style = "cyan" if policy == CLAIRVOYANT else ""
+        table.add_column(policy, justify="right", style=style, no_wrap=True)
     for row, size in enumerate(sweep.sizes):
         rates = {name: curve[row].hit_rate for name, curve in curves.items() if row < len(curve)}
         best = max((rate for name, rate in rates.items() if name != CLAIRVOYANT), default=0.0)
@@ -139,7 +140,7 @@ def print_sweep(sweep: Sweep) -> None:
             text = f"{rates[policy]:.2%}" if policy in rates else "-"
             bold = policy != CLAIRVOYANT and rates.get(policy) == best
             cells.append(f"[bold]{text}[/bold]" if bold else text)
-        table.add_row(f"{size:,}", f"{size * sweep.page_size:,}", *cells)
+        table.add_row(f"{size:,}", _rounded(size * sweep.page_size), *cells)
     console = Console(highlight=False)
     title = describe_sweep(sweep) + (" · INTERRUPTED" if sweep.interrupted else "")
     console.print(title, style="bold", soft_wrap=True)
@@ -150,3 +151,11 @@ def print_sweep(sweep: Sweep) -> None:
             f"Up to {rejected:,} prompts were longer than a cache; they count as not found.",
             style="dim",
         )
+
+
+def _rounded(number: int) -> str:
+    """Return a number in three digits or so: 731 k, 2.92 M."""
+    for unit, letter in ((10**9, "G"), (10**6, "M"), (10**3, "k")):
+        if number >= unit:
+            return f"{number / unit:.3g} {letter}"
+    return str(number)
