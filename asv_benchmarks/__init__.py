@@ -8,10 +8,23 @@ A parameter `design` puts jitalloc beside the textbook designs of `baselines.py`
 `bench_owners`     free, free groups, slots, sharing, reference counts
 `bench_tokens`     slots for prompts and for decoding
 `bench_upkeep`     statistics, checks, packing, resizing, snapshots
+`bench_prefix`     the prefix cache: match, insert
+`bench_reclaim`    the prefix cache: evict, by policy
+`bench_sharing`    sequences that share cached pages
+`bench_slots`      slots for whole requests
+`bench_slot_prefix` prefixes of whole requests
 `bench_rows`       sequences that begin and end
 `bench_sequences`  decode steps, prefill, fork, copy-on-write, beam search, truncation
 `bench_eviction`   who gives way, by policy
+`bench_prefix`     prompts that begin alike: match, insert
+`bench_reclaim`    cached pages that give way
+`bench_prefix_upkeep`  checking, saving and moving what is cached
 `bench_tables`     the layouts that attention kernels read
+`bench_slots`      cache slots: one at a time, in batches, copied
+`bench_slot_tree`  the longest prefix that a slot holds
+`bench_slot_entries`  entries of the prefix cache that come and give way
+`bench_slot_table`  making such a cache, the entry of a slot, clearing
+`bench_slot_prefix`  checking it
 `bench_replay`     recorded and generated traffic through all of it
 
 Importing this package compiles all kernels. asv imports it once and forks a process for each

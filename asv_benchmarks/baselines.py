@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from heapq import heapify, heappop, heappush
 from typing import Any
 
 import numpy as np
@@ -252,3 +253,73 @@ def numpy_slots(tables: jitalloc.BlockTables, rows: NDArray[np.int32], positions
     """Return what `BlockTables.slot_mapping` returns, by indexing."""
     pages = tables.arrays.pages[rows, positions // tables.page_size].astype(np.int64)
     return pages * tables.page_size + positions % tables.page_size
+
+
+class BlockHashCache:
+    """Pages in a dict by the hash of all tokens up to their end: a chain, block after block.
+
+    What equal hashes stand for is never compared.
+    """
+
+    def __init__(self, page_size: int) -> None:
+        self.page_size = page_size
+        self.pages: dict[int, int] = {}
+        self.users: dict[int, int] = {}
+
+    def hashes(self, tokens: list[int]) -> Iterator[int]:
+        key, size = 0, self.page_size
+        for start in range(0, len(tokens) - size + 1, size):
+            key = hash((key, *tokens[start : start + size]))
+            yield key
+
+    def match(self, tokens: list[int]) -> list[int]:
+        found = []
+        for key in self.hashes(tokens):
+            page = self.pages.get(key)
+            if page is None:
+                break
+            self.users[page] += 1
+            found.append(page)
+        return found
+
+    def release(self, pages: list[int]) -> None:
+        for page in pages:
+            self.users[page] -= 1
+
+    def insert(self, tokens: list[int], pages: list[int]) -> list[int]:
+        canonical = []
+        for key, page in zip(self.hashes(tokens), pages, strict=False):
+            canonical.append(self.pages.setdefault(key, page))
+            self.users.setdefault(page, 0)
+        return canonical
+
+
+class LeafHeap:
+    """A tree whose `evict` gathers all leaves into a heap, and pops the oldest."""
+
+    def __init__(self) -> None:
+        self.parents: dict[int, int] = {}
+        self.children: dict[int, int] = {}
+        self.used: dict[int, int] = {}
+
+    def insert(self, parent: int, page: int) -> None:
+        """Add a page below another one (below none: -1)."""
+        self.parents[page], self.children[page] = parent, 0
+        self.used[page] = len(self.used)
+        if parent >= 0:
+            self.children[parent] += 1
+
+    def evict(self, n: int) -> list[int]:
+        leaves = [(self.used[page], page) for page, below in self.children.items() if not below]
+        heapify(leaves)
+        gone = []
+        while leaves and len(gone) < n:
+            page = heappop(leaves)[1]
+            gone.append(page)
+            del self.children[page]
+            parent = self.parents.pop(page)
+            if parent >= 0:
+                self.children[parent] -= 1
+                if not self.children[parent]:
+                    heappush(leaves, (self.used[parent], parent))
+        return gone

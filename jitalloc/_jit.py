@@ -29,6 +29,7 @@ from jitalloc.state import LOCK
 
 F = TypeVar("F", bound=Callable[..., Any])
 
+MIX_FACTOR: Final = 0x9E3779B97F4A7C15  # 2**64 / golden ratio: odd, and no bit pattern repeats
 JIT_DISABLED: Final = bool(numba.config.DISABLE_JIT)
 CACHE_ENABLED: Final = os.environ.get("JITALLOC_CACHE", "1") != "0" and not JIT_DISABLED
 
@@ -40,7 +41,7 @@ def _cache_folder() -> str:
     """Return the folder of compiled kernels: `NUMBA_CACHE_DIR` or the user's cache, by source."""
     here = Path(__file__).parent
     digest = hashlib.blake2b(digest_size=8)
-    for source in (here / "_jit.py", here / "state.py", here / "errors.py"):
+    for source in (here / "_jit.py", here / "errors.py", *sorted(here.glob("*state.py"))):
         digest.update(source.read_bytes())
     for source in sorted((here / "kernels").glob("*.py")):
         digest.update(source.read_bytes())
@@ -173,10 +174,31 @@ if JIT_DISABLED:
         """Return how many bits of a uint64 are set."""
         return int(word).bit_count()
 
+    def mix(state, word):  # type: ignore[no-untyped-def]
+        """Return the hash `state` with `word` taken in, both uint64."""
+        return np.uint64((int(state) ^ int(word)) * MIX_FACTOR & (2**64 - 1))
+
+    def borrow(array):  # type: ignore[no-untyped-def]
+        """Return an argument of a kernel as a view that no helper need count references of."""
+        return array
+
+    def int64_column(slab, start, size):  # type: ignore[no-untyped-def]
+        """Return `size` int64 of a slab from word `start` on, as a view."""
+        return slab[start : start + size]
+
+    def int32_column(slab, start, size):  # type: ignore[no-untyped-def]
+        """Return `size` int32 of a slab from word `start` on, as a view."""
+        return slab[start : start + (size + 1) // 2].view(np.int32)[:size]
+
+    def int32_rows(slab, start, size, width):  # type: ignore[no-untyped-def]
+        """Return `size` rows of `width` int32 of a slab from word `start` on, as a view."""
+        column = int32_column(slab, start, size * width)  # type: ignore[no-untyped-call]
+        return column.reshape(size, width)
+
 else:
     from llvmlite import ir
     from numba.core import cgutils  # noqa: F401  (arrayobj needs the module loaded first)
-    from numba.np.arrayobj import make_array
+    from numba.np.arrayobj import make_array, populate_array
 
     def _lock_word(context: Any, builder: Any, array_type: Any, array: Any) -> Any:
         data = make_array(array_type)(context, builder, array).data
@@ -222,6 +244,56 @@ else:
             return builder.ctpop(args[0])
 
         return types.int64(types.uint64), codegen
+
+    @helper
+    def mix(state, word):  # type: ignore[no-untyped-def]
+        """Return the hash `state` with `word` taken in, both uint64."""
+        return (state ^ word) * np.uint64(MIX_FACTOR)
+
+    # Views that borrow. `slab[a:b].view(...)` counts a reference up and down by atomic operations,
+    # and so does every helper for each array that it is given: 10 ns each. An argument outlives the
+    # kernel, so nothing needs to be counted.
+
+    def _borrowed(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        slab, start, *shape = args
+        word = builder.gep(make_array(signature.args[0])(context, builder, slab).data, [start])
+        view = make_array(signature.return_type)(context, builder)
+        size = context.get_abi_sizeof(context.get_data_type(signature.return_type.dtype))
+        item = context.get_constant(types.intp, size)
+        strides = [item] if len(shape) == 1 else [builder.mul(shape[1], item), item]
+        data = builder.bitcast(word, view.data.type)
+        populate_array(view, data, shape, strides, item, meminfo=None)
+        return view._getvalue()
+
+    @intrinsic
+    def int64_column(typing_context, slab, start, size):  # type: ignore[no-untyped-def]
+        """Return `size` int64 of a slab from word `start` on, as a view."""
+        view = types.Array(types.int64, 1, "C")
+        return view(slab, types.int64, types.int64), _borrowed
+
+    @intrinsic
+    def int32_column(typing_context, slab, start, size):  # type: ignore[no-untyped-def]
+        """Return `size` int32 of a slab from word `start` on, as a view."""
+        view = types.Array(types.int32, 1, "C")
+        return view(slab, types.int64, types.int64), _borrowed
+
+    @intrinsic
+    def int32_rows(typing_context, slab, start, size, width):  # type: ignore[no-untyped-def]
+        """Return `size` rows of `width` int32 of a slab from word `start` on, as a view."""
+        view = types.Array(types.int32, 2, "C")
+        return view(slab, types.int64, types.int64, types.int64), _borrowed
+
+    @intrinsic
+    def borrow(typing_context, array):  # type: ignore[no-untyped-def]
+        """Return an argument of a kernel as a view that no helper need count references of."""
+        view = types.Array(array.dtype, 1, "C")
+
+        def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+            shape = make_array(signature.args[0])(context, builder, args[0]).shape
+            start, size = context.get_constant(types.int64, 0), builder.extract_value(shape, 0)
+            return _borrowed(context, builder, signature, (args[0], start, size))
+
+        return view(array), codegen
 
 
 def versions() -> dict[str, str]:

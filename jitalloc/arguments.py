@@ -71,9 +71,23 @@ def as_integers(name: str, values: Any, dtype: np.dtype[Any]) -> NDArray[Any]:
     return converted
 
 
+def as_tokens(tokens: Any) -> NDArray[np.int32]:
+    """Return token ids as a contiguous `int32[n]`."""
+    return np.ascontiguousarray(as_integers("tokens", tokens, INT32))
+
+
 def as_pages(pages: Any) -> NDArray[np.int32]:
     """Return page ids as `int32[n]`."""
     return as_integers("pages", pages, INT32)
+
+
+def as_tokens(tokens: Any) -> NDArray[np.int32]:
+    """Return token ids as contiguous `int32[n]`, none negative."""
+    ids = np.ascontiguousarray(as_integers("tokens", tokens, INT32))
+    if ids.size and ids.min() < 0:
+        position = int(np.argmax(ids < 0))
+        raise InvalidArgument("tokens", int(ids[position]), "must not be negative", position)
+    return ids
 
 
 def as_lengths(name: str, values: Any, size: int | None = None) -> NDArray[np.int64]:

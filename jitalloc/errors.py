@@ -42,6 +42,22 @@ OUT_OF_ROWS = 22  # detail: rows available
 TABLE_WIDTH = 23
 POSITION_RANGE = 24
 PAGE_IN_USE = 25  # detail: page
+TOKEN_DIFFERS = 49  # detail: position
+PAGE_CACHED = 26
+NOT_LOCKED = 27  # a match was given back before
+OVER_PIN_BUDGET = 28  # detail: pages that would be pinned anew
+STILL_LOCKED = 29  # detail: locked pages
+RENAMED = 30  # a match is older than the last renaming of pages
+
+# Cache slots: one row of the cache a request. What `check` finds there: slot*_state.py.
+OUT_OF_SLOTS = 40  # detail: slots free
+SLOT_IS_FREE = 41
+SLOT_IS_TAKEN = 42
+SLOT_OUTSIDE = 43
+ALL_PINNED = 44
+ENTRY_PINNED = 45
+ENTRY_NOT_PINNED = 46
+NO_ENTRY = 47
 
 # What `check` finds. The detail is a page, a header slot or a row.
 BAD_HEADER = 64
@@ -61,6 +77,18 @@ BAD_ROW_COUNT = 81
 BAD_ROW_COLUMN = 82
 BAD_ROW_PAGES = 83
 ROW_PAGE_FREE = 84
+BAD_ROW_LOCK = 120
+LOCKS_MISSING = 121
+BAD_PREFIX_HEADER = 85
+BAD_PREFIX_COUNT = 86
+CACHED_FREE = 87
+BAD_LINK = 88
+BAD_RUN = 89
+BAD_LOCKS = 90
+BAD_CHILDREN = 91
+BAD_BUCKET = 92
+BAD_QUEUE = 93
+BAD_WHEEL = 94
 
 
 def pack_status(code: int, detail: int) -> int:
@@ -163,6 +191,35 @@ class PageInUse(InvalidPage):
     """A pool cannot shrink below a page that somebody holds."""
 
 
+class PageCached(InvalidPage):
+    """A page to be cached is in the prefix cache already, at another place or in the same call."""
+
+
+class NotLocked(JitallocError, ValueError):
+    """A match was released before, is another cache's, or must be unpinned (or not)."""
+
+
+class PagesLocked(JitallocError, RuntimeError):
+    """A prefix cache cannot be cleared while matches hold locks on it."""
+
+
+class PinBudget(JitallocError, MemoryError):
+    """A pin would pass the `pin_budget` of a prefix cache. Nothing was pinned.
+
+    Attributes
+    ----------
+    requested : int
+        Pages that would be pinned anew.
+    budget : int
+        Pages that may be pinned at once.
+    """
+
+    def __init__(self, requested: int, budget: int) -> None:
+        super().__init__(f"{requested} more pages cannot be pinned, the budget is {budget}")
+        self.requested = requested
+        self.budget = budget
+
+
 class UnknownSequence(JitallocError, KeyError):
     """No sequence has this id."""
 
@@ -181,6 +238,44 @@ class SequenceTooLong(InvalidArgument):
 
 class NestedFreeGroup(JitallocError, RuntimeError):
     """A `free_group` was opened inside another one on the same pool."""
+
+
+class OutOfSlots(JitallocError, MemoryError):
+    """Fewer cache slots are free than a call asked for. Nothing was taken.
+
+    Attributes
+    ----------
+    requested, available : int
+    """
+
+    def __init__(self, requested: int, available: int) -> None:
+        super().__init__(f"{requested} slots requested, {available} available")
+        self.requested = requested
+        self.available = available
+
+
+class InvalidSlot(InvalidArgument):
+    """A cache slot is out of range, free, or taken."""
+
+
+class SlotFree(InvalidSlot):
+    """A cache slot was freed that is free already. Nothing of the call was freed."""
+
+
+class SlotTaken(InvalidSlot):
+    """A cache slot is taken already, or backs another entry of the prefix cache."""
+
+
+class AllPinned(JitallocError, MemoryError):
+    """No entry can give way to a new one: the cache is full, and all its entries are pinned."""
+
+
+class EntryPinned(InvalidArgument):
+    """An entry is pinned: somebody reads its slot, so it cannot be removed or replaced."""
+
+
+class UnknownEntry(JitallocError, KeyError):
+    """No entry of the prefix cache has this slot in this version: it was evicted or removed."""
 
 
 class CorruptState(JitallocError):
@@ -212,6 +307,18 @@ CORRUPT_REASONS = {
     BAD_ROW_COUNT: "taken has bits past the last row, or not header[ACTIVE] of them ({})",
     BAD_ROW_COLUMN: "a column of row {} is out of its range",
     BAD_ROW_PAGES: "pages of row {} do not fit its length",
+    BAD_ROW_LOCK: "row {} does not fit the cached pages that it locks",
+    LOCKS_MISSING: "page {} is locked by more sequences than its locks say",
+    BAD_PREFIX_HEADER: "prefix header[{}] contradicts the arrays or the cache's own sizes",
+    BAD_PREFIX_COUNT: "runs or pages are missing in the lists of the prefix cache ({})",
+    CACHED_FREE: "cached page {} has no owner in refcount, or is reserved",
+    BAD_LINK: "next_pages and prev_pages of page {} do not fit together",
+    BAD_RUN: "the record of run {} does not fit its pages",
+    BAD_LOCKS: "run {} has fewer locks or pins than the runs behind it, or more pins than locks",
+    BAD_CHILDREN: "the list of runs behind run {} is broken",
+    BAD_BUCKET: "bucket {} of the hash table is broken, or tokens have changed",
+    BAD_QUEUE: "run {} stands in the wrong place of its queue, or should stand in one",
+    BAD_WHEEL: "the expiry of run {} does not fit the wheel",
     ROW_PAGE_FREE: "row {} holds a page that is free, or more rows hold it than it has owners",
 }
 
@@ -220,6 +327,7 @@ PAGE_REASONS: dict[int, tuple[type[InvalidPage], str]] = {
     PAGE_RESERVED: (InvalidPage, "the null page is reserved for padding"),
     PAGE_FREE: (InvalidPage, "the page is free; only a held page can be shared"),
     DOUBLE_FREE: (DoubleFree, "freed more often than it has owners"),
+    PAGE_CACHED: (PageCached, "the page is cached already, or named twice"),
     REFCOUNT_OVERFLOW: (InvalidPage, "its reference count would pass int32"),
 }
 
@@ -259,7 +367,7 @@ def argument_error(
     return InvalidArgument(argument, value, reason, position)
 
 
-def corrupt_error(status: int) -> CorruptState:
-    """Return the exception for a status word of `check`."""
+def corrupt_error(status: int, reasons: dict[int, str] = CORRUPT_REASONS) -> CorruptState:
+    """Return the exception for a status word of `check`; `reasons`: the texts of its codes."""
     code, detail = unpack_status(status)
-    return CorruptState(CORRUPT_REASONS[code].format(detail))
+    return CorruptState(reasons[code].format(detail))

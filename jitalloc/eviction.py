@@ -12,7 +12,7 @@ from jitalloc.errors import InvalidArgument
 from jitalloc.ids import changes_ids
 from jitalloc.kernels.eviction import eviction_select_cpu, eviction_to_cpu, eviction_window_cpu
 from jitalloc.kernels.rows import rows_free_cpu
-from jitalloc.saving import SequenceSaving
+from jitalloc.sharing import SequenceSharing
 from jitalloc.state import INT32, INT32_MAX, LENGTH, PINNED, POLICIES, PRIORITY
 
 
@@ -25,7 +25,8 @@ class Eviction(NamedTuple):
         The sequence that gave way. With the policy `streaming` it lives on, shorter; with
         every other it has ended.
     pages_released : int
-        Pages that went free; pages that somebody else holds are not among them.
+        Pages that went free, or that only the prefix cache holds now, so that they can be
+        reclaimed; pages that somebody else holds are not among them.
     tokens_dropped : int
         Tokens that the sequence lost.
     """
@@ -35,13 +36,25 @@ class Eviction(NamedTuple):
     tokens_dropped: int
 
 
-class SequenceEviction(SequenceSaving):
+class SequenceEviction(SequenceSharing):
     """The part of `PagedKVCache` that lets sequences give way."""
 
     @property
     def over_threshold(self) -> bool:
-        """Whether the pool's utilization is above `eviction_threshold`."""
-        return self.pool.utilization > self.eviction_threshold
+        """Whether the share of held pages is above `eviction_threshold`.
+
+        Pages that can be reclaimed from the prefix cache do not count: they give way by
+        themselves when an allocation needs them.
+        """
+        return self.num_held > self._target(self.eviction_threshold)
+
+    def _target(self, utilization: float) -> int:
+        """Return the most held pages at which the utilization is at most `utilization`."""
+        usable = self.pool.num_pages - self.pool.null_page
+        target = int(utilization * usable)
+        while (target + 1) / usable <= utilization:  # 0.29 * 100 is 28.999999999999996
+            target += 1
+        return target
 
     def _policy(self) -> tuple[int, int, int]:
         return POLICIES.index(self.eviction), self.sink_tokens, self.window_tokens
@@ -110,7 +123,7 @@ class SequenceEviction(SequenceSaving):
 
     @changes_ids
     def evict(self, seq_id: Hashable = None) -> Eviction | None:
-        """Let one sequence give way.
+        """Let one sequence give way; what it has not committed does not enter the prefix cache.
 
         Parameters
         ----------
@@ -142,15 +155,16 @@ class SequenceEviction(SequenceSaving):
             return Eviction(seq_id, released, dropped)
         tokens = int(self.tables.arrays.columns[LENGTH, row])
         rows = np.array([row], INT32)
-        released = self.pool._run(rows_free_cpu, self.tables._slab, rows, 1)
+        released = self.pool._run(rows_free_cpu, self.tables._slab, self._prefix, rows, 0, 1)
         self._ids.leave(row)
         return Eviction(seq_id, released, tokens)
 
     @changes_ids
     def evict_to(self, utilization: float | None = None) -> list[Eviction]:
-        """Let sequences give way until the pool's utilization is at most `utilization`.
+        """Let sequences give way until the share of held pages is at most `utilization`.
 
-        Sequences go by the policy. One whose eviction could free no page, because somebody who
+        Pages that can be reclaimed from the prefix cache are not held. Sequences go by the
+        policy. One whose eviction could free no page, because somebody who
         does not give way (a pinned sequence, the caller) holds all of them too, stays. Ends
         when the target is reached or nothing more can be freed.
 
@@ -174,14 +188,12 @@ class SequenceEviction(SequenceSaving):
         utilization = as_fraction("utilization", utilization)
         pool = self.pool
         with pool._shape:
-            usable = pool.num_pages - pool.null_page
-            target = int(utilization * usable)
-            while (target + 1) / usable <= utilization:  # 0.29 * 100 is 28.999999999999996
-                target += 1
             owners = np.zeros(pool.num_pages, np.int32)
             victims = np.zeros((self.tables.max_sequences, 3), np.int64)
+            rule = np.array(self._policy(), np.int64)
+            target = self._target(utilization)
             count = pool._run(
-                eviction_to_cpu, self.tables._slab, owners, victims, target, *self._policy()
+                eviction_to_cpu, self.tables._slab, self._prefix, owners, victims, target, rule
             )
         evictions = []
         for row, dropped, released in victims[:count].tolist():
@@ -192,8 +204,9 @@ class SequenceEviction(SequenceSaving):
 
     def _cut(self, row: int, sink_tokens: int, window_tokens: int, evicted: int) -> tuple[int, int]:
         out = np.zeros(2, np.int64)
+        tables, prefix = self.tables._slab, self._prefix
         self.pool._run(
-            eviction_window_cpu, self.tables._slab, out, row, sink_tokens, window_tokens, evicted
+            eviction_window_cpu, tables, prefix, out, row, sink_tokens, window_tokens, evicted
         )
         return int(out[0]), int(out[1])
 

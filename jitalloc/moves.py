@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
+ranks = itertools.count()
+"""Where the next `PageHolder` takes its rank from."""
 
 
 class Moves(NamedTuple):
@@ -36,5 +41,14 @@ class PageHolder(Protocol):
         """Place in the order in which locks of several holders are taken."""
 
     def _rename_pages(self, moves: Moves) -> None: ...
+    def _resize_pages(self, num_pages: int) -> Callable[[], None]:
+        """Prepare for another size of the pool; the result takes it over, and cannot fail."""
+
+    def _holds_locks(self) -> bool:
+        """Return whether it locks paths of a prefix cache on the pool."""
+
+    def _roots_in_use(self) -> NDArray[np.int64]:
+        """Return the roots of the namespaces that it may yet insert pages into."""
+
     def _held_pages(self) -> NDArray[np.int32]: ...
     def __len__(self) -> int: ...

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable
+from typing import Final
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from jitalloc.arguments import as_choice, as_count, as_fraction, as_integers
+from jitalloc.arguments import as_choice, as_count, as_fraction, as_integers, as_tokens
 from jitalloc.errors import (
     OUT_OF_PAGES,
     OUT_OF_ROWS,
@@ -21,10 +21,12 @@ from jitalloc.errors import (
     unpack_status,
 )
 from jitalloc.ids import SequenceIds, changes_ids
-from jitalloc.kernels.rows import rows_allocate_cpu, rows_free_cpu
+from jitalloc.kernels.rows import rows_allocate_cpu, rows_allocate_tokens_cpu, rows_free_cpu
+from jitalloc.kernels.sharing import sharing_pages_cpu
 from jitalloc.kernels.tables import tables_rename_cpu
-from jitalloc.moves import Moves
+from jitalloc.moves import Moves, ranks
 from jitalloc.pool import PagePool
+from jitalloc.prefix import PrefixCache
 from jitalloc.state import (
     ACTIVE,
     EVICTIONS,
@@ -32,6 +34,9 @@ from jitalloc.state import (
     INT32_MAX,
     LAST_USED,
     LENGTH,
+    LOCK_END,
+    LOCKED,
+    NAMESPACE,
     PAGE_COPIES,
     PEAK_ACTIVE,
     PINNED,
@@ -46,7 +51,8 @@ from jitalloc.state import (
 from jitalloc.stats import SequenceInfo, SequenceStats
 from jitalloc.tables import BlockTables
 
-_ranks = itertools.count()
+NO_PREFIX: Final = np.zeros(1, np.int64)
+"""What kernels get for a prefix cache where there is none."""
 
 
 class SequenceRows:
@@ -62,9 +68,14 @@ class SequenceRows:
         eviction_threshold: float = 0.9,
         sink_tokens: int = 4,
         window_tokens: int = 1024,
+        prefix_cache: PrefixCache | None = None,
     ) -> None:
         if not isinstance(pool, PagePool):
             raise InvalidArgument("pool", pool, "must be a PagePool")
+        if prefix_cache is not None and not isinstance(prefix_cache, PrefixCache):
+            raise InvalidArgument("prefix_cache", prefix_cache, "must be a PrefixCache or None")
+        if prefix_cache is not None and prefix_cache.pool is not pool:
+            raise InvalidArgument("prefix_cache", prefix_cache, "stands on another pool")
         self.sink_tokens = as_count("sink_tokens", sink_tokens)
         self.window_tokens = as_count("window_tokens", window_tokens, 1)
         self.pool = pool
@@ -74,7 +85,8 @@ class SequenceRows:
         self.tables = BlockTables(max_sequences, max_pages_per_sequence, pool.page_size, pad)
         self._ids = SequenceIds(self.tables)
         self.lock = self._ids.lock
-        self.rank = next(_ranks)
+        self.rank = next(ranks)
+        self.prefix_cache = prefix_cache
         pool._holders.add(self)
 
     def __len__(self) -> int:
@@ -133,42 +145,91 @@ class SequenceRows:
             raise InvalidArgument("seq_ids", seq_ids, "must be an iterable of sequence ids")
         return np.array([self.row(seq_id) for seq_id in seq_ids], INT32)
 
+    @property
+    def _prefix(self) -> NDArray[np.int64]:
+        """The slab of the prefix cache, for kernels; read it while `lock` is held."""
+        return NO_PREFIX if self.prefix_cache is None else self.prefix_cache._slab
+
     @changes_ids
-    def allocate(self, seq_id: Hashable, num_tokens: int, *, priority: int = 0) -> int:
-        """Make a sequence of `num_tokens` tokens, in the lowest free row.
+    def allocate(
+        self,
+        seq_id: Hashable,
+        num_tokens: int | None = None,
+        *,
+        tokens: ArrayLike | None = None,
+        namespace: Hashable = None,
+        priority: int = 0,
+    ) -> int:
+        """Make a sequence, in the lowest free row.
+
+        With a prefix cache and `tokens`, whole pages that are cached already are shared: the
+        sequence holds and locks them, and only the rest is allocated. The first tokens stay
+        known, so that `append_batch`, `commit` and `free` can let full pages enter the cache.
 
         Parameters
         ----------
         seq_id : Hashable
         num_tokens : int
-            May be 0.
+            How many tokens; may be 0. Needed where there are no `tokens`.
+        tokens : array_like of int32[num_tokens], optional
+            Their ids, 0 .. 2**31 - 1.
+        namespace : Hashable
+            Prefixes of different namespaces are never shared.
         priority : int
             With the policy `priority` the lowest goes first.
 
         Returns
         -------
         int
-            How many of the tokens were cached already: 0.
+            How many of the tokens are cached: whole pages, perhaps all of them. 0 without a
+            prefix cache.
 
         Raises
         ------
         DuplicateSequence
             A live sequence has this id.
         OutOfPages, OutOfRows
-            Pages or rows are not there.
+            Pages or rows are not there. Cached pages that nobody locks give way first, but
+            only if that suffices.
         SequenceTooLong
             The sequence needs more pages than a row has.
         InvalidArgument
-            `num_tokens` is no count, or `seq_id` is not hashable.
+            `num_tokens` is no count or not the length of `tokens`, a token is out of range, or
+            `seq_id` or `namespace` is not hashable.
+
+        Examples
+        --------
+        >>> pool = jitalloc.PagePool(num_pages=64, page_size=4)
+        >>> prefix = jitalloc.PrefixCache(pool)
+        >>> cache = jitalloc.PagedKVCache(pool, 8, 16, prefix_cache=prefix)
+        >>> cache.allocate("a", tokens=[1, 2, 3, 4, 5, 6, 7, 8, 9])
+        0
+        >>> cache.free("a")  # one page goes free, two stay in the prefix cache
+        1
+        >>> cache.allocate("b", tokens=[1, 2, 3, 4, 5, 6, 7, 8, 3, 2, 1])
+        8
         """
-        tokens = as_count("num_tokens", num_tokens)
         priority = as_count("priority", priority, -INT32_MAX, INT32_MAX)
+        if tokens is None:
+            if num_tokens is None:
+                raise InvalidArgument("num_tokens", None, "needed where there are no tokens")
+            length = as_count("num_tokens", num_tokens)
+        else:
+            tokens = as_tokens(tokens)
+            length = tokens.size
+            if num_tokens not in (None, length):
+                raise InvalidArgument("num_tokens", num_tokens, f"there are {length} tokens")
         self._ids.expect(seq_id)
-        row = self.pool._run(rows_allocate_cpu, self.tables._slab, tokens, priority)
+        tables, prefix = self.tables._slab, self._prefix
+        if tokens is None or self.prefix_cache is None:
+            row = self.pool._run(rows_allocate_cpu, tables, prefix, length, priority)
+        else:
+            number = -2 - self.prefix_cache._make_root(namespace)
+            row = self.pool._run(rows_allocate_tokens_cpu, tables, prefix, tokens, number, priority)
         if row < 0:
-            raise self._shortage(row, tokens)
+            raise self._shortage(row, length)
         self._ids.enter(row)
-        return 0
+        return int(self.tables.arrays.columns[LOCKED, row]) * self.pool.page_size
 
     def _shortage(self, status: int, tokens: int) -> JitallocError:
         code, detail = unpack_status(status)
@@ -190,12 +251,16 @@ class SequenceRows:
         return SequenceTooLong(argument, tokens, text, position)
 
     @changes_ids
-    def free(self, seq_id: Hashable) -> int:
+    def free(self, seq_id: Hashable, *, commit: bool = True) -> int:
         """End a sequence: each of its pages has one owner less.
 
         Parameters
         ----------
         seq_id : Hashable
+        commit : bool
+            Let its full pages of known tokens enter the prefix cache first. Not right where
+            the keys and values of some have not been computed: `truncate` to those that have,
+            or give False.
 
         Returns
         -------
@@ -207,16 +272,18 @@ class SequenceRows:
         UnknownSequence
             No live sequence has this id.
         """
-        return self._free_rows(np.array([self.row(seq_id)], INT32))
+        return self._free_rows(np.array([self.row(seq_id)], INT32), commit)
 
     @changes_ids
-    def free_batch(self, rows: ArrayLike) -> int:
+    def free_batch(self, rows: ArrayLike, *, commit: bool = True) -> int:
         """End sequences, all or nothing; their ids are forgotten.
 
         Parameters
         ----------
         rows : array_like of int32[B]
             Rows of live sequences, each once.
+        commit : bool
+            As in `free`.
 
         Returns
         -------
@@ -228,10 +295,14 @@ class SequenceRows:
         InvalidArgument
             A row is out of range, free or repeated.
         """
-        return self._free_rows(as_integers("rows", rows, INT32))
+        return self._free_rows(as_integers("rows", rows, INT32), commit)
 
-    def _free_rows(self, rows: NDArray[np.int32]) -> int:
-        status = self.pool._run(rows_free_cpu, self.tables._slab, rows, 0)
+    def _free_rows(self, rows: NDArray[np.int32], commit: bool) -> int:
+        if not isinstance(commit, bool):
+            raise InvalidArgument("commit", commit, "must be a bool")
+        status = self.pool._run(
+            rows_free_cpu, self.tables._slab, self._prefix, rows, int(commit), 0
+        )
         if status < 0:
             raise self.tables._row_error(status, "rows", rows)
         for row in rows.tolist():
@@ -277,6 +348,9 @@ class SequenceRows:
         with self.lock:
             header = self.tables.arrays.header.tolist()
             tokens = int(self.tables.arrays.columns[LENGTH].sum())
+            pages = np.empty(3, np.int64)
+            self.pool._run(sharing_pages_cpu, self._prefix, pages)
+            free, reclaimable, held = pages.tolist()
         return SequenceStats(
             active=header[ACTIVE],
             peak_active=header[PEAK_ACTIVE],
@@ -287,17 +361,33 @@ class SequenceRows:
             copies=header[PAGE_COPIES],
             evictions=header[EVICTIONS],
             tokens_dropped=header[TOKENS_DROPPED],
+            free_pages=free,
+            reclaimable_pages=reclaimable,
+            held_pages=held,
         )
 
     @changes_ids
     def clear(self) -> None:
-        """End every sequence; pages that nobody else holds go free."""
-        self._free_rows(np.array(list(self._ids.rows.values()), INT32))
+        """End every sequence; pages that nobody else holds go free, and none enter the cache."""
+        self._free_rows(np.array(list(self._ids.rows.values()), INT32), commit=False)
 
     def _rename_pages(self, moves: Moves) -> None:
         names = np.arange(self.pool.num_pages, dtype=np.int32)
         names[moves.src] = moves.dst
         tables_rename_cpu.run(self.tables._slab, names)
+        ends = self.tables.arrays.columns[LOCK_END]
+        locking = self.tables.arrays.columns[LOCKED] > 0
+        ends[locking] = names[ends[locking]]
+
+    def _resize_pages(self, num_pages: int) -> Callable[[], None]:
+        return lambda: None  # block tables do not depend on the size of the pool
+
+    def _holds_locks(self) -> bool:
+        return bool(self.tables.arrays.columns[LOCKED].any())
+
+    def _roots_in_use(self) -> NDArray[np.int64]:
+        roots: NDArray[np.int64] = -2 - self.tables.arrays.columns[NAMESPACE]
+        return roots
 
     def _held_pages(self) -> NDArray[np.int32]:
         pages = self.tables.arrays.pages

@@ -13,8 +13,11 @@ from numpy.typing import ArrayLike, NDArray
 
 from jitalloc.errors import CorruptState, InvalidArgument, SnapshotError, corrupt_error
 from jitalloc.interrupts import uninterrupted
+from jitalloc.kernels.sharing import sharing_check_cpu, sharing_relock_cpu
 from jitalloc.kernels.tables import tables_check_cpu
 from jitalloc.pool import PagePool
+from jitalloc.prefix import PrefixCache
+from jitalloc.prefix_upkeep import PrefixSnapshot
 from jitalloc.rows import SequenceRows
 from jitalloc.snapshot import PoolSnapshot, read_state, write_state
 from jitalloc.state import (
@@ -40,11 +43,15 @@ class CacheSnapshot:
         Read-only copy of the block table's slab (see `jitalloc.state`).
     ids : tuple
         The sequence id of each row, None where it is free.
+    prefix : PrefixSnapshot or None
+        The prefix cache, where there is one. Restored, it has the locks of the sequences;
+        matches and pins of the user are void.
     """
 
     pool: PoolSnapshot
     tables: NDArray[np.int64]
     ids: tuple[Hashable, ...]
+    prefix: PrefixSnapshot | None
 
 
 class SequenceSaving(SequenceRows):
@@ -60,7 +67,7 @@ class SequenceSaving(SequenceRows):
         }
 
     def check(self, held: ArrayLike | None = None) -> None:
-        """Verify the pool and every row of the block table, page by page.
+        """Verify the pool, the prefix cache and every row of the block table, page by page.
 
         Parameters
         ----------
@@ -88,14 +95,27 @@ class SequenceSaving(SequenceRows):
             for seq_id, row in self._ids.rows.items():
                 if self._ids.by_row[row] != seq_id:
                     raise CorruptState(f"row {row} is not the row of {seq_id!r}")
+            self._check_locks()
             self.pool.check(held)
 
+    def _check_locks(self) -> None:
+        if self.prefix_cache is None:
+            if self._holds_locks():
+                raise CorruptState("a row locks cached pages, but there is no prefix cache")
+            return
+        self.prefix_cache.check()
+        locks = np.zeros(self.pool.num_pages, np.int32)
+        status = self.pool._run(sharing_check_cpu, self.tables._slab, self._prefix, locks)
+        if status < 0:
+            raise corrupt_error(status)
+
     def snapshot(self) -> CacheSnapshot:
-        """Return a copy of the complete state, the pool's included."""
-        with self.lock:
+        """Return a copy of the complete state, those of the pool and prefix cache included."""
+        with self.pool._everyone():
             tables = self.tables._slab.copy()
             tables.flags.writeable = False
-            return CacheSnapshot(self.pool.snapshot(), tables, tuple(self._ids.by_row))
+            prefix = None if self.prefix_cache is None else self.prefix_cache.snapshot()
+            return CacheSnapshot(self.pool.snapshot(), tables, tuple(self._ids.by_row), prefix)
 
     def restore(self, snapshot: CacheSnapshot) -> None:
         """Take over the complete state of `snapshot`, the pool's included.
@@ -108,30 +128,41 @@ class SequenceSaving(SequenceRows):
         Raises
         ------
         InvalidArgument
-            The snapshot's tables or pages have other sizes than this cache, or another cache
-            has sequences on the pool.
+            The snapshot's tables or pages have other sizes than this cache, only one of the
+            two has a prefix cache, theirs differ in policy, or another cache holds pages of
+            the pool.
         """
         if not isinstance(snapshot, CacheSnapshot):
             raise InvalidArgument("snapshot", snapshot, "must be a CacheSnapshot")
         for slot, value in self._sizes().items():
             if snapshot.tables[slot] != value:
                 raise InvalidArgument("snapshot", int(snapshot.tables[slot]), f"must be {value}")
-        others = sum(len(holder) for holder in self.pool._holders if holder is not self)
+        mine = (self, self.prefix_cache)
+        others = sum(len(holder) for holder in self.pool._holders if holder not in mine)
         if others:
-            raise InvalidArgument("snapshot", others, "other sequences live on this pool")
+            raise InvalidArgument("snapshot", others, "others hold pages of this pool")
+        if (snapshot.prefix is None) != (self.prefix_cache is None):
+            raise InvalidArgument("snapshot", snapshot.prefix, "one of two has no prefix cache")
+
+        def rest() -> None:
+            self.tables._install(snapshot.tables.copy())
+            if self.prefix_cache is not None and snapshot.prefix is not None:
+                self.prefix_cache._take_over(snapshot.prefix)
+                sharing_relock_cpu.run(self.tables._slab, self._prefix)
 
         def work() -> None:
-            self.pool._take_over(snapshot.pool)
-            self.tables._install(snapshot.tables.copy())
+            self.pool._take_over(snapshot.pool, rest)
             self._ids.by_row = list(snapshot.ids)
             self._ids.reconcile()
 
         with self.pool._everyone():
             self.pool._fits(snapshot.pool)
+            if self.prefix_cache is not None and snapshot.prefix is not None:
+                self.prefix_cache._fits(snapshot.prefix, snapshot.pool.num_pages)
             uninterrupted(work)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the complete state, the pool's included, to one `.npz` file.
+        """Write the complete state, pool and prefix cache included, to one `.npz` file.
 
         In one step or not at all.
 
@@ -143,12 +174,12 @@ class SequenceSaving(SequenceRows):
         Raises
         ------
         SnapshotError
-            A sequence id is something else than an int, str, bytes, float, bool, None or a
-            tuple of these.
+            A sequence id or a namespace is something else than an int, str, bytes, float, bool,
+            None or a tuple of these.
         """
         snapshot = self.snapshot()
         ids = [_id_text(seq_id) for seq_id in snapshot.ids]
-        facts = {
+        facts: dict[str, Any] = {
             "ids": ids,
             "eviction": self.eviction,
             "eviction_threshold": self.eviction_threshold,
@@ -156,6 +187,10 @@ class SequenceSaving(SequenceRows):
             "window_tokens": self.window_tokens,
         }
         arrays = {"pool": snapshot.pool.slab, "tables": snapshot.tables}
+        if snapshot.prefix is not None and self.prefix_cache is not None:
+            arrays["prefix"] = snapshot.prefix.slab
+            names = [[_id_text(name), number] for name, number in snapshot.prefix.namespaces]
+            facts["prefix"] = {**self.prefix_cache._options(), "namespaces": names}
         write_state(path, "PagedKVCache", facts, arrays)
 
     @classmethod
@@ -169,14 +204,15 @@ class SequenceSaving(SequenceRows):
         Returns
         -------
         PagedKVCache
-            Its pool is `cache.pool`.
+            Its pool is `cache.pool`, its prefix cache, where there was one,
+            `cache.prefix_cache`.
 
         Raises
         ------
         SnapshotError
             The file is truncated, damaged, foreign or of another version.
         """
-        facts, arrays = read_state(path, "PagedKVCache", ("pool", "tables"))
+        facts, arrays = read_state(path, "PagedKVCache", ("pool", "tables"), ("prefix",))
         pool = PagePool._from_slab(arrays["pool"], path)
         slab: NDArray[Any] = arrays["tables"]
         try:
@@ -188,8 +224,13 @@ class SequenceSaving(SequenceRows):
                 raise ValueError("the table's array has the wrong length")
             options = {key: facts[key] for key in ("eviction", "eviction_threshold")}
             options |= {key: facts[key] for key in ("sink_tokens", "window_tokens")}
-            cache = cls(pool, rows, width, **options)
+            prefix = None
+            if "prefix" in facts:
+                prefix = PrefixCache._from_slab(pool, arrays["prefix"], facts["prefix"])
+            cache = cls(pool, rows, width, prefix_cache=prefix, **options)
             cache.tables._install(np.ascontiguousarray(slab))
+            if prefix is not None:
+                sharing_relock_cpu.run(cache.tables._slab, cache._prefix)
             cache._ids.by_row = ids
             cache._ids.reconcile()
             cache.check()

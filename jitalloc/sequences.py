@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from jitalloc.arguments import as_count, as_integers, as_lengths
+from jitalloc.arguments import as_count, as_integers, as_lengths, as_tokens
 from jitalloc.errors import (
     CHANGED,
     NEGATIVE,
@@ -27,6 +27,7 @@ from jitalloc.eviction import SequenceEviction
 from jitalloc.ids import changes_ids
 from jitalloc.kernels.pool import pool_total_cpu
 from jitalloc.kernels.sequences import (
+    INHERITED,
     sequences_append_cpu,
     sequences_fork_batch_cpu,
     sequences_fork_cpu,
@@ -34,7 +35,7 @@ from jitalloc.kernels.sequences import (
     sequences_truncate_cpu,
 )
 from jitalloc.moves import Moves
-from jitalloc.state import INT32, INT32_MAX, LENGTH
+from jitalloc.state import INT32, INT32_MAX, LENGTH, NO_TOKENS
 from jitalloc.tables import PageTableCSR
 
 
@@ -71,11 +72,15 @@ class PagedKVCache(SequenceEviction):
         Utilization that `over_threshold` and `evict_to` compare with.
     sink_tokens, window_tokens : int
         What the policy `streaming` keeps of a sequence.
+    prefix_cache : PrefixCache, optional
+        On the same pool. Sequences share its pages and leave their own to it, and its pages
+        give way when sequences need more than is free.
 
     Attributes
     ----------
     pool : PagePool
     tables : BlockTables
+    prefix_cache : PrefixCache or None
 
     Raises
     ------
@@ -106,16 +111,31 @@ class PagedKVCache(SequenceEviction):
     (1, 2)
     """
 
-    def append(self, seq_id: Hashable, n: int = 1) -> Appended:
-        """Grow a sequence by `n` tokens; see `append_batch`."""
-        return self.append_batch(np.array([self.row(seq_id)], INT32), n)
+    def append(
+        self, seq_id: Hashable, n: int | None = None, *, tokens: ArrayLike | None = None
+    ) -> Appended:
+        """Grow a sequence by `n` tokens; see `append_batch`.
 
-    def append_batch(self, rows: ArrayLike, n: ArrayLike = 1) -> Appended:
+        Without `n` there are as many as `tokens`, or 1.
+        """
+        if tokens is not None:
+            tokens = as_tokens(tokens)
+        if n is None:
+            n = 1 if tokens is None else tokens.size
+        return self.append_batch(np.array([self.row(seq_id)], INT32), n, tokens=tokens)
+
+    def append_batch(
+        self, rows: ArrayLike, n: ArrayLike = 1, *, tokens: ArrayLike | None = None
+    ) -> Appended:
         """Grow sequences by `n` tokens each, all or nothing.
 
         A partly filled last page that somebody else holds too is replaced by a page of the
         sequence's own first (copy-on-write). Sequences take their turn in batch order, so of
         two that share such a page the first one copies it and the second may keep it.
+
+        With a prefix cache, full pages of known tokens that were there before the call enter
+        it: an append means that all before it has been computed. Where the cache has such a
+        page already, the sequence takes that one over and its own goes free.
 
         Parameters
         ----------
@@ -123,6 +143,9 @@ class PagedKVCache(SequenceEviction):
             Rows of live sequences, each at most once.
         n : int or array_like of int64[B]
             New tokens, for all or for each.
+        tokens : array_like of int32[sum(n)], optional
+            Ids of the new tokens, sequence after sequence. Where all before them are known,
+            they are known as well.
 
         Returns
         -------
@@ -132,11 +155,12 @@ class PagedKVCache(SequenceEviction):
         Raises
         ------
         OutOfPages
-            The new pages and copies are not there.
+            The new pages and copies are not there, and evicting cached pages would not do.
         SequenceTooLong
             A sequence would need more pages than a row has.
         InvalidArgument
-            A row is out of range, free or repeated, or a number is negative.
+            A row is out of range, free or repeated, a number is negative, or `tokens` are not
+            `sum(n)` ids.
         """
         rows = as_integers("rows", rows, INT32)
         batch = rows.size
@@ -150,19 +174,30 @@ class PagedKVCache(SequenceEviction):
             raise argument_error(total, "n", counts)
         if total > INT32_MAX:
             raise argument_error(pack_status(TOO_MANY, 0), "n", counts)
+        ids = NO_TOKENS if tokens is None else as_tokens(tokens)
+        if tokens is not None and ids.size != total:
+            raise InvalidArgument(
+                "tokens", ids.size, f"must have {total} elements, one a new token"
+            )
         with self.lock:
-            size = self.pool.page_size
             while True:
                 # More slots than that cannot be had: the kernel then says why, and the buffer
                 # of a mistaken call stays small.
-                room = (batch + self.pool.available) * size
+                room = (batch + self.pool.num_pages) * self.pool.page_size
                 slots = np.empty(min(total, room), np.int64)
-                src, dst = np.empty(batch, np.int32), np.empty(batch, np.int32)
+                copied = np.empty((2, batch), np.int32)
                 copies = self.pool._run(
-                    sequences_append_cpu, self.tables._slab, rows, counts, slots, src, dst
+                    sequences_append_cpu,
+                    self.tables._slab,
+                    self._prefix,
+                    rows,
+                    counts,
+                    ids,
+                    slots,
+                    copied,
                 )
                 if copies >= 0:
-                    return Appended(slots, Moves(src[:copies], dst[:copies]))
+                    return Appended(slots, Moves(copied[0, :copies], copied[1, :copies]))
                 if room >= total or unpack_status(copies)[0] != CHANGED:
                     raise self._append_error(copies, rows, np.broadcast_to(counts, batch))
 
@@ -207,7 +242,7 @@ class PagedKVCache(SequenceEviction):
         """
         src = self.row(src_id)
         self._ids.expect(dst_id)
-        row = self.pool._run(sequences_fork_cpu, self.tables._slab, src)
+        row = self.pool._run(sequences_fork_cpu, self.tables._slab, self._prefix, src)
         if row < 0:
             raise self._shortage(row, 0)
         self._ids.enter(row)
@@ -233,7 +268,8 @@ class PagedKVCache(SequenceEviction):
         dst_rows = as_integers("dst_rows", dst_rows, INT32)
         self._same_length("dst_rows", dst_rows, src_rows)
         with self.lock:
-            status = self.pool._run(sequences_fork_batch_cpu, self.tables._slab, src_rows, dst_rows)
+            tables, prefix = self.tables._slab, self._prefix
+            status = self.pool._run(sequences_fork_batch_cpu, tables, prefix, src_rows, dst_rows)
             self._raise_pairs(status, "dst_rows", dst_rows, "src_rows", src_rows)
 
     def reorder(self, rows: ArrayLike, parents: ArrayLike) -> None:
@@ -261,9 +297,10 @@ class PagedKVCache(SequenceEviction):
             valid = parents[(parents >= 0) & (parents < self.tables.max_sequences)]
             tokens = int(self.tables.arrays.columns[LENGTH, valid].max(initial=0))
             pages = np.empty((rows.size, -(-tokens // self.pool.page_size)), np.int32)
-            lengths = np.empty(rows.size, np.int64)
+            facts = np.empty((rows.size, len(INHERITED)), np.int64)
+            tables, prefix = self.tables._slab, self._prefix
             status = self.pool._run(
-                sequences_reorder_cpu, self.tables._slab, rows, parents, lengths, pages
+                sequences_reorder_cpu, tables, prefix, rows, parents, facts, pages
             )
             self._raise_pairs(status, "rows", rows, "parents", parents)
 
@@ -316,7 +353,8 @@ class PagedKVCache(SequenceEviction):
         tokens = as_count("num_tokens", num_tokens)
         with self.lock:
             row = self.row(seq_id)
-            status = self.pool._run(sequences_truncate_cpu, self.tables._slab, row, tokens)
+            slabs = self.tables._slab, self._prefix
+            status = self.pool._run(sequences_truncate_cpu, *slabs, row, tokens)
             if status < 0:
                 length = unpack_status(status)[1]
                 raise InvalidArgument("num_tokens", tokens, f"the sequence has {length} tokens")

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from jitalloc.errors import SnapshotError
 
 FORMAT: Final = "jitalloc"
-VERSION: Final = 1
+VERSION: Final = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,9 +88,11 @@ def write_state(
 
 
 def read_state(
-    path: str | os.PathLike[str], kind: str, names: tuple[str, ...]
+    path: str | os.PathLike[str], kind: str, names: tuple[str, ...], optional: tuple[str, ...] = ()
 ) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
     """Read what `write_state` wrote; return `(facts, arrays)` with exactly the arrays `names`.
+
+    Those of `optional` are there where `facts` has an entry of the same name.
 
     Raises
     ------
@@ -122,8 +124,9 @@ def read_state(
         )
     if facts.get("kind") != kind:
         raise SnapshotError(f"{path}: holds a {facts.get('kind')}, not a {kind}")
-    if set(found) != set(names):
-        raise SnapshotError(f"{path}: holds {sorted(found)}, expected {sorted(names)}")
+    expected = {*names, *(name for name in optional if name in facts)}
+    if set(found) != expected:
+        raise SnapshotError(f"{path}: holds {sorted(found)}, expected {sorted(expected)}")
     if _digest(text, found) != digest:
         raise SnapshotError(f"{path}: the checksum does not match, the file is damaged")
     return facts, found

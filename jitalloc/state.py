@@ -36,6 +36,9 @@ Invariants::
     popcount(taken) == ACTIVE
     pages[r, i] != NULL  <=>  i < ceil(length[r] / page_size);  length[r] == 0 in a free row
     each (r, i) with a page is one owner in refcount[pages[r, i]]
+    0 <= known[r] <= length[r];  known[r] == locked[r] == 0 without a prefix cache
+    locked[r] > 0  =>  lock_end[r] is cached, locked[r] pages deep, and locked; else it is 0
+    pages[r, i] is the page i of that path for each i < min(locked[r], known[r] / page_size)
 """
 
 from __future__ import annotations
@@ -49,6 +52,7 @@ from numpy.typing import NDArray
 INT32: Final = np.dtype(np.int32)
 INT64: Final = np.dtype(np.int64)
 UINT64: Final = np.dtype(np.uint64)
+NO_TOKENS: Final = np.empty(0, np.int32)
 INT32_MAX: Final = 2**31 - 1
 
 NULL: Final = -1
@@ -101,7 +105,11 @@ USES: Final = 2  # how many such calls
 PRIORITY: Final = 3
 PINNED: Final = 4  # 0 or 1
 BORN: Final = 5  # STEP at which the sequence was made
-ROW_COLUMNS: Final = 6
+KNOWN: Final = 6  # leading tokens whose ids stand in the prefix cache's token rows
+LOCKED: Final = 7  # leading pages that stand in the prefix cache, locked by the sequence
+LOCK_END: Final = 8  # the last page of the path that it locks, where LOCKED > 0
+NAMESPACE: Final = 9  # number of the namespace that its prefix is looked up in
+ROW_COLUMNS: Final = 10
 
 # Policies: which sequence gives way first.
 LRU: Final = 0  # the one written to longest ago

@@ -104,6 +104,12 @@ class SequenceStats:
         sequences evicted or cut, since the cache was made.
     tokens_dropped : int
         Tokens that evictions and windows dropped.
+    free_pages : int
+        Pages of the pool that are free or released.
+    reclaimable_pages : int
+        Pages that only the prefix cache holds and nobody locks: they give way on demand.
+    held_pages : int
+        All other pages in circulation. The three make up the pool without its null page.
     """
 
     active: int
@@ -115,3 +121,33 @@ class SequenceStats:
     copies: int
     evictions: int
     tokens_dropped: int
+    free_pages: int
+    reclaimable_pages: int
+    held_pages: int
+
+
+@dataclass(frozen=True, slots=True)
+class PrefixStats:
+    """What a prefix cache was asked, and what became of its pages, since it was made.
+
+    Attributes
+    ----------
+    lookups, tokens, pages : int
+        Calls of `match`, and all tokens and whole pages that they asked for.
+    hit_tokens, hit_pages : int
+        How many of those were cached.
+    inserted_pages : int
+        Pages adopted.
+    evicted_requested, evicted_pressure, evicted_cleared : int
+        Pages that gave way to `evict`, to sequences that needed room, and to `clear`.
+    """
+
+    lookups: int
+    tokens: int
+    pages: int
+    hit_tokens: int
+    hit_pages: int
+    inserted_pages: int
+    evicted_requested: int
+    evicted_pressure: int
+    evicted_cleared: int

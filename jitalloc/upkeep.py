@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from typing import Any, Self
 
 import numpy as np
@@ -155,7 +156,7 @@ class PoolUpkeep(PoolSlab):
         live = sum(len(holder) for holder in self._holders)
         if live:
             raise InvalidArgument(
-                call, live, "sequences live on this pool: call it on their PagedKVCache"
+                call, live, "sequences or cached prefixes live on this pool: use their own calls"
             )
 
     def clear(self) -> None:
@@ -191,12 +192,15 @@ class PoolUpkeep(PoolSlab):
         slab[NUM_PAGES] = num_pages
 
         def work() -> int:
+            followers = [holder._resize_pages(num_pages) for holder in self._holders]
             status = self._run(kernels.upkeep_resize_cpu, slab)
             if status == 0:
+                for follow in followers:  # before the new slab lets anybody in
+                    follow()
                 self._install(slab)
             return status
 
-        with self._shape:
+        with self._everyone():
             status = uninterrupted(work)
         if status < 0:
             page = unpack_status(status)[1]
@@ -264,9 +268,14 @@ class PoolUpkeep(PoolSlab):
                 "snapshot", theirs, f"a cache on this pool needs (page_size, null_page) = {mine}"
             )
 
-    def _take_over(self, snapshot: PoolSnapshot) -> None:
+    def _take_over(self, snapshot: PoolSnapshot, then: Callable[[], None] = lambda: None) -> None:
+        """Take over `snapshot`; `then` runs just before anybody is let in again."""
         slab = snapshot.slab.copy()
+        followers = [holder._resize_pages(snapshot.num_pages) for holder in self._holders]
         self._run(kernels.upkeep_retire_cpu)
+        for follow in followers:
+            follow()
+        then()
         self.page_size = snapshot.page_size
         self.order = snapshot.order
         self.null_page = snapshot.null_page

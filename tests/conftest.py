@@ -6,7 +6,13 @@ import os
 
 import pytest
 
-pytest.register_assert_rewrite("tests.pairs", "tests.cache_pairs")
+pytest.register_assert_rewrite(
+    "tests.pairs",
+    "tests.cache_pairs",
+    "tests.prefix_pairs",
+    "tests.sharing_pairs",
+    "tests.slot_pairs",
+)
 
 from hypothesis import HealthCheck, Phase, settings  # noqa: E402
 

@@ -45,6 +45,8 @@ class Eviction:
 class Cache:
     """The model of `PagedKVCache`."""
 
+    row_type: type[Row] = Row
+
     def __init__(
         self,
         pool: Pool,
@@ -64,6 +66,13 @@ class Cache:
         pool.caches.append(self)
 
     # Looking things up.
+
+    @property
+    def utilization(self) -> float:
+        return self.pool.utilization
+
+    def _holders(self, page: int) -> int:
+        return self.pool.owners[page]
 
     def row(self, seq_id: Hashable) -> int:
         if seq_id not in self.ids:
@@ -109,7 +118,7 @@ class Cache:
         self.pool.need(need)
         pages = self.pool.take(need)
         self.pool.step += 1
-        self._add(seq_id, row, Row(self.pool.step, priority, num_tokens, pages))
+        self._add(seq_id, row, self.row_type(self.pool.step, priority, num_tokens, pages))
         return 0
 
     def _add(self, seq_id: Hashable, row: int, made: Row) -> None:
@@ -163,7 +172,7 @@ class Cache:
         self._check_new(dst_id)
         row = self._new_row()
         self.pool.step += 1
-        self._add(dst_id, row, Row(self.pool.step, src.priority))
+        self._add(dst_id, row, self.row_type(self.pool.step, src.priority))
         self._share(row, src)
         self.forks += 1
 
@@ -323,14 +332,14 @@ class Cache:
         limit = self.threshold if utilization is None else utilization
         self.pool.step += 1
         done = []
-        while self.pool.utilization > limit:
+        while self.utilization > limit:
             candidates = self._by_value()
             losses = Counter(page for row in candidates for page in self._loses(row))
             useful = [
                 row
                 for row in candidates
                 # Evicting all candidates would free a page of this one.
-                if any(losses[page] == self.pool.owners[page] for page in self._loses(row))
+                if any(losses[page] == self._holders(page) for page in self._loses(row))
             ]
             if not useful:
                 break

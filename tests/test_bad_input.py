@@ -12,17 +12,28 @@ import pytest
 from jitalloc import PagedKVCache, PagePool, errors
 from jitalloc._jit import JIT_DISABLED
 from jitalloc.errors import (
+    AllPinned,
     CorruptState,
     DoubleFree,
     DuplicateSequence,
+    EntryPinned,
     InvalidArgument,
     InvalidPage,
+    InvalidSlot,
     NestedFreeGroup,
+    NotLocked,
     OutOfPages,
     OutOfRows,
+    OutOfSlots,
+    PageCached,
     PageInUse,
+    PagesLocked,
+    PinBudget,
     SequenceTooLong,
+    SlotFree,
+    SlotTaken,
     SnapshotError,
+    UnknownEntry,
     UnknownSequence,
     WrongDevice,
 )
@@ -30,8 +41,12 @@ from tests.cache_faults import CACHE_FAULTS
 from tests.cache_pairs import cache_state
 from tests.pairs import pool_state
 from tests.pool_faults import ANY, POOL_FAULTS
+from tests.prefix_faults import PREFIX_FAULTS, prefix_caches
+from tests.prefix_pairs import cached
+from tests.slot_faults import SLOT_FAULTS, add_slots
+from tests.slot_pairs import prefix_state, slot_state
 
-FAULTS = {**POOL_FAULTS, **CACHE_FAULTS}
+FAULTS = {**POOL_FAULTS, **CACHE_FAULTS, **PREFIX_FAULTS, **SLOT_FAULTS}
 
 
 @pytest.fixture
@@ -52,13 +67,21 @@ def at() -> SimpleNamespace:
     fifo.alloc(3)
     full = PagedKVCache(PagePool(4, 4), 1, 1)
     full.allocate("x", 1)
-    return SimpleNamespace(pool=pool, cache=cache, fifo=fifo, full=full)
+    prefixes = vars(prefix_caches())
+    made = SimpleNamespace(pool=pool, cache=cache, fifo=fifo, full=full, **prefixes)
+    add_slots(made)
+    return made
 
 
 def states(at: SimpleNamespace) -> tuple[Any, ...]:
     return (
-        *map(pool_state, (at.pool, at.fifo, at.full.pool)),
+        *map(pool_state, (at.pool, at.fifo, at.full.pool, at.prefix.pool, at.timed.pool)),
         *map(cache_state, (at.cache, at.full)),
+        *map(cached, (at.prefix, at.timed)),
+        *(each.stats() for each in (at.prefix, at.timed)),
+        at.match.locked,
+        slot_state(at.slots),
+        *map(prefix_state, (at.prefixes, at.pinned)),
     )
 
 
@@ -82,6 +105,11 @@ def test_bad_input_is_refused_and_changes_nothing(at: SimpleNamespace, name: str
     assert states(at) == before
     at.cache.check(held=[0, 1, 2, 3, 3])
     at.fifo.check(held=[1, 2, 3])
+    at.prefix.check()
+    at.prefix.pool.check(held=[1, 2, 3, 4, 5, 6])
+    at.timed.check()
+    for each in (at.slots, at.prefixes, at.pinned):
+        each.check()
 
 
 BASES = {
@@ -95,10 +123,21 @@ BASES = {
     SequenceTooLong: ValueError,
     UnknownSequence: KeyError,
     DuplicateSequence: KeyError,
+    OutOfSlots: MemoryError,
+    InvalidSlot: ValueError,
+    SlotFree: ValueError,
+    SlotTaken: ValueError,
+    AllPinned: MemoryError,
+    EntryPinned: ValueError,
+    UnknownEntry: KeyError,
     NestedFreeGroup: RuntimeError,
     SnapshotError: ValueError,
     errors.TraceError: ValueError,
     CorruptState: errors.JitallocError,
+    PageCached: ValueError,
+    NotLocked: errors.JitallocError,
+    PagesLocked: errors.JitallocError,
+    PinBudget: errors.JitallocError,
 }
 
 
@@ -122,7 +161,9 @@ def test_every_error_has_bad_input_that_raises_it() -> None:
     assert raised == every_error() - elsewhere
 
 
-@pytest.mark.parametrize("fault", ["short", "no run", "repeated", "shrunk too far"])
+@pytest.mark.parametrize(
+    "fault", ["short", "no run", "repeated", "shrunk too far", "short of slots", "all pinned"]
+)
 def test_errors_cross_process_boundaries(at: SimpleNamespace, fault: str) -> None:
     with pytest.raises(errors.JitallocError) as caught:
         FAULTS[fault].call(at)
@@ -149,4 +190,6 @@ def test_empty_batches_are_valid(at: SimpleNamespace) -> None:
         assert at.cache.free_batch(empty) == 0
         assert at.cache.reorder(empty, empty) is None
         assert at.cache.fork_batch(empty, empty) is None
+        assert at.slots.free_batch(empty) is None
+        assert at.prefixes.find(empty) is None
     at.cache.check(held=[0, 1, 2, 3, 3])

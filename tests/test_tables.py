@@ -202,6 +202,10 @@ BAD_COLUMNS: dict[int, tuple[int, ...]] = {
     state.PRIORITY: (2**31, -(2**31)),
     state.PINNED: (-1, 2),
     state.BORN: (-1, 1000),
+    state.KNOWN: (-1, 2**31),
+    state.LOCKED: (-1, 2**31),
+    state.LOCK_END: (-1, 1, 2**31),
+    state.NAMESPACE: (-1, 2**31),
 }
 
 

@@ -23,6 +23,7 @@ from jitalloc.kernels.rows import (
     drop_pages,
     touch,
 )
+from jitalloc.kernels.sharing import has_prefix, is_cached, pages_held, row_shorten
 from jitalloc.kernels.tables import (
     tables_column,
     tables_marks,
@@ -33,18 +34,15 @@ from jitalloc.kernels.tables import (
 from jitalloc.state import (
     BORN,
     EVICTIONS,
-    FIRST_PAGE,
-    FREE,
+    KNOWN,
     LAST_USED,
     LENGTH,
     LFU,
     LONGEST,
-    NUM_PAGES,
     NUM_ROWS,
     PINNED,
     PRIORITY,
     PRIORITY_FIRST,
-    RELEASED,
     ROW_PAGE_SIZE,
     STEP,
     STREAMING,
@@ -65,28 +63,41 @@ def window_cut(tables, length, sink_tokens, window_tokens):
 
 
 @helper
-def cut_window(pool, tables, row, sink_tokens, window_tokens):
-    """Drop the pages between sinks and window; return `(tokens dropped, pages released)`."""
+def cut_window(pool, tables, prefix, row, sink_tokens, window_tokens):
+    """Drop the pages between sinks and window; return how many tokens that are.
+
+    The row keeps its lock as long as cached pages stand behind the gap: they need all before.
+    """
     length = tables_column(tables, LENGTH)
     start, stop = window_cut(tables, length[row], sink_tokens, window_tokens)
     kept = length[row] - (stop - start) * tables[ROW_PAGE_SIZE]
     kept = max(kept, start * tables[ROW_PAGE_SIZE]) if stop > start else length[row]
-    released = drop_pages(pool, tables, row, start, stop)
+    drop_pages(pool, tables, row, start, stop)
     dropped = length[row] - kept
     length[row] = kept
     tables[TOKENS_DROPPED] += dropped
-    return dropped, released
+    if has_prefix(prefix) and stop > start:
+        known = tables_column(tables, KNOWN)
+        known[row] = min(known[row], start * tables[ROW_PAGE_SIZE])
+        pages = tables_row(tables, row)
+        for j in range(start, tables_pages_of(tables, kept)):
+            if is_cached(prefix, pages[j]):
+                return dropped
+        row_shorten(pool, tables, prefix, row, start)
+    return dropped
 
 
-@kernel("int64(int64[::1], int64[::1], int64[::1], int64, int64, int64, int64)")
-def eviction_window_cpu(pool, tables, out, row, sink_tokens, window_tokens, evicted):
-    # out[0]: tokens dropped; out[1]: pages released. `evicted`: 1 where it is an eviction.
+@kernel("int64(int64[::1], int64[::1], int64[::1], int64[::1], int64, int64, int64, int64)")
+def eviction_window_cpu(pool, tables, prefix, out, row, sink_tokens, window_tokens, evicted):
+    # out[0]: tokens dropped; out[1]: pages given up. `evicted`: 1 where it is an eviction.
     if not try_lock(pool):
         return fail(BUSY, 0)
-    out[0], out[1] = cut_window(pool, tables, row, sink_tokens, window_tokens)
-    touch(pool, tables, row)
-    tables[EVICTIONS] += evicted
+    touch(tables, row, pool[STEP] + 1)
     pool[STEP] += 1
+    held = pages_held(pool, prefix)
+    out[0] = cut_window(pool, tables, prefix, row, sink_tokens, window_tokens)
+    out[1] = held - pages_held(pool, prefix)
+    tables[EVICTIONS] += evicted
     unlock(pool)
     return np.int64(0)
 
@@ -156,44 +167,48 @@ def count_cuts(tables, owners, policy, sink_tokens, window_tokens):
                 owners[pages[j]] += np.int32(1)
 
 
-@kernel("int64(int64[::1], int64[::1], int32[::1], int64[:, ::1], int64, int64, int64, int64)")
-def eviction_to_cpu(pool, tables, owners, out, target, policy, sink_tokens, window_tokens):
-    # `owners` is int32[num_pages] of zeros; out[k]: row, tokens dropped, pages released.
-    # `target` is the number of used pages to come down to.
+@kernel("int64(int64[::1], int64[::1], int64[::1], int32[::1], int64[:, ::1], int64, int64[::1])")
+def eviction_to_cpu(pool, tables, prefix, owners, out, target, rule):
+    # `owners` is int32[num_pages] of zeros; out[k]: row, tokens dropped, pages given up.
+    # `target` is the number of held pages to come down to; `rule`: policy, sinks, window.
     if not try_lock(pool):
         return fail(BUSY, 0)
+    policy, sink_tokens, window_tokens = rule[0], rule[1], rule[2]
     _free_pages, refcount, _released = pool_views(pool)
     marks = tables_marks(tables)
     count_cuts(tables, owners, policy, sink_tokens, window_tokens)
     victims = 0
-    while pool[NUM_PAGES] - pool[FIRST_PAGE] - pool[FREE] - pool[RELEASED] > target:
+    pool[STEP] += 1
+    while pages_held(pool, prefix) > target:
         row = next_victim(tables, policy, sink_tokens, window_tokens)
         if row < 0:
             break
         start, stop = cut_range(tables, row, policy, sink_tokens, window_tokens)
         pages = tables_row(tables, row)
-        useful = False  # a page goes free only if evictions could take all of its owners away
+        # A page is given up only if evictions could take all of its owners away; the prefix
+        # cache is none of them, for what it alone holds can be reclaimed.
+        useful = False
         for j in range(start, stop):
-            useful = useful or owners[pages[j]] == refcount[pages[j]]
+            cached = np.int32(is_cached(prefix, pages[j]))
+            useful = useful or owners[pages[j]] + cached == refcount[pages[j]]
         if not useful:
             marks[row >> 6] |= bit(row)
             continue
         for j in range(start, stop):
             owners[pages[j]] -= np.int32(1)
+        held = pages_held(pool, prefix)
         out[victims, 0] = row
         if policy == STREAMING:
-            out[victims, 1], out[victims, 2] = cut_window(
-                pool, tables, row, sink_tokens, window_tokens
-            )
-            touch(pool, tables, row)
+            out[victims, 1] = cut_window(pool, tables, prefix, row, sink_tokens, window_tokens)
+            touch(tables, row, pool[STEP])
         else:
             out[victims, 1] = tables_column(tables, LENGTH)[row]
-            out[victims, 2] = close_row(pool, tables, row)
+            close_row(pool, tables, prefix, row)
             tables[TOKENS_DROPPED] += out[victims, 1]
+        out[victims, 2] = held - pages_held(pool, prefix)
         tables[EVICTIONS] += 1
         victims += 1
     for w in range(marks.size):
         marks[w] = np.uint64(0)
-    pool[STEP] += 1
     unlock(pool)
     return np.int64(victims)

@@ -27,6 +27,14 @@ from jitalloc.kernels.pool import (
     pool_take,
     pool_views,
 )
+from jitalloc.kernels.sharing import (
+    make_room,
+    pages_held,
+    row_commit,
+    row_lock,
+    row_unlock,
+    share_prefix,
+)
 from jitalloc.kernels.tables import (
     tables_column,
     tables_marks,
@@ -46,8 +54,8 @@ from jitalloc.state import (
     NULL,
     NUM_ROWS,
     PEAK_ACTIVE,
-    PINNED,
     PRIORITY,
+    ROW_COLUMNS,
     SEQ_ALLOCATIONS,
     SEQ_FREES,
     STEP,
@@ -69,9 +77,9 @@ def lowest_free_row(tables):
 
 
 @helper
-def touch(pool, tables, row):
-    """Book one write to the sequence in `row`, at the clock's next step."""
-    tables_column(tables, LAST_USED)[row] = pool[STEP] + 1
+def touch(tables, row, step):
+    """Book one write to the sequence in `row`."""
+    tables_column(tables, LAST_USED)[row] = step
     tables_column(tables, USES)[row] += 1
 
 
@@ -82,7 +90,7 @@ def open_row(pool, tables, row, length, priority):
     tables_column(tables, LENGTH)[row] = length
     tables_column(tables, PRIORITY)[row] = priority
     tables_column(tables, BORN)[row] = pool[STEP] + 1
-    touch(pool, tables, row)
+    touch(tables, row, pool[STEP] + 1)
     tables[SEQ_ALLOCATIONS] += 1
     tables[ACTIVE] += 1
     tables[PEAK_ACTIVE] = max(tables[PEAK_ACTIVE], tables[ACTIVE])
@@ -104,11 +112,12 @@ def drop_pages(pool, tables, row, start, stop):
 
 
 @helper
-def close_row(pool, tables, row):
+def close_row(pool, tables, prefix, row):
     """End the sequence in `row`; return how many of its pages went free."""
+    row_unlock(pool, tables, prefix, row)
     end = tables_pages_of(tables, tables_column(tables, LENGTH)[row])
     released = drop_pages(pool, tables, row, np.int64(0), end)
-    for column in (LENGTH, LAST_USED, USES, PRIORITY, PINNED, BORN):
+    for column in range(ROW_COLUMNS):
         tables_column(tables, column)[row] = 0
     tables_taken(tables)[row >> 6] &= ~bit(row)
     tables[SEQ_FREES] += 1
@@ -161,8 +170,9 @@ def share_row(pool, tables, row, owners):
 
 
 @helper
-def copy_row(pool, tables, src, dst):
+def copy_row(pool, tables, prefix, src, dst):
     """Let the empty row `dst` share the pages and take the length of `src`."""
+    row_lock(tables, prefix, src, dst)
     _free_pages, refcount, _released = pool_views(pool)
     length = tables_column(tables, LENGTH)
     pages, target = tables_row(tables, src), tables_row(tables, dst)
@@ -172,14 +182,16 @@ def copy_row(pool, tables, src, dst):
     length[dst] = length[src]
 
 
-@kernel("int64(int64[::1], int64[::1], int64, int64)")
-def rows_allocate_cpu(pool, tables, num_tokens, priority):
+@kernel("int64(int64[::1], int64[::1], int64[::1], int64, int64)")
+def rows_allocate_cpu(pool, tables, prefix, num_tokens, priority):
     if not try_lock(pool):
         return fail(BUSY, 0)
     n = tables_pages_of(tables, num_tokens)
     row = fail(TABLE_WIDTH, 0) if n > tables[MAX_PAGES] else lowest_free_row(tables)
     if row >= 0:
-        status = pool_take(pool, tables_row(tables, row)[:n])
+        status = make_room(pool, prefix, n)
+        if status == 0:
+            status = pool_take(pool, tables_row(tables, row)[:n])
         if status < 0:
             row = status
         else:
@@ -189,18 +201,41 @@ def rows_allocate_cpu(pool, tables, num_tokens, priority):
     return row
 
 
-@kernel("int64(int64[::1], int64[::1], int32[:], int64)")
-def rows_free_cpu(pool, tables, rows, evicted):
-    # `evicted` is 1 where the sequences give way to others, else 0.
+@kernel("int64(int64[::1], int64[::1], int64[::1], int32[::1], int64, int64)")
+def rows_allocate_tokens_cpu(pool, tables, prefix, tokens, namespace, priority):
+    if not try_lock(pool):
+        return fail(BUSY, 0)
+    n = tables_pages_of(tables, tokens.size)
+    row = fail(TABLE_WIDTH, 0) if n > tables[MAX_PAGES] else lowest_free_row(tables)
+    if row >= 0:
+        status = share_prefix(pool, tables, prefix, row, tokens, namespace)
+        if status < 0:
+            row = status
+        else:
+            open_row(pool, tables, row, tokens.size, priority)
+            pool[STEP] += 1
+    unlock(pool)
+    return row
+
+
+@kernel("int64(int64[::1], int64[::1], int64[::1], int32[:], int64, int64)")
+def rows_free_cpu(pool, tables, prefix, rows, commit, evicted):
+    # `commit` is 1 where full pages shall enter the prefix cache; `evicted` is 1 where the
+    # sequences give way to others: then what can be reclaimed is counted like what went free.
     if not try_lock(pool):
         return fail(BUSY, 0)
     status = live_rows(tables, rows)
     if status == 0:
+        pool[STEP] += 1
+        held = pages_held(pool, prefix)
         length = tables_column(tables, LENGTH)
         for i in range(rows.size):
             tables[TOKENS_DROPPED] += evicted * length[rows[i]]
-            status += close_row(pool, tables, rows[i])
+            if commit != 0:
+                status += row_commit(pool, tables, prefix, rows[i], length[rows[i]])
+            status += close_row(pool, tables, prefix, rows[i])
         tables[EVICTIONS] += evicted * rows.size
-        pool[STEP] += 1
+        if evicted != 0:
+            status = held - pages_held(pool, prefix)
     unlock(pool)
     return status

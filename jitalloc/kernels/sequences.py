@@ -22,6 +22,7 @@ from jitalloc.errors import (
     ROW_NOT_EMPTY,
     TABLE_WIDTH,
 )
+from jitalloc.kernels.paths import path_lock
 from jitalloc.kernels.pool import (
     bit,
     fail,
@@ -40,6 +41,15 @@ from jitalloc.kernels.rows import (
     touch,
     unmark_rows,
 )
+from jitalloc.kernels.sharing import (
+    copy_tokens,
+    has_prefix,
+    make_room,
+    release_path,
+    row_commit,
+    row_shorten,
+    write_tokens,
+)
 from jitalloc.kernels.tables import (
     tables_column,
     tables_marks,
@@ -55,9 +65,13 @@ from jitalloc.kernels.tokens import (
 from jitalloc.state import (
     HEAD,
     INT32_MAX,
+    KNOWN,
     LAST_USED,
     LENGTH,
+    LOCK_END,
+    LOCKED,
     MAX_PAGES,
+    NAMESPACE,
     NULL,
     NUM_PAGES,
     PAGE_COPIES,
@@ -67,6 +81,9 @@ from jitalloc.state import (
     STEP,
     USES,
 )
+
+# What a sequence takes over from the one that it continues.
+INHERITED = (LENGTH, KNOWN, NAMESPACE, LOCKED, LOCK_END)
 
 
 @helper
@@ -111,12 +128,13 @@ def append_undo(pool, copies):
 
 
 @helper
-def append_claim(pool, tables, rows, counts, slots, src, dst):
+def append_claim(pool, tables, rows, counts, slots, copied):
     """Write slots for new tokens, and pages into the rows; return how many pages were copied.
 
-    `src[i]` is the page that row i must not write to, or NULL; at the end `src` and `dst` hold
-    the copies, one behind the other.
+    `copied[0, i]` is the page that row i must not write to, or NULL; at the end `copied` holds
+    the sources and destinations of the copies, one behind the other.
     """
+    src, dst = copied[0], copied[1]
     free_pages, refcount, _released = pool_views(pool)
     length, pages = tables_column(tables, LENGTH), tables_pages(tables)
     last_used, uses = tables_column(tables, LAST_USED), tables_column(tables, USES)
@@ -172,31 +190,69 @@ def append_claim(pool, tables, rows, counts, slots, src, dst):
     return copies
 
 
-@kernel("int64(int64[::1], int64[::1], int32[:], int64[:], int64[::1], int32[::1], int32[::1])")
-def sequences_append_cpu(pool, tables, rows, counts, slots, src, dst):
-    # `counts` has one element a row, or one for all; `src` and `dst` have one a row.
+@helper
+def append_tokens(pool, tables, prefix, rows, counts, tokens):
+    """Book the ids of tokens just appended, and let full pages before them enter the cache.
+
+    The token at the end of a page is computed in the step behind the append that made its
+    slot, so what was there before this append is ready to be shared, and no more.
+    """
+    length, known = tables_column(tables, LENGTH), tables_column(tables, KNOWN)
+    locked, size = tables_column(tables, LOCKED), tables[ROW_PAGE_SIZE]
+    put = np.int64(0)
+    for i in range(rows.size):
+        row, n = np.int64(rows[i]), counts[i if counts.size > 1 else 0]
+        before = length[row] - n
+        if tokens.size > 0 and known[row] == before:
+            write_tokens(tables, prefix, row, before, tokens[put : put + n])
+            known[row] = length[row]
+        put += n
+    for i in range(rows.size):
+        row, n = np.int64(rows[i]), counts[i if counts.size > 1 else 0]
+        before = length[row] - n
+        # A cached page that was cut short by `truncate` has just been replaced by a copy.
+        if n > 0 and locked[row] * size > before:
+            row_shorten(pool, tables, prefix, row, before // size)
+        if known[row] > 0 and min(known[row], before) >= (locked[row] + 1) * size:
+            row_commit(pool, tables, prefix, row, before)
+
+
+@kernel(
+    "int64(int64[::1], int64[::1], int64[::1], int32[:], int64[:], int32[::1], int64[::1],"
+    "int32[:, ::1])"
+)
+def sequences_append_cpu(pool, tables, prefix, rows, counts, tokens, slots, copied):
+    # `counts` has one element a row, or one for all; `tokens` one id a slot, or none; `copied`
+    # is scratch of one column a row.
     if not try_lock(pool):
         return fail(BUSY, 0)
     status = live_rows(tables, rows)
     if status == 0:
-        need = append_need(pool, tables, rows, counts, src)
-        status = pool_reserve(pool, need) if need >= 0 else need
+        need = append_need(pool, tables, rows, counts, copied[0])
         total = np.int64(0)
         for i in range(rows.size):
             total += counts[i if counts.size > 1 else 0]
-        if status == 0 and total != slots.size:
-            status = fail(CHANGED, 0)
+        status = need
+        if need >= 0:
+            status = np.int64(0) if total == slots.size else fail(CHANGED, 0)
         if status == 0:
-            status = append_claim(pool, tables, rows, counts, slots, src, dst)
+            status = make_room(pool, prefix, need)
+        if status == 0:
+            pool_reserve(pool, need)
+            status = append_claim(pool, tables, rows, counts, slots, copied)
             pool[STEP] += 1
+            if has_prefix(prefix):
+                for i in range(status):
+                    copy_tokens(tables, prefix, copied[0, i], copied[1, i])
+                append_tokens(pool, tables, prefix, rows, counts, tokens)
         else:
-            append_undo(pool, src)
+            append_undo(pool, copied[0])
     unlock(pool)
     return status
 
 
-@kernel("int64(int64[::1], int64[::1], int64)")
-def sequences_fork_cpu(pool, tables, src):
+@kernel("int64(int64[::1], int64[::1], int64[::1], int64)")
+def sequences_fork_cpu(pool, tables, prefix, src):
     if not try_lock(pool):
         return fail(BUSY, 0)
     row = lowest_free_row(tables)
@@ -204,7 +260,7 @@ def sequences_fork_cpu(pool, tables, src):
         if share_row(pool, tables, src, 1):
             priority = tables_column(tables, PRIORITY)[src]
             open_row(pool, tables, row, np.int64(0), priority)
-            copy_row(pool, tables, src, row)
+            copy_row(pool, tables, prefix, src, row)
             tables[SEQ_FORKS] += 1
             pool[STEP] += 1
         else:
@@ -213,8 +269,8 @@ def sequences_fork_cpu(pool, tables, src):
     return row
 
 
-@kernel("int64(int64[::1], int64[::1], int32[:], int32[:])")
-def sequences_fork_batch_cpu(pool, tables, src_rows, dst_rows):
+@kernel("int64(int64[::1], int64[::1], int64[::1], int32[:], int32[:])")
+def sequences_fork_batch_cpu(pool, tables, prefix, src_rows, dst_rows):
     # Detail of a status word: the position, plus the batch size where it is one of src_rows.
     if not try_lock(pool):
         return fail(BUSY, 0)
@@ -238,8 +294,8 @@ def sequences_fork_batch_cpu(pool, tables, src_rows, dst_rows):
         for i in range(batch):
             src = src_rows[i]
             if marks[src >> 6] & bit(src) == np.uint64(0):
-                copy_row(pool, tables, src, dst_rows[i])
-            touch(pool, tables, dst_rows[i])
+                copy_row(pool, tables, prefix, src, dst_rows[i])
+            touch(tables, dst_rows[i], pool[STEP] + 1)
         unmark_rows(tables, dst_rows, batch)
         tables[SEQ_FORKS] += batch
         pool[STEP] += 1
@@ -247,9 +303,11 @@ def sequences_fork_batch_cpu(pool, tables, src_rows, dst_rows):
     return status
 
 
-@kernel("int64(int64[::1], int64[::1], int32[:], int32[:], int64[::1], int32[:, ::1])")
-def sequences_reorder_cpu(pool, tables, rows, parents, lengths, pages):
-    # `lengths` and `pages` are scratch for the contents of the parents.
+@kernel(
+    "int64(int64[::1], int64[::1], int64[::1], int32[:], int32[:], int64[:, ::1], int32[:, ::1])"
+)
+def sequences_reorder_cpu(pool, tables, prefix, rows, parents, facts, pages):
+    # `facts` and `pages` are scratch for the contents of the parents.
     if not try_lock(pool):
         return fail(BUSY, 0)
     _free_pages, refcount, _released = pool_views(pool)
@@ -268,27 +326,37 @@ def sequences_reorder_cpu(pool, tables, rows, parents, lengths, pages):
     if status < 0:
         unlock(pool)
         return status
+    locked = tables_column(tables, LOCKED)
     for i in range(batch):
-        lengths[i] = length[parents[i]]
+        for k in range(len(INHERITED)):
+            facts[i, k] = tables_column(tables, INHERITED[k])[parents[i]]
+        if locked[parents[i]] > 0:
+            path_lock(prefix, tables_column(tables, LOCK_END)[parents[i]], -1, 0)
         parent = tables_row(tables, parents[i])
-        for j in range(tables_pages_of(tables, lengths[i])):
+        for j in range(tables_pages_of(tables, facts[i, 0])):
             refcount[parent[j]] += np.int32(1)
             pages[i, j] = parent[j]
     for i in range(batch):
-        end = tables_pages_of(tables, length[rows[i]])
-        drop_pages(pool, tables, rows[i], np.int64(0), end)
-        target = tables_row(tables, rows[i])
-        for j in range(tables_pages_of(tables, lengths[i])):
+        row = np.int64(rows[i])
+        end = tables_column(tables, LOCK_END)[row] if locked[row] > 0 else np.int64(NULL)
+        drop_pages(pool, tables, row, np.int64(0), tables_pages_of(tables, length[row]))
+        target = tables_row(tables, row)
+        for j in range(tables_pages_of(tables, facts[i, 0])):
             target[j] = pages[i, j]
-        length[rows[i]] = lengths[i]
-        touch(pool, tables, rows[i])
+        for k in range(len(INHERITED)):
+            tables_column(tables, INHERITED[k])[row] = facts[i, k]
+        touch(tables, row, pool[STEP] + 1)
+        facts[i, 0] = end
     pool[STEP] += 1
+    for i in range(batch):  # last: what a parent and its child lock both stays locked throughout
+        if facts[i, 0] != NULL:
+            release_path(pool, prefix, facts[i, 0])
     unlock(pool)
     return np.int64(0)
 
 
-@kernel("int64(int64[::1], int64[::1], int64, int64)")
-def sequences_truncate_cpu(pool, tables, row, num_tokens):
+@kernel("int64(int64[::1], int64[::1], int64[::1], int64, int64)")
+def sequences_truncate_cpu(pool, tables, prefix, row, num_tokens):
     if not try_lock(pool):
         return fail(BUSY, 0)
     length = tables_column(tables, LENGTH)
@@ -299,7 +367,10 @@ def sequences_truncate_cpu(pool, tables, row, num_tokens):
         stop = tables_pages_of(tables, length[row])
         status = drop_pages(pool, tables, row, start, stop)
         length[row] = num_tokens
-        touch(pool, tables, row)
+        touch(tables, row, pool[STEP] + 1)
         pool[STEP] += 1
+        known = tables_column(tables, KNOWN)
+        known[row] = min(known[row], num_tokens)
+        row_shorten(pool, tables, prefix, row, start)
     unlock(pool)
     return status

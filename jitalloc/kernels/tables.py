@@ -27,9 +27,13 @@ from jitalloc.state import (
     FIRST_PAGE,
     HEADER_SLOTS,
     INT32_MAX,
+    KNOWN,
     LAST_USED,
     LENGTH,
+    LOCK_END,
+    LOCKED,
     MAX_PAGES,
+    NAMESPACE,
     NULL,
     NUM_PAGES,
     NUM_ROWS,
@@ -259,8 +263,16 @@ def tables_row_fault(pool, tables, row, live, owners):
         return BAD_ROW_COLUMN
     if (live and (uses == 0 or born == 0)) or (not live and not (idle and uses == 0)):
         return BAD_ROW_COLUMN
+    known, locked = tables_column(tables, KNOWN)[row], tables_column(tables, LOCKED)[row]
+    if known < 0 or known > length or locked < 0 or (length == 0 and locked > 0):
+        return BAD_ROW_COLUMN
+    end, namespace = tables_column(tables, LOCK_END)[row], tables_column(tables, NAMESPACE)[row]
+    if end < 0 or end >= pool[NUM_PAGES] or (locked == 0 and end != 0):
+        return BAD_ROW_COLUMN
+    if namespace < 0 or namespace > INT32_MAX or (not live and namespace != 0):
+        return BAD_ROW_COLUMN
     n = tables_pages_of(tables, length)
-    if n > tables[MAX_PAGES]:
+    if n > tables[MAX_PAGES] or locked > tables[MAX_PAGES]:
         return BAD_ROW_COLUMN
     pages = tables_row(tables, row)
     for j in range(pages.size):

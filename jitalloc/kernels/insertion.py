@@ -1,0 +1,130 @@
+"""What insertions are made of: link new pages behind a path, then bring the path in order.
+
+Shared by the loops of the prefix cache.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from jitalloc._jit import helper
+from jitalloc.errors import PAGE_CACHED, PAGE_FREE, REFCOUNT_OVERFLOW
+from jitalloc.kernels.children import child_link, hash_link
+from jitalloc.kernels.joints import split_after
+from jitalloc.kernels.owners import page_fault
+from jitalloc.kernels.paths import demote, path_raise, path_touch, path_use
+from jitalloc.kernels.pool import fail, pool_views
+from jitalloc.kernels.queues import expire
+from jitalloc.kernels.runs import next_pages, prev_pages, run_expiries, run_records, token_column
+from jitalloc.kernels.search import descend
+from jitalloc.prefix_state import (
+    BY_FIFO,
+    BY_PRIORITY,
+    CACHED,
+    INSERTED,
+    NEVER,
+    POLICY,
+    RUN_CHILD,
+    RUN_END,
+    RUN_LENGTH,
+    RUN_LOCKS,
+    RUN_STATE,
+    UNCACHED,
+)
+from jitalloc.state import FIRST_PAGE, INT32_MAX, NUM_PAGES
+
+
+@helper
+def unlink_new(pool, prefix, pages, start, stop):
+    """Take `pages[start:stop]`, which have just been linked, out again."""
+    _free_pages, refcount, _released = pool_views(pool)
+    nexts = next_pages(prefix)
+    for i in range(start, stop):
+        nexts[pages[i]] = UNCACHED
+        refcount[pages[i]] -= np.int32(1)
+
+
+@helper
+def link_new(pool, prefix, end, pages, start):
+    """Link `pages[start:]`, whose tokens stand in their rows, behind `end` as one new run.
+
+    Each gets one owner more. Returns 0 or a status word, and then nothing has changed.
+    """
+    if start == pages.size:
+        return np.int64(0)
+    _free_pages, refcount, _released = pool_views(pool)
+    nexts, prevs, runs = next_pages(prefix), prev_pages(prefix), run_records(prefix)
+    run = np.int64(pages[start])
+    before = end
+    for i in range(start, pages.size):
+        page = pages[i]
+        code = 0
+        if page < pool[FIRST_PAGE] or page >= pool[NUM_PAGES]:
+            code = page_fault(pool, page)
+        elif refcount[page] == 0:
+            code = PAGE_FREE
+        elif refcount[page] == INT32_MAX:
+            code = REFCOUNT_OVERFLOW
+        elif nexts[page] != UNCACHED:
+            code = PAGE_CACHED
+        if code != 0:
+            unlink_new(pool, prefix, pages, start, i)
+            return fail(code, i)
+        refcount[page] += np.int32(1)
+        prevs[page] = before
+        nexts[page] = ~run
+        if i > start:
+            nexts[before] = page
+        before = np.int64(page)
+    runs[run, RUN_END] = before
+    runs[run, RUN_LENGTH] = pages.size - start
+    runs[run, RUN_CHILD] = -1
+    runs[run, RUN_LOCKS] = 0
+    runs[run, RUN_STATE] = 0
+    if prefix[POLICY] == BY_PRIORITY:
+        run_expiries(prefix)[run] = -1  # below every expiry: `path_raise` gives it its first
+    child_link(prefix, run)
+    prefix[CACHED] += pages.size - start
+    prefix[INSERTED] += pages.size - start
+    return np.int64(0)
+
+
+@helper
+def refresh(prefix, end, new, priority, expiry, now):
+    """What every insertion ends with: the whole path is used, raised and touched.
+
+    `new`: how many of its pages are new; `now`: the pool's step at the start of the call.
+    """
+    expire(prefix, now)
+    path_use(prefix, end)
+    if prefix[POLICY] == BY_PRIORITY:
+        path_raise(prefix, end, priority, expiry)
+    if new > 0 or prefix[POLICY] != BY_FIFO:
+        path_touch(prefix, end)
+    demote(prefix)
+
+
+@helper
+def adopt(pool, prefix, end, pages, out):
+    """Insert `pages`, whose tokens stand in their rows, behind `end`; nothing is touched.
+
+    `end` is a cached page or a root. Writes the canonical pages into `out` (which may be `pages`
+    itself). Returns how many were present already, or a status word, and then nothing has
+    changed. The path is in order again only after `refresh`.
+    """
+    split_after(prefix, end)
+    present, last = descend(prefix, end, token_column(prefix), pages, pages.size, out)
+    status = link_new(pool, prefix, last, pages, present)
+    if status < 0:
+        return status
+    if present < pages.size:
+        hash_link(prefix, np.int64(pages[present]))
+    for i in range(present, pages.size):
+        out[i] = pages[i]
+    return present
+
+
+@helper
+def expiry_at(now, lifetime):
+    """Return the step at which a priority ends that begins `now`; negative lifetime: never."""
+    return NEVER if lifetime < 0 else now + lifetime

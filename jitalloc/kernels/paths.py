@@ -1,0 +1,149 @@
+"""Paths from a root to a page: split and join of their runs, locks, touches, the pages of a path.
+
+Shared by the loops of the prefix cache. A path is named by its last page, `end`, at which a run
+must end (`split_after` sees to it), or by the root itself.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from jitalloc._jit import helper
+from jitalloc.kernels.children import child_to_front
+from jitalloc.kernels.joints import join_runs, may_join, split_run
+from jitalloc.kernels.queues import oldest_protected, push, put_back, queue_unlink, raise_priority
+from jitalloc.kernels.runs import prev_pages, run_class, run_of, run_records
+from jitalloc.prefix_state import (
+    BY_SLRU,
+    CAPACITY,
+    LOCKED,
+    MOST_USES,
+    PINNED,
+    PINS_SHIFT,
+    POLICY,
+    PROTECTED,
+    RUN_END,
+    RUN_LENGTH,
+    RUN_LOCKS,
+    RUN_STATE,
+    USES_SHIFT,
+)
+
+PIN = 1 << PINS_SHIFT
+
+
+@helper
+def path_touch(prefix, end):
+    """Push every page of a path, the deepest first; runs that have become alike are joined."""
+    prevs = prev_pages(prefix)
+    child = np.int64(-1)
+    while end >= 0:
+        run = run_of(prefix, end)
+        push(prefix, run)
+        if child >= 0 and may_join(prefix, run, child):
+            join_runs(prefix, run, child)
+        child = run
+        end = np.int64(prevs[run])
+
+
+@helper
+def path_use(prefix, end):
+    """Make every run of a path the most recently used of those that follow the same page."""
+    prevs = prev_pages(prefix)
+    while end >= 0:
+        run = run_of(prefix, end)
+        child_to_front(prefix, run)
+        end = np.int64(prevs[run])
+
+
+@helper
+def path_raise(prefix, end, priority, expiry):
+    """Give every run of a path a priority and its expiry, where that is more than it has."""
+    prevs = prev_pages(prefix)
+    while end >= 0:
+        run = run_of(prefix, end)
+        raise_priority(prefix, run, priority, expiry)
+        end = np.int64(prevs[run])
+
+
+@helper
+def path_lock(prefix, end, stop, uses):
+    """Lock every page of a path once more, up to the page `stop` (not locked; -1: all of it).
+
+    `uses`: 1 where it counts as a use of the pages, else 0.
+    """
+    runs, prevs = run_records(prefix), prev_pages(prefix)
+    while end >= 0 and end != stop:
+        run = run_of(prefix, end)
+        if runs[run, RUN_LOCKS] == 0:
+            prefix[LOCKED] += runs[run, RUN_LENGTH]
+            if prefix[POLICY] == BY_SLRU:
+                prefix[PROTECTED] -= run_class(prefix, run) * runs[run, RUN_LENGTH]
+        runs[run, RUN_LOCKS] += 1
+        if uses != 0 and (runs[run, RUN_STATE] >> USES_SHIFT) & 255 < MOST_USES:
+            runs[run, RUN_STATE] += 1 << USES_SHIFT
+        end = np.int64(prevs[run])
+
+
+@helper
+def path_unlock(prefix, end, stop):
+    """Take one lock off every page of a path, up to the page `stop` (-1: all of it)."""
+    runs, prevs = run_records(prefix), prev_pages(prefix)
+    while end >= 0 and end != stop:
+        run = run_of(prefix, end)
+        runs[run, RUN_LOCKS] -= 1
+        if runs[run, RUN_LOCKS] == 0:
+            prefix[LOCKED] -= runs[run, RUN_LENGTH]
+            if prefix[POLICY] == BY_SLRU:
+                prefix[PROTECTED] += run_class(prefix, run) * runs[run, RUN_LENGTH]
+            put_back(prefix, run)
+        end = np.int64(prevs[run])
+
+
+@helper
+def path_pin(prefix, end, sign):
+    """Pin every page of a path once more (`sign` 1) or once less (`sign` -1)."""
+    runs, prevs = run_records(prefix), prev_pages(prefix)
+    while end >= 0:
+        run = run_of(prefix, end)
+        before = runs[run, RUN_STATE] >> PINS_SHIFT
+        runs[run, RUN_STATE] += sign * PIN
+        if min(before, before + sign) == 0:
+            prefix[PINNED] += sign * runs[run, RUN_LENGTH]
+        end = np.int64(prevs[run])
+
+
+@helper
+def path_pages(prefix, end, out):
+    """Write the pages of a path into `out`, from its back; return how many there are.
+
+    Where `out` is too short the pages next to the root are left out.
+    """
+    prevs = prev_pages(prefix)
+    put = out.size
+    while end >= 0 and put > 0:
+        put -= 1
+        out[put] = end
+        end = np.int64(prevs[end])
+    return np.int64(out.size - put)
+
+
+@helper
+def demote(prefix):
+    """Policy `slru`: let the oldest protected pages fall back until the rest fits the capacity."""
+    if prefix[POLICY] != BY_SLRU:
+        return
+    runs, prevs = run_records(prefix), prev_pages(prefix)
+    while prefix[PROTECTED] > prefix[CAPACITY]:
+        run = oldest_protected(prefix)
+        excess = prefix[PROTECTED] - prefix[CAPACITY]
+        kept = runs[run, RUN_LENGTH] - excess
+        if kept > 0:
+            tail = end = np.int64(runs[run, RUN_END])
+            for _ in range(excess):
+                tail, end = end, np.int64(prevs[end])
+            split_run(prefix, run, end, kept)
+            run = tail
+        queue_unlink(prefix, run)
+        runs[run, RUN_STATE] &= ~(MOST_USES << USES_SHIFT)
+        push(prefix, run)

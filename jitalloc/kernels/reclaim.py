@@ -1,0 +1,113 @@
+"""Loops that take pages back from the prefix cache: evict, clear."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from jitalloc._jit import borrow, helper, kernel, try_lock, unlock
+from jitalloc.errors import BUSY, STILL_LOCKED
+from jitalloc.kernels.children import child_unlink, hash_unlink
+from jitalloc.kernels.owners import pool_release
+from jitalloc.kernels.pool import fail
+from jitalloc.kernels.queues import expire, next_victim, put_back, queue_unlink
+from jitalloc.kernels.runs import next_pages, prev_pages, run_class, run_of, run_records
+from jitalloc.kernels.wheel import wheel_unlink
+from jitalloc.prefix_state import (
+    BY_SLRU,
+    CACHED,
+    CLEARED,
+    EVICTED,
+    LOCKED,
+    POLICY,
+    PROTECTED,
+    RUN_END,
+    RUN_LENGTH,
+    UNCACHED,
+)
+from jitalloc.state import STEP
+
+
+@helper
+def prefix_evictable(prefix):
+    """Return how many pages can be evicted: an unlocked page has no locked one behind it."""
+    return prefix[CACHED] - prefix[LOCKED]
+
+
+@helper
+def drop_run(prefix, run):
+    """Take a run without children, whose pages are dropped, out of all lists."""
+    end = np.int64(prev_pages(prefix)[run])
+    hash_unlink(prefix, run)
+    child_unlink(prefix, run)
+    queue_unlink(prefix, run)
+    wheel_unlink(prefix, run)
+    if end >= 0:
+        put_back(prefix, run_of(prefix, end))
+
+
+@helper
+def drop_pages_of(prefix, run, count, victims, put):
+    """Drop the last `count` pages of a run, writing them to `victims[put:]`."""
+    runs, nexts, prevs = run_records(prefix), next_pages(prefix), prev_pages(prefix)
+    if prefix[POLICY] == BY_SLRU:
+        prefix[PROTECTED] -= run_class(prefix, run) * count
+    page = np.int64(runs[run, RUN_END])
+    for i in range(count):
+        victims[put + i] = page
+        nexts[page] = UNCACHED
+        page = np.int64(prevs[page])
+    if count == runs[run, RUN_LENGTH]:
+        drop_run(prefix, run)
+    else:
+        runs[run, RUN_END] = page
+        runs[run, RUN_LENGTH] -= count
+        nexts[page] = ~run
+
+
+@helper
+def evict(pool, prefix, n, reason):
+    """Evict `n` pages, or as many as can be; return how many, or a status word.
+
+    `reason`: REQUESTED, PRESSURE or CLEARED. The caller has let priorities `expire` before.
+    """
+    n = min(n, prefix_evictable(prefix))
+    runs = run_records(prefix)
+    victims = np.empty(n, np.int32)
+    done = np.int64(0)
+    while done < n:
+        run = next_victim(prefix)
+        count = min(n - done, np.int64(runs[run, RUN_LENGTH]))
+        drop_pages_of(prefix, run, count, victims, done)
+        done += count
+    prefix[CACHED] -= n
+    prefix[EVICTED + reason] += n
+    status = pool_release(pool, victims)
+    return status if status < 0 else n
+
+
+@kernel("int64(int64[::1], int64[::1], int64, int64)")
+def reclaim_evict_cpu(pool, prefix, n, reason):
+    if not try_lock(pool):
+        return fail(BUSY, 0)
+    pool, prefix = borrow(pool), borrow(prefix)
+    expire(prefix, pool[STEP])
+    count = evict(pool, prefix, n, reason)
+    if count >= 0:
+        pool[STEP] += 1
+    unlock(pool)
+    return count
+
+
+@kernel("int64(int64[::1], int64[::1])")
+def reclaim_clear_cpu(pool, prefix):
+    if not try_lock(pool):
+        return fail(BUSY, 0)
+    pool, prefix = borrow(pool), borrow(prefix)
+    if prefix[LOCKED] > 0:
+        status = fail(STILL_LOCKED, prefix[LOCKED])
+    else:
+        status = evict(pool, prefix, prefix[CACHED], CLEARED)
+    if status >= 0:
+        pool[STEP] += 1
+    unlock(pool)
+    return status

@@ -1,0 +1,389 @@
+"""Loops of sequences that share cached pages: known tokens, commits, room made by eviction.
+
+The prefix cache has a row of token ids for each page of the pool. Where it holds the page, that
+row is the index; for a page of a running sequence it is what the sequence is known to contain,
+so that a commit moves no token and forks share them with the pages. `prefix` is the slab of the
+prefix cache, or an array of one element where there is none.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from jitalloc._jit import helper, kernel, try_lock, unlock
+from jitalloc.errors import (
+    BAD_ROW_LOCK,
+    BUSY,
+    LOCKS_MISSING,
+    OUT_OF_PAGES,
+    REFCOUNT_OVERFLOW,
+    STATUS_BITS,
+    STATUS_MASK,
+    TOKEN_DIFFERS,
+)
+from jitalloc.kernels.insertion import adopt, refresh
+from jitalloc.kernels.joints import split_after
+from jitalloc.kernels.owners import pool_release
+from jitalloc.kernels.paths import demote, path_lock, path_touch, path_unlock, path_use
+from jitalloc.kernels.pool import bit, fail, pool_take, pool_views
+from jitalloc.kernels.queues import expire
+from jitalloc.kernels.reclaim import evict, prefix_evictable
+from jitalloc.kernels.runs import next_pages, prev_pages, run_records, token_column
+from jitalloc.kernels.search import find
+from jitalloc.kernels.tables import tables_column, tables_pages_of, tables_row, tables_taken
+from jitalloc.prefix_state import (
+    BY_FIFO,
+    DEFAULT,
+    HIT_PAGES,
+    LOOKUPS,
+    NEVER,
+    PAGES_ASKED,
+    POLICY,
+    PRESSURE,
+    RUN_LOCKS,
+    TOKENS_ASKED,
+    UNCACHED,
+)
+from jitalloc.state import (
+    FIRST_PAGE,
+    FREE,
+    INT32_MAX,
+    KNOWN,
+    LENGTH,
+    LOCK_END,
+    LOCKED,
+    NAMESPACE,
+    NULL,
+    NUM_PAGES,
+    NUM_ROWS,
+    RELEASED,
+    ROW_PAGE_SIZE,
+    STEP,
+)
+
+SHARED_FACTS = (KNOWN, NAMESPACE, LOCKED, LOCK_END)
+
+
+@helper
+def has_prefix(prefix):
+    """Return whether a prefix cache stands behind the sequences."""
+    return prefix.size > 1
+
+
+@helper
+def is_cached(prefix, page):
+    """Return whether the prefix cache, where there is one, holds `page`."""
+    return has_prefix(prefix) and next_pages(prefix)[page] != UNCACHED
+
+
+@helper
+def pages_held(pool, prefix):
+    """Return how many pages are neither free nor to be had by evicting cached ones."""
+    used = pool[NUM_PAGES] - pool[FIRST_PAGE] - pool[FREE] - pool[RELEASED]
+    return used - prefix_evictable(prefix) if has_prefix(prefix) else used
+
+
+@helper
+def make_room(pool, prefix, need):
+    """Let cached pages give way until `need` pages are available; return 0 or a status word.
+
+    Nothing gives way where that could not suffice.
+    """
+    available = pool[FREE] + pool[RELEASED]
+    if need > available and has_prefix(prefix):
+        if need > available + prefix_evictable(prefix):
+            return fail(OUT_OF_PAGES, available + prefix_evictable(prefix))
+        expire(prefix, pool[STEP])
+        # A page that its user holds without a lock gives way and does not go free: look again.
+        while need > available and prefix_evictable(prefix) > 0:
+            evict(pool, prefix, need - available, PRESSURE)
+            available = pool[FREE] + pool[RELEASED]
+    return np.int64(0) if need <= available else fail(OUT_OF_PAGES, available)
+
+
+@helper
+def write_tokens(tables, prefix, row, start, tokens):
+    """Write the ids of the tokens of `row` from position `start` on into the rows of its pages."""
+    column, pages = token_column(prefix), tables_row(tables, row)
+    size = tables[ROW_PAGE_SIZE]
+    done = np.int64(0)
+    while done < tokens.size:
+        offset = (start + done) % size
+        n = min(size - offset, tokens.size - done)
+        first = np.int64(pages[(start + done) // size]) * size + offset
+        target, source = column[first : first + n], tokens[done : done + n]
+        for j in range(n):
+            target[j] = source[j]
+        done += n
+
+
+@helper
+def copy_tokens(tables, prefix, src, dst):
+    """Copy the token ids of page `src` to page `dst`."""
+    column, size = token_column(prefix), tables[ROW_PAGE_SIZE]
+    source, target = column[src * size : (src + 1) * size], column[dst * size : (dst + 1) * size]
+    for j in range(size):
+        target[j] = source[j]
+
+
+@helper
+def first_difference(tables, prefix, row, tokens):
+    """Return the first position where `tokens` differ from the known ones of `row`, or -1.
+
+    What stands in a cached page is known, whoever told it.
+    """
+    column, pages = token_column(prefix), tables_row(tables, row)
+    size = tables[ROW_PAGE_SIZE]
+    known = tables_column(tables, KNOWN)[row]
+    for i in range(tokens.size):
+        page = np.int64(pages[i // size])
+        if (i < known or is_cached(prefix, page)) and column[page * size + i % size] != tokens[i]:
+            return np.int64(i)
+    return np.int64(-1)
+
+
+@helper
+def release_path(pool, prefix, end):
+    """Give back the locks on a path: its pages have been used until now."""
+    expire(prefix, pool[STEP])
+    path_unlock(prefix, end, -1)
+    if prefix[POLICY] != BY_FIFO:
+        path_touch(prefix, end)
+    demote(prefix)
+
+
+@helper
+def row_lock(tables, prefix, src, dst):
+    """Let the sequence in `dst` know the tokens and lock the pages that the one in `src` does."""
+    if has_prefix(prefix):
+        for column in SHARED_FACTS:
+            facts = tables_column(tables, column)
+            facts[dst] = facts[src]
+        if tables_column(tables, LOCKED)[dst] > 0:
+            path_lock(prefix, tables_column(tables, LOCK_END)[dst], -1, 0)
+
+
+@helper
+def row_unlock(pool, tables, prefix, row):
+    """Give back the locks of the sequence in `row`."""
+    locked, lock_end = tables_column(tables, LOCKED), tables_column(tables, LOCK_END)
+    if locked[row] > 0:
+        release_path(pool, prefix, lock_end[row])
+        locked[row] = 0
+        lock_end[row] = 0
+
+
+@helper
+def row_shorten(pool, tables, prefix, row, keep):
+    """Lock only the first `keep` cached pages, if they still are the first of the row."""
+    locked, lock_end = tables_column(tables, LOCKED), tables_column(tables, LOCK_END)
+    if keep >= locked[row]:
+        return
+    end = above = np.int64(lock_end[row])
+    if keep > 0:
+        for _ in range(locked[row] - keep):
+            above = np.int64(prev_pages(prefix)[above])
+        if above != tables_row(tables, row)[keep - 1]:
+            return  # a window has cut the row: what lies behind the gap needs the whole path
+        split_after(prefix, above)
+        path_lock(prefix, above, -1, 0)
+    else:
+        above = np.int64(0)
+    lock_end[row] = above
+    locked[row] = keep
+    release_path(pool, prefix, end)
+
+
+@helper
+def share_prefix(pool, tables, prefix, row, tokens, namespace):
+    """Give the free row `row` the cached pages that `tokens` begin with, and new ones behind.
+
+    Returns 0 or a status word; then nothing has changed.
+    """
+    _free_pages, refcount, _released = pool_views(pool)
+    size, root = tables[ROW_PAGE_SIZE], -2 - namespace
+    pages = tables_row(tables, row)[: tables_pages_of(tables, tokens.size)]
+    count, end = find(prefix, root, tokens, pages)
+    path_lock(prefix, end, -1, 0)
+    status = np.int64(0)
+    for j in range(count):
+        if refcount[pages[j]] == INT32_MAX:
+            status = fail(REFCOUNT_OVERFLOW, 0)
+    if status == 0:
+        status = make_room(pool, prefix, pages.size - count)
+    path_unlock(prefix, end, -1)
+    if status < 0:
+        for j in range(pages.size):
+            pages[j] = NULL
+        code = -status & STATUS_MASK
+        return fail(code, (-status >> STATUS_BITS) + count)  # what can be shared is at hand too
+    path_lock(prefix, end, -1, 1)
+    path_use(prefix, end)
+    prefix[LOOKUPS] += 1
+    prefix[TOKENS_ASKED] += tokens.size
+    prefix[PAGES_ASKED] += tokens.size // size
+    prefix[HIT_PAGES] += count
+    for j in range(count):
+        refcount[pages[j]] += np.int32(1)
+    pool_take(pool, pages[count:])
+    tables_column(tables, KNOWN)[row] = tokens.size
+    tables_column(tables, NAMESPACE)[row] = namespace
+    tables_column(tables, LOCKED)[row] = count
+    tables_column(tables, LOCK_END)[row] = max(end, 0)
+    write_tokens(tables, prefix, row, count * size, tokens[count * size :])
+    return np.int64(0)
+
+
+@helper
+def is_cut(tables, row):
+    """Return whether a window has cut `row` above the end of the path that it locks."""
+    depth = tables_column(tables, LOCKED)[row]
+    end = tables_column(tables, LOCK_END)[row]
+    return depth > 0 and tables_row(tables, row)[depth - 1] != end
+
+
+@helper
+def lock_sharers(tables, prefix, row, depth, full, end):
+    """Let the forks of `row` lock the cached pages `depth .. full-1` that they share with it.
+
+    They hold those pages, so they must not give way when `row` ends. Forks of one row lock the
+    same path (up to `end`) until their pages part.
+    """
+    locked, lock_end = tables_column(tables, LOCKED), tables_column(tables, LOCK_END)
+    taken, pages = tables_taken(tables), tables_row(tables, row)
+    for other in range(tables[NUM_ROWS]):
+        if taken[other >> 6] & bit(other) == np.uint64(0) or other == row:
+            continue
+        if locked[other] != depth or (depth > 0 and lock_end[other] != end):
+            continue
+        theirs = tables_row(tables, other)
+        same = depth
+        while same < full and theirs[same] == pages[same]:
+            same += 1
+        if same > depth:
+            last = np.int64(pages[same - 1])
+            split_after(prefix, last)
+            path_lock(prefix, last, end, 0)
+            locked[other] = same
+            lock_end[other] = last
+
+
+@helper
+def row_commit(pool, tables, prefix, row, limit):
+    """Let the full pages of known tokens before position `limit` enter the cache.
+
+    Where the cache has such a page already, the row takes that one for its own. Returns how
+    many pages that sets free.
+    """
+    if not has_prefix(prefix):
+        return np.int64(0)
+    locked, lock_end = tables_column(tables, LOCKED), tables_column(tables, LOCK_END)
+    depth = locked[row]
+    full = min(tables_column(tables, KNOWN)[row], limit) // tables[ROW_PAGE_SIZE]
+    if full <= depth or is_cut(tables, row):
+        return np.int64(0)
+    _free_pages, refcount, _released = pool_views(pool)
+    end = lock_end[row] if depth > 0 else -2 - tables_column(tables, NAMESPACE)[row]
+    pages = tables_row(tables, row)[depth:full]
+    canonical = np.empty(pages.size, np.int32)
+    present = adopt(pool, prefix, end, pages, canonical)
+    if present < 0:  # a page is cached elsewhere, or has all owners it can have: it stays outside
+        return np.int64(0)
+    last = np.int64(canonical[pages.size - 1])
+    refresh(prefix, last, pages.size - present, prefix[DEFAULT], NEVER, pool[STEP])
+    path_lock(prefix, last, end, 0)
+    locked[row] = full
+    lock_end[row] = last
+    shared = False
+    for j in range(present, pages.size):  # the sequence and the cache are two owners
+        shared = shared or refcount[pages[j]] > 2
+    duplicates = np.int64(0)
+    for j in range(pages.size):
+        own = pages[j]
+        if canonical[j] != own:
+            pages[j] = canonical[j]
+            refcount[pages[j]] += np.int32(1)
+            canonical[duplicates] = own
+            duplicates += 1
+    if shared:
+        lock_sharers(tables, prefix, row, depth, full, end)
+    return pool_release(pool, canonical[:duplicates])
+
+
+@kernel("int64(int64[::1], int64[::1], int64[::1], int64, int32[::1])")
+def sharing_commit_cpu(pool, tables, prefix, row, tokens):
+    if not try_lock(pool):
+        return fail(BUSY, 0)
+    known = tables_column(tables, KNOWN)
+    at = first_difference(tables, prefix, row, tokens)
+    if at >= 0:
+        unlock(pool)
+        return fail(TOKEN_DIFFERS, at)
+    if tokens.size > known[row] and not is_cut(tables, row):
+        write_tokens(tables, prefix, row, known[row], tokens[known[row] :])
+        known[row] = tokens.size
+    row_commit(pool, tables, prefix, row, tables_column(tables, LENGTH)[row])
+    pool[STEP] += 1
+    cached = tables_column(tables, LOCKED)[row]
+    if is_cut(tables, row):  # what the window left of the path
+        cached = min(cached, known[row] // tables[ROW_PAGE_SIZE])
+    unlock(pool)
+    return cached
+
+
+@kernel("int64(int64[::1], int64[::1], int64[::1])")
+def sharing_pages_cpu(pool, prefix, out):
+    # out: pages that are free, reclaimable and held.
+    if not try_lock(pool):
+        return fail(BUSY, 0)
+    out[0] = pool[FREE] + pool[RELEASED]
+    out[1] = prefix_evictable(prefix) if has_prefix(prefix) else 0
+    out[2] = pages_held(pool, prefix)
+    unlock(pool)
+    return np.int64(0)
+
+
+@helper
+def row_lock_fault(tables, prefix, row, locks):
+    """Return whether `row` contradicts the path that it locks; count its locks in `locks`."""
+    nexts, prevs = next_pages(prefix), prev_pages(prefix)
+    depth, page = tables_column(tables, LOCKED)[row], tables_column(tables, LOCK_END)[row]
+    if depth == 0:
+        return False
+    if page < 0 or page >= nexts.size or nexts[page] >= 0:
+        return True
+    sure = tables_column(tables, KNOWN)[row] // tables[ROW_PAGE_SIZE]
+    pages = tables_row(tables, row)
+    for i in range(depth - 1, -1, -1):
+        if page < 0 or nexts[page] == UNCACHED or (i < sure and pages[i] != page):
+            return True
+        locks[page] += np.int32(1)
+        page = np.int64(prevs[page])
+    return page >= 0
+
+
+@kernel("int64(int64[::1], int64[::1], int64[::1], int32[::1])")
+def sharing_check_cpu(pool, tables, prefix, locks):
+    # After the checks of both parts alone. `locks` is int32[num_pages] of zeros.
+    if not try_lock(pool):
+        return fail(BUSY, 0)
+    status = np.int64(0)
+    for row in range(tables[NUM_ROWS]):
+        if status == 0 and row_lock_fault(tables, prefix, row, locks):
+            status = fail(BAD_ROW_LOCK, row)
+    runs, nexts = run_records(prefix), next_pages(prefix)
+    for page in range(nexts.size):
+        if status == 0 and nexts[page] != UNCACHED and nexts[page] < 0:
+            if runs[~nexts[page], RUN_LOCKS] < locks[page]:
+                status = fail(LOCKS_MISSING, page)
+    unlock(pool)
+    return status
+
+
+@kernel("int64(int64[::1], int64[::1])")
+def sharing_relock_cpu(tables, prefix):
+    # For a cache just restored, whose locks have been taken away, and that nobody else has yet.
+    for row in range(tables[NUM_ROWS]):
+        if tables_column(tables, LOCKED)[row] > 0:
+            path_lock(prefix, tables_column(tables, LOCK_END)[row], -1, 0)
+    return np.int64(0)

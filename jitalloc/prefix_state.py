@@ -1,0 +1,217 @@
+"""The flat arrays of a prefix cache: columns, records of runs, and the invariants as equations.
+
+A prefix cache keeps a tree of pages. A *run* is a piece of a path in which no page has another
+child than the next; it is named by its first page, and what is the same for all of its pages
+stands once, in the record of that page. So a lock, a touch or an eviction costs one step a run.
+
+Prefix slab of N pages of S tokens, B buckets (the largest power of two that is <= N)::
+
+    header      int64[48]        the scalars, by the constants below
+    filled      int64[4]         bit c: queue c holds a run
+    queues      int32[2, 256]    first and last run of each queue, NULL where it is empty
+    wheel       int32[2, 66]     first and last run of each list of the wheel of expiries
+    stamps      int64[N]         position of the run's first page in the order of all pushes
+    expiries    int64[N or 0]    step at which the run's priority ends (policy `priority` only)
+    next_pages  int32[N]         the page behind p in its run; at its end ~(first page of the run);
+                                 UNCACHED where p is not in the cache
+    prev_pages  int32[N]         the page before p on its path, or -2 - namespace at the root
+    runs        int32[N, 11]     the record of each run, by the constants below
+    wheel_links int32[N or 0, 2] runs before and behind in the list of the wheel
+    buckets     int32[B]         hash table of runs by (page before, tokens of the first page)
+    tokens      int32[N, S]      tokens of each page; rows of uncached pages belong to others
+
+Invariants, between any two calls::
+
+    page i of a run has the stamp stamps[first] - i; all stamps differ; a queue ascends in them
+    RUN_LOCKS of a run >= sum of RUN_LOCKS of its children
+    a run with RUN_LOCKS == 0 and without a child is queued; others may be (they are parked
+        when an eviction meets them)
+    CACHED, LOCKED, PINNED: pages with next_pages != UNCACHED, RUN_LOCKS > 0, pins > 0
+    PROTECTED: pages of class 1 with RUN_LOCKS == 0 (policy `slru`)
+    each cached page is one owner in the pool's refcount
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from jitalloc.state import INT32
+
+UNCACHED: Final = -(2**31)
+NEVER: Final = 2**62
+"""Expiry of a priority that does not end."""
+
+PREFIX_SLOTS: Final = 48
+
+# Header: sizes and options,
+PAGES: Final = 0
+ROW: Final = 1  # tokens a page
+POLICY: Final = 2
+BUCKET_MASK: Final = 3
+EPOCH: Final = 4  # how often page ids were renamed, or the whole state replaced
+PIN_BUDGET: Final = 5
+CAPACITY: Final = 6  # how many pages may be protected
+DEFAULT: Final = 7  # the priority without an end
+# what a resize takes over,
+HASH_MASK: Final = 8  # ANDed on each hash: all ones, but for tests that force collisions
+CACHED: Final = 9
+LOCKED: Final = 10
+PINNED: Final = 11
+PROTECTED: Final = 12
+CLOCK: Final = 13  # the last stamp given
+TOP: Final = 14  # first of the list of runs at a root, the most recently used first
+WHEEL_NOW: Final = 15  # every expiry in the wheel is at or past it
+LOOKUPS: Final = 16
+TOKENS_ASKED: Final = 17
+PAGES_ASKED: Final = 18
+HIT_PAGES: Final = 19
+INSERTED: Final = 20
+EVICTED: Final = 21  # three slots, by the reason
+REQUESTED: Final = 0
+PRESSURE: Final = 1
+CLEARED: Final = 2
+# and where each column begins, in words of the slab.
+STAMPS_AT: Final = 24
+EXPIRIES_AT: Final = 25
+NEXT_AT: Final = 26
+PREV_AT: Final = 27
+RUNS_AT: Final = 28
+LINKS_AT: Final = 29
+BUCKETS_AT: Final = 30
+TOKENS_AT: Final = 31
+SLAB_END: Final = 32
+
+QUEUES: Final = 256
+WHEEL_LISTS: Final = 66
+FILLED_AT: Final = PREFIX_SLOTS
+QUEUES_AT: Final = FILLED_AT + QUEUES // 64
+WHEEL_AT: Final = QUEUES_AT + QUEUES
+COLUMNS_AT: Final = WHEEL_AT + WHEEL_LISTS
+
+# Record of a run.
+RUN_END: Final = 0  # last page
+RUN_LENGTH: Final = 1  # pages
+RUN_CHILD: Final = 2  # first of the list of runs that follow, the most recently used first
+SIBLING_NEXT: Final = 3
+SIBLING_PREV: Final = 4
+RUN_LOCKS: Final = 5
+QUEUE_NEXT: Final = 6
+QUEUE_PREV: Final = 7
+RUN_STATE: Final = 8  # class (8 bits), uses (8 bits), queued (1 bit), pins (14 bits)
+CHAIN_NEXT: Final = 9  # runs of the same bucket
+CHAIN_PREV: Final = 10  # ~bucket where there is none
+RUN_FIELDS: Final = 11
+
+MOST_USES: Final = 255
+USES_SHIFT: Final = 8
+QUEUED: Final = 1 << 16
+PINS_SHIFT: Final = 17
+MOST_PINS: Final = (1 << 14) - 1
+
+# Record of a match: what its caller holds, and the kernel of its release reads.
+MATCH_HELD: Final = 0  # HELD_NOT, HELD_LOCK or HELD_PIN
+MATCH_PAGES: Final = 1
+MATCH_END: Final = 2  # last page, or -2 - namespace
+MATCH_PARTIAL_PAGE: Final = 3
+MATCH_PARTIAL_TOKENS: Final = 4
+MATCH_EPOCH: Final = 5
+MATCH_FIELDS: Final = 6
+HELD_NOT: Final = 0
+HELD_LOCK: Final = 1
+HELD_PIN: Final = 2
+
+# Policies: which page gives way first.
+BY_LRU: Final = 0
+BY_FIFO: Final = 1
+BY_MRU: Final = 2
+BY_LFU: Final = 3
+BY_SLRU: Final = 4
+BY_PRIORITY: Final = 5
+PREFIX_POLICIES: Final = ("lru", "fifo", "mru", "lfu", "slru", "priority")
+
+
+@dataclass(frozen=True, slots=True)
+class PrefixArrays:
+    """Named views into the slab of a prefix cache. They live until its pool is resized.
+
+    Attributes
+    ----------
+    slab : int64[...]
+        The one buffer that the others are views of.
+    header : int64[48]
+    stamps : int64[num_pages]
+    next_pages : int32[num_pages]
+    prev_pages : int32[num_pages]
+    runs : int32[num_pages, 11]
+    buckets : int32[power of two]
+    tokens : int32[num_pages, page_size]
+    """
+
+    slab: NDArray[np.int64]
+    header: NDArray[np.int64]
+    stamps: NDArray[np.int64]
+    next_pages: NDArray[np.int32]
+    prev_pages: NDArray[np.int32]
+    runs: NDArray[np.int32]
+    buckets: NDArray[np.int32]
+    tokens: NDArray[np.int32]
+
+
+def prefix_header(num_pages: int, page_size: int, policy: int) -> NDArray[np.int64]:
+    """Return the header of an empty prefix cache; its options are all zero."""
+    timed = num_pages if policy == BY_PRIORITY else 0
+    half = (num_pages + 1) // 2
+    buckets = 1 << (num_pages.bit_length() - 1)
+    sizes = {
+        STAMPS_AT: num_pages,
+        EXPIRIES_AT: timed,
+        NEXT_AT: half,
+        PREV_AT: half,
+        RUNS_AT: (num_pages * RUN_FIELDS + 1) // 2,
+        LINKS_AT: timed,
+        BUCKETS_AT: (buckets + 1) // 2,
+        TOKENS_AT: (num_pages * page_size + 1) // 2,
+    }
+    header = np.zeros(PREFIX_SLOTS, np.int64)
+    header[PAGES], header[ROW], header[POLICY] = num_pages, page_size, policy
+    header[HASH_MASK], header[BUCKET_MASK], header[TOP] = -1, buckets - 1, -1
+    at = COLUMNS_AT
+    for slot, size in sizes.items():
+        header[slot] = at
+        at += size
+    header[SLAB_END] = at
+    return header
+
+
+def empty_prefix(header: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the slab of an empty prefix cache with this header."""
+    slab = np.zeros(header[SLAB_END], np.int64)
+    slab[:PREFIX_SLOTS] = header
+    slab[QUEUES_AT:COLUMNS_AT] = -1
+    arrays = prefix_arrays(slab)
+    arrays.next_pages[:] = UNCACHED
+    arrays.buckets[:] = -1
+    return slab
+
+
+def prefix_arrays(slab: NDArray[np.int64]) -> PrefixArrays:
+    """Cut the named views out of the slab of a prefix cache."""
+    n, size, buckets = int(slab[PAGES]), int(slab[ROW]), int(slab[BUCKET_MASK]) + 1
+
+    def column(slot: int, count: int) -> NDArray[np.int32]:
+        return slab[slab[slot] : slab[slot] + (count + 1) // 2].view(INT32)[:count]
+
+    return PrefixArrays(
+        slab=slab,
+        header=slab[:PREFIX_SLOTS],
+        stamps=slab[slab[STAMPS_AT] : slab[EXPIRIES_AT]],
+        next_pages=column(NEXT_AT, n),
+        prev_pages=column(PREV_AT, n),
+        runs=column(RUNS_AT, n * RUN_FIELDS).reshape(n, RUN_FIELDS),
+        buckets=column(BUCKETS_AT, buckets),
+        tokens=column(TOKENS_AT, n * size).reshape(n, size),
+    )

@@ -1,0 +1,252 @@
+"""A prefix cache as a whole: statistics, checks, copies, and what follows its pool."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from jitalloc.errors import CorruptState, InvalidArgument, corrupt_error
+from jitalloc.interrupts import uninterrupted
+from jitalloc.kernels.prefix_upkeep import (
+    prefix_upkeep_check_cpu,
+    prefix_upkeep_copy_cpu,
+    prefix_upkeep_rename_cpu,
+    prefix_upkeep_resize_cpu,
+    prefix_upkeep_unlock_cpu,
+)
+from jitalloc.moves import Moves
+from jitalloc.pool import PagePool
+from jitalloc.prefix_slab import FIRST_NAMESPACE, LAST_NAMESPACE, MAIN_ROOT, PrefixSlab
+from jitalloc.prefix_state import (
+    CLEARED,
+    EPOCH,
+    EVICTED,
+    HASH_MASK,
+    HIT_PAGES,
+    INSERTED,
+    LOOKUPS,
+    PAGES,
+    PAGES_ASKED,
+    POLICY,
+    PREFIX_SLOTS,
+    PRESSURE,
+    REQUESTED,
+    ROW,
+    SLAB_END,
+    STAMPS_AT,
+    TOKENS_ASKED,
+    UNCACHED,
+    prefix_arrays,
+)
+from jitalloc.state import INT32, words
+from jitalloc.stats import PrefixStats
+
+
+@dataclass(frozen=True, slots=True)
+class PrefixSnapshot:
+    """The complete state of a `PrefixCache`, without its pool.
+
+    Attributes
+    ----------
+    slab : int64[...]
+        Read-only copy of the cache's slab (see `jitalloc.prefix_state`).
+    namespaces : tuple of (Hashable, int)
+        The namespaces and their ids.
+    """
+
+    slab: NDArray[np.int64]
+    namespaces: tuple[tuple[Hashable, int], ...]
+
+
+class PrefixUpkeep(PrefixSlab):
+    """The part of `PrefixCache` that deals with the cache as a whole."""
+
+    def stats(self) -> PrefixStats:
+        """Return what was looked up, found, inserted and evicted since the cache was made.
+
+        Returns
+        -------
+        PrefixStats
+            A copy: it does not follow the cache.
+        """
+        header = self.arrays.header.tolist()
+        return PrefixStats(
+            lookups=header[LOOKUPS],
+            tokens=header[TOKENS_ASKED],
+            pages=header[PAGES_ASKED],
+            hit_tokens=header[HIT_PAGES] * self.page_size,
+            hit_pages=header[HIT_PAGES],
+            inserted_pages=header[INSERTED],
+            evicted_requested=header[EVICTED + REQUESTED],
+            evicted_pressure=header[EVICTED + PRESSURE],
+            evicted_cleared=header[EVICTED + CLEARED],
+        )
+
+    def check(self) -> None:
+        """Verify every link, record, list and count, in O(num_pages * page_size).
+
+        Raises
+        ------
+        CorruptState
+            An invariant of `jitalloc.prefix_state` is broken; the message names the page or run.
+        """
+        with self.pool._everyone():
+            self._check_header()
+            self._check_slab(self._slab)
+            self._check_namespaces()
+
+    def _check_namespaces(self) -> None:
+        known = range(
+            FIRST_NAMESPACE, LAST_NAMESPACE if self._wrapped else self._next_namespace + 1
+        )
+        strange = [ns for ns in self._live_namespaces() if ns not in known and -2 - ns != MAIN_ROOT]
+        if strange:
+            raise CorruptState(f"pages stand in a namespace {strange[0]} that was never made")
+
+    def _check_slab(self, slab: NDArray[np.int64]) -> None:
+        seen = np.zeros(words(self.pool.num_pages), np.uint64)
+        status = self.pool._run(prefix_upkeep_check_cpu, slab, seen)
+        if status < 0:
+            raise corrupt_error(status)
+
+    def _check_owners(self, slab: NDArray[np.int64]) -> None:
+        owners = (prefix_arrays(slab).next_pages != UNCACHED).astype(np.int64)
+        for holder in self.pool._holders:
+            if holder is not self:
+                owners += np.bincount(holder._held_pages(), minlength=owners.size)
+        short = self.pool.arrays.refcount < owners
+        if short.any():
+            raise CorruptState(f"page {np.argmax(short)} has fewer owners than hold it")
+
+    def _check_header(self) -> None:
+        right = self._new_header(self.pool.num_pages)
+        wrong = right != self._slab[:PREFIX_SLOTS]
+        wrong[HASH_MASK:STAMPS_AT] = False  # what the cache counts is the kernel's to check
+        if wrong.any():
+            slot = int(np.argmax(wrong))
+            raise CorruptState(
+                f"prefix header[{slot}] is {self._slab[slot]}, the cache has {right[slot]}"
+            )
+
+    def snapshot(self) -> PrefixSnapshot:
+        """Return a copy of the complete state; the pool is not part of it.
+
+        Returns
+        -------
+        PrefixSnapshot
+        """
+        with self.lock, self.pool._shape:
+            slab = np.empty_like(self._slab)
+            self._run(prefix_upkeep_copy_cpu, slab)
+            slab.flags.writeable = False
+            return PrefixSnapshot(slab, tuple(self._namespaces.items()))
+
+    def restore(self, snapshot: PrefixSnapshot) -> None:
+        """Take over the complete state of `snapshot`, without its locks and pins.
+
+        Matches made before are void.
+
+        Parameters
+        ----------
+        snapshot : PrefixSnapshot
+            From `snapshot()` of this cache, or of one of the same policy and sizes.
+
+        Raises
+        ------
+        InvalidArgument
+            The snapshot has another policy or other sizes than this cache, or does not fit the
+            pool as it is: the pool must be in the state that it had at the snapshot. Or
+            sequences lock pages: restore their `PagedKVCache`, which does all of it.
+        """
+        if not isinstance(snapshot, PrefixSnapshot):
+            raise InvalidArgument("snapshot", snapshot, "must be a PrefixSnapshot")
+        with self.pool._everyone():
+            if any(holder._holds_locks() for holder in self.pool._holders):
+                raise InvalidArgument(
+                    "snapshot", snapshot, "sequences lock cached pages: restore their PagedKVCache"
+                )
+            self._fits(snapshot, self.pool.num_pages)
+            try:
+                self._check_slab(snapshot.slab)
+                self._check_owners(snapshot.slab)
+            except CorruptState as error:
+                raise InvalidArgument("snapshot", snapshot, f"does not fit: {error}") from error
+            uninterrupted(lambda: self._take_over(snapshot))
+
+    def _fits(self, snapshot: PrefixSnapshot, num_pages: int) -> None:
+        right = self._new_header(num_pages)
+        for slot in (PAGES, ROW, POLICY, SLAB_END):
+            if snapshot.slab[slot] != right[slot]:
+                raise InvalidArgument(
+                    "snapshot", int(snapshot.slab[slot]), f"must be {right[slot]}"
+                )
+
+    def _options(self) -> dict[str, Any]:
+        """Return the arguments of the constructor, but for the pool."""
+        return {
+            "policy": self.policy,
+            "default_priority": self.default_priority,
+            "pin_budget": self.pin_budget,
+            "protected_share": self.protected_share,
+        }
+
+    @classmethod
+    def _from_slab(cls, pool: PagePool, slab: NDArray[Any], facts: dict[str, Any]) -> Self:
+        """Return a new cache with a state from a file; ValueError where that makes no sense."""
+        facts = dict(facts)
+        names = {ast.literal_eval(text): int(number) for text, number in facts.pop("namespaces")}
+        cache = cls(pool, **facts)
+        if slab.dtype != np.int64 or slab.shape != cache._slab.shape:
+            raise ValueError("the prefix cache's array has the wrong shape")
+        slab = np.ascontiguousarray(slab)
+        fixed = (*range(EPOCH), *range(STAMPS_AT, PREFIX_SLOTS))
+        if (slab[list(fixed)] != cache._slab[list(fixed)]).any():
+            raise ValueError("the prefix cache's header does not fit its options")
+        cache._check_slab(slab)
+        with pool._everyone():
+            cache._take_over(PrefixSnapshot(slab, tuple(names.items())))
+        return cache
+
+    def _take_over(self, snapshot: PrefixSnapshot) -> None:
+        """Take over what has been found to fit; the caller has locked everyone."""
+        slab = snapshot.slab.copy()
+        self._epoch = self._epoch.end(None)
+        slab[:HASH_MASK] = self._new_header(int(slab[PAGES]))[:HASH_MASK]
+        prefix_upkeep_unlock_cpu.run(slab)
+        self._namespaces = dict(snapshot.namespaces)
+        used = max(self._namespaces.values(), default=0)
+        self._next_namespace = max(self._next_namespace, used)
+        self._install(slab)
+
+    # What the pool calls, being locked.
+
+    def _rename_pages(self, moves: Moves) -> None:
+        names = np.arange(self.pool.num_pages, dtype=INT32)
+        names[moves.src] = moves.dst
+        self._epoch = self._epoch.end(moves)
+        self._slab[EPOCH] = self._epoch.number
+        prefix_upkeep_rename_cpu.run(self._slab, names, moves.src, moves.dst)
+
+    def _resize_pages(self, num_pages: int) -> Callable[[], None]:
+        slab = self._new_slab(num_pages)
+        prefix_upkeep_resize_cpu.compile()  # so that nothing can fail once the pool has changed
+
+        def follow() -> None:
+            prefix_upkeep_resize_cpu.run(self._slab, slab)
+            self._install(slab)
+
+        return follow
+
+    def _holds_locks(self) -> bool:
+        return False
+
+    def _roots_in_use(self) -> NDArray[np.int64]:
+        return np.empty(0, np.int64)
+
+    def _held_pages(self) -> NDArray[np.int32]:
+        return np.flatnonzero(self.arrays.next_pages != UNCACHED).astype(INT32)

@@ -1,0 +1,73 @@
+"""Finding the longest prefix that a slot holds already."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from jitalloc.arguments import as_integers
+from jitalloc.errors import InvalidArgument
+from jitalloc.kernels.slot_tree import slot_tree_find_cpu
+from jitalloc.slab import BUSY_STATUS
+from jitalloc.slot_records import SlotMatch
+from jitalloc.slot_table import SlotTable
+from jitalloc.state import INT32, INT64
+
+_empty = np.empty
+
+
+def as_tokens(tokens: Any) -> NDArray[np.int32]:
+    """Return token ids as a contiguous `int32[n]`."""
+    ids: NDArray[np.int32] = as_integers("tokens", tokens, INT32)
+    return ids if ids.flags.c_contiguous else np.ascontiguousarray(ids)
+
+
+class SlotTree(SlotTable):
+    """The part of `SlotPrefixCache` that looks tokens up."""
+
+    __slots__ = ()
+
+    def find(self, tokens: ArrayLike, *, pin: bool = False) -> SlotMatch | None:
+        """Find the entry that shares the longest prefix with `tokens`.
+
+        Of several the one used last is found. A hit is a use: it is evicted later.
+
+        Parameters
+        ----------
+        tokens : array_like of int32
+            The query; of a query longer than every entry, its beginning counts.
+        pin : bool
+            Pin the entry in the same step, as `pin` would.
+
+        Returns
+        -------
+        SlotMatch or None
+            None where no entry begins with the first token of the query. `length` may be less
+            than the entry's own: any prefix of it can be a hit.
+
+        Raises
+        ------
+        InvalidArgument
+            `tokens` is no flat sequence of integers, or `pin` is no bool.
+
+        Examples
+        --------
+        >>> cache = jitalloc.SlotPrefixCache(capacity=4)
+        >>> cache.insert([1, 2, 3, 4], slot=0, version=1)
+        >>> cache.find([1, 2, 9])
+        SlotMatch(length=2, slot=0, version=1)
+        """
+        ids = as_tokens(tokens)
+        if pin is not True and pin is not False:
+            raise InvalidArgument("pin", pin, "must be a bool")
+        out = _empty(3, INT64)
+        length: int = slot_tree_find_cpu.run(self._slab, ids, int(pin), out)
+        if length <= 0:
+            if length != BUSY_STATUS:
+                return None
+            length = self._run(slot_tree_find_cpu, ids, int(pin), out)
+            if length == 0:
+                return None
+        return SlotMatch(length, *out[1:].tolist())

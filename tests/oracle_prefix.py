@@ -1,0 +1,314 @@
+"""What a prefix cache must do, in plain Python: one node a page, victims by sorting them all.
+
+Read this beside `oracle.py`. The index is a dictionary from (namespace, all tokens up to here) to
+the page that holds the last of them. There are no runs, no queues and no hashes: a victim is the
+smallest of a list. A call looks at everything before it changes anything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from jitalloc.errors import (
+    InvalidArgument,
+    InvalidPage,
+    NotLocked,
+    PageCached,
+    PagesLocked,
+    PinBudget,
+)
+from tests import oracle
+
+Tokens = tuple[int, ...]
+Key = tuple[Hashable, Tokens]
+POLICIES = ("lru", "fifo", "mru", "lfu", "slru", "priority")
+NEVER = float("inf")
+MOST_USES = 255
+PARTIAL_CHILDREN, PARTIAL_TOP = 32, 64  # how many are looked at for a partial match
+
+
+@dataclass(eq=False)
+class Node:
+    """A cached page."""
+
+    key: Key
+    page: int
+    seen: int = 0  # the last walk (match, pin or insert) that came through
+    locks: int = 0
+    pins: int = 0
+    uses: int = 0
+    cls: int = 0
+    pos: int = 0
+    priority: int = 0
+    expiry: float = NEVER
+    armed: int = 0
+
+    @property
+    def pages(self) -> list[int]:
+        """The page as a row of one, which is how the model of the pool renames it."""
+        return [self.page]
+
+    @pages.setter
+    def pages(self, pages: list[int]) -> None:
+        (self.page,) = pages
+
+
+@dataclass(eq=False)
+class Match:
+    """What was found: the nodes of the path, and how the next page begins."""
+
+    cache: Prefixes
+    path: list[Node]
+    partial: tuple[int, int]  # page and tokens
+    pinned: bool = False
+    locked: bool = True
+    pages: list[int] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.pages = [node.page for node in self.path]
+
+
+class Prefixes:
+    """The model of `PrefixCache`, on an `oracle.Pool`."""
+
+    def __init__(
+        self,
+        pool: oracle.Pool,
+        policy: str = "lru",
+        default_priority: int = 35,
+        pin_budget: int | None = None,
+        protected_share: float = 0.8,
+    ) -> None:
+        self.pool, self.policy, self.default = pool, policy, default_priority
+        self.pin_budget, self.protected_share = pin_budget, protected_share
+        self.nodes: dict[Key, Node] = {}
+        self.clock = self.walks = self.arms = 0
+        self.lookups = self.tokens = self.pages = self.hit_pages = self.inserted = 0
+        self.evicted = {"requested": 0, "pressure": 0, "cleared": 0}
+        pool.caches.append(self)
+
+    @property
+    def rows(self) -> dict[Key, Node]:
+        """What the pool renames, and counts as an owner of one page each."""
+        return self.nodes
+
+    # What can be asked.
+
+    def count(self, name: str) -> int:
+        """How many pages have `locks` or `pins`."""
+        return sum(getattr(node, name) > 0 for node in self.nodes.values())
+
+    def path(self, tokens: Tokens, namespace: Hashable) -> list[Node]:
+        """The nodes of the longest cached prefix, root first."""
+        found, size = [], self.pool.page_size
+        for end in range(size, len(tokens) + 1, size):
+            node = self.nodes.get((namespace, tokens[:end]))
+            if node is None:
+                break
+            found.append(node)
+        return found
+
+    def parent(self, node: Node) -> Node | None:
+        namespace, tokens = node.key
+        return self.nodes.get((namespace, tokens[: -self.pool.page_size]))
+
+    def partial(self, tokens: Tokens, namespace: Hashable, matched: int) -> tuple[int, int]:
+        """The page that continues `tokens[:matched]` furthest, and by how many tokens."""
+        size = self.pool.page_size
+        length = len(tokens[:matched]) + size  # of a child's whole prefix
+        children = [node for node in self.nodes.values() if len(node.key[1]) == length]
+        children.sort(key=lambda node: -node.seen)
+        if not matched:  # the tops of all namespaces share one list
+            children = children[:PARTIAL_TOP]
+        children = [node for node in children if node.key[0] == namespace]
+        children = [node for node in children if node.key[1][:matched] == tokens[:matched]]
+        best = (-1, 0)
+        for node in children[:PARTIAL_CHILDREN]:
+            agree = 0
+            for mine, theirs in zip(tokens[matched:], node.key[1][matched:-1], strict=False):
+                if mine != theirs:
+                    break
+                agree += 1
+            if agree > best[1]:
+                best = (node.page, agree)
+        return best
+
+    def stats(self) -> dict[str, int]:
+        """What was counted since the cache was made."""
+        return {
+            "lookups": self.lookups,
+            "tokens": self.tokens,
+            "pages": self.pages,
+            "hit_tokens": self.hit_pages * self.pool.page_size,
+            "hit_pages": self.hit_pages,
+            "inserted_pages": self.inserted,
+            **{f"evicted_{reason}": count for reason, count in self.evicted.items()},
+        }
+
+    def victims(self) -> list[Node]:
+        """Unlocked pages without children, the next victim first."""
+        parents = {self.parent(node) for node in self.nodes.values()}
+        leaves = [each for each in self.nodes.values() if each not in parents and not each.locks]
+        leaves.sort(key=lambda node: (node.cls, node.pos), reverse=self.policy == "mru")
+        return leaves
+
+    # What changes it.
+
+    def match(self, tokens: Sequence[int], namespace: Hashable = None) -> Match:
+        match = self._walk(tokens, namespace)
+        for node in match.path:
+            node.uses = min(node.uses + 1, MOST_USES)
+        self._lock(match)
+        self.lookups += 1
+        self.tokens += len(tokens)
+        self.pages += len(tokens) // self.pool.page_size
+        self.hit_pages += len(match.path)
+        return match
+
+    def pin(self, tokens: Sequence[int], namespace: Hashable = None) -> Match:
+        budget = self.pool.num_pages // 2 if self.pin_budget is None else self.pin_budget
+        fresh = [node for node in self.path(tuple(tokens), namespace) if not node.pins]
+        if self.count("pins") + len(fresh) > budget:
+            raise PinBudget(len(fresh), budget)
+        match = self._walk(tokens, namespace)
+        match.pinned = True
+        for node in match.path:
+            node.pins += 1
+        self._lock(match)
+        return match
+
+    def release(self, match: Match) -> None:
+        if match.cache is not self or not match.locked:
+            raise NotLocked("not locked, or by another cache")
+        self._expire()
+        match.locked = False
+        for node in match.path:
+            node.locks -= 1
+            node.pins -= match.pinned
+        if self.policy != "fifo":
+            self._touch(match.path)
+        self._demote()
+        self.pool.step += 1
+
+    unpin = release
+
+    def insert(
+        self,
+        tokens: Sequence[int],
+        pages: Sequence[int],
+        namespace: Hashable = None,
+        *,
+        priority: int | None = None,
+        lifetime: int | None = None,
+    ) -> tuple[list[int], int, int]:
+        tokens, size = tuple(tokens), self.pool.page_size
+        if len(pages) != len(tokens) // size:
+            raise InvalidArgument("pages", len(pages), "one for each whole page of tokens")
+        path = self.path(tokens, namespace)
+        present = len(path)
+        self._check_adopted(pages, present)
+        self._expire()
+        for i in range(present, len(pages)):
+            node = Node((namespace, tokens[: (i + 1) * size]), pages[i])
+            self.nodes[node.key] = node
+            self.pool.owners[node.page] += 1
+            path.append(node)
+        self._see(path)
+        own = self.default if priority is None else priority
+        expiry = NEVER if lifetime is None else self.pool.step + lifetime
+        for i, node in reversed([*enumerate(path)]):
+            if i >= present or (own, expiry) > (node.priority, node.expiry):
+                self._arm(node, own, expiry)
+        new = len(path) - present
+        if new or self.policy != "fifo":
+            self._touch(path)
+        self._demote()
+        self.inserted += new
+        self.pool.step += 1
+        return [node.page for node in path], present, new
+
+    def evict(self, n: int) -> int:
+        if n < 0:
+            raise InvalidArgument("n", n, "negative")
+        self._expire()
+        gone = self._evict(n, "requested")
+        self.pool.step += 1
+        return gone
+
+    def clear(self) -> None:
+        if self.count("locks"):
+            raise PagesLocked("locked")
+        self._evict(len(self.nodes), "cleared")
+        self.pool.step += 1
+
+    # What the calls above are made of.
+
+    def _walk(self, tokens: Sequence[int], namespace: Hashable) -> Match:
+        tokens = tuple(tokens)
+        path = self.path(tokens, namespace)
+        self._see(path)
+        matched = len(path) * self.pool.page_size
+        return Match(self, path, self.partial(tokens, namespace, matched))
+
+    def _see(self, path: list[Node]) -> None:
+        self.walks += 1
+        for node in path:
+            node.seen = self.walks
+
+    def _lock(self, match: Match) -> None:
+        for node in match.path:
+            node.locks += 1
+        self.pool.step += 1
+
+    def _check_adopted(self, pages: Sequence[int], start: int) -> None:
+        cached = {node.page for node in self.nodes.values()}
+        for i in range(start, len(pages)):
+            page = pages[i]
+            if not self.pool.first <= page < self.pool.num_pages or not self.pool.owners[page]:
+                raise InvalidPage("pages", page, "nobody holds it", i)
+            if page in cached or page in pages[start:i]:
+                raise PageCached("pages", page, "in the index already", i)
+
+    def _arm(self, node: Node, priority: int, expiry: float) -> None:
+        self.arms += 1
+        node.priority, node.expiry, node.armed = priority, expiry, self.arms
+
+    def _expire(self) -> None:
+        due = [node for node in self.nodes.values() if node.expiry <= self.pool.step]
+        for node in sorted(due, key=lambda node: (node.expiry, node.armed)):
+            node.priority, node.expiry = self.default, NEVER
+            self._push(node)
+
+    def _push(self, node: Node) -> None:
+        by_policy: dict[str, Any] = {
+            "lfu": node.uses,
+            "slru": int(node.uses > 0),
+            "priority": node.priority,
+        }
+        node.cls = by_policy.get(self.policy, 0)
+        self.clock += 1
+        node.pos = self.clock
+
+    def _touch(self, path: list[Node]) -> None:
+        for node in reversed(path):
+            self._push(node)
+
+    def _demote(self) -> None:
+        if self.policy == "slru":
+            capacity = int(self.protected_share * self.pool.num_pages)
+            protected = [node for node in self.nodes.values() if node.cls == 1 and not node.locks]
+            protected.sort(key=lambda node: node.pos)
+            for node in protected[: max(len(protected) - capacity, 0)]:
+                node.uses = 0
+                self._push(node)
+
+    def _evict(self, n: int, reason: str) -> int:
+        gone = []
+        while len(gone) < n and (victims := self.victims()):
+            del self.nodes[victims[0].key]
+            gone.append(victims[0].page)
+        self.pool.give_back(gone)
+        self.evicted[reason] += len(gone)
+        return len(gone)

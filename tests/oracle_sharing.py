@@ -1,0 +1,313 @@
+"""What sequences on a prefix cache must do: the model of `oracle_sequences.py` with shared pages.
+
+A row knows the first of its tokens by their ids, and locks the path of cached pages that it
+began with or has committed. Everything else is the two models that this one joins.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from jitalloc.errors import InvalidArgument, OutOfPages, SequenceTooLong
+from tests.oracle import Moves, Pool, pages_of
+from tests.oracle_prefix import Node, Prefixes
+from tests.oracle_sequences import Cache, Eviction, Row
+
+
+@dataclass
+class SharingRow(Row):
+    """A sequence whose first tokens are known."""
+
+    tokens: list[int] = field(default_factory=list)  # those that are known
+    namespace: Hashable = None
+    path: list[Node] = field(default_factory=list)  # cached pages that it locks
+
+
+class SharingCache(Cache):
+    """The model of a `PagedKVCache` with a prefix cache."""
+
+    rows: dict[int, Any]
+    row_type = SharingRow
+
+    def __init__(self, pool: Pool, prefix: Prefixes, *args: Any, **options: Any) -> None:
+        super().__init__(pool, *args, **options)
+        self.prefix = prefix
+
+    # What can be asked.
+
+    @property
+    def reclaimable(self) -> int:
+        return len(self.prefix.nodes) - self.prefix.count("locks")
+
+    @property
+    def held(self) -> int:
+        return self.pool.used - self.reclaimable
+
+    @property
+    def utilization(self) -> float:
+        return self.held / self.pool.usable
+
+    def is_cached(self, page: int) -> bool:
+        return any(node.page == page for node in self.prefix.nodes.values())
+
+    def _holders(self, page: int) -> int:
+        return self.pool.owners[page] - self.is_cached(page)
+
+    # Room is made by evicting cached pages, if that is enough.
+
+    def make_room(self, need: int, locked: Sequence[Node] = ()) -> None:
+        available = self.pool.available
+        reclaimable = self.reclaimable - sum(node.locks == 0 for node in locked)
+        if need > available + reclaimable:
+            raise OutOfPages(need + len(locked), available + reclaimable + len(locked))
+        for node in locked:
+            node.locks += 1
+        if need > available:
+            self.prefix._expire()
+            self.prefix._evict(need - available, "pressure")
+
+    def take(self, need: int) -> list[int]:
+        self.pool.need(need)
+        return self.pool.take(need)
+
+    # Growing.
+
+    def allocate(  # type: ignore[override]
+        self,
+        seq_id: Hashable,
+        num_tokens: int | None = None,
+        *,
+        tokens: Sequence[int] | None = None,
+        namespace: Hashable = None,
+        priority: int = 0,
+    ) -> int:
+        known = [] if tokens is None else list(tokens)
+        length = len(known) if num_tokens is None else num_tokens
+        if length < 0:
+            raise InvalidArgument("num_tokens", length, "negative")
+        self._check_new(seq_id)
+        if self._too_long(length):
+            raise SequenceTooLong("num_tokens", length, "more pages than a row has room for")
+        row = self._new_row()
+        path = self.prefix.path(tuple(known), namespace)
+        need = pages_of(length, self.pool.page_size) - len(path)
+        self.make_room(need, path)
+        if tokens is not None:
+            self._count_lookup(known, path)
+        pages = [node.page for node in path]
+        for page in pages:
+            self.pool.owners[page] += 1
+        pages += self.take(need)
+        self.pool.step += 1
+        self._add(seq_id, row, SharingRow(self.pool.step, priority, length, pages))
+        self.rows[row].tokens, self.rows[row].namespace = known, namespace
+        self.rows[row].path = path
+        return len(path) * self.pool.page_size
+
+    def _count_lookup(self, tokens: list[int], path: list[Node]) -> None:
+        prefix, size = self.prefix, self.pool.page_size
+        prefix._see(path)
+        for node in path:
+            node.uses = min(node.uses + 1, 255)
+        prefix.lookups += 1
+        prefix.tokens += len(tokens)
+        prefix.pages += len(tokens) // size
+        prefix.hit_pages += len(path)
+
+    def append(  # type: ignore[override]
+        self, seq_id: Hashable, n: int | None = None, *, tokens: Sequence[int] | None = None
+    ) -> tuple[list[int], Moves]:
+        n = n if n is not None else len(tokens) if tokens is not None else 1
+        return self.append_batch([self.row(seq_id)], [n], tokens)
+
+    def append_batch(  # type: ignore[override]
+        self, rows: Sequence[int], counts: Sequence[int], tokens: Sequence[int] | None = None
+    ) -> tuple[list[int], Moves]:
+        size = self.pool.page_size
+        self.pool.check_counts("n", counts)
+        self.check_rows("rows", rows, distinct=True)
+        lengths = [self.rows[row].length for row in rows]
+        self.make_room(self._append_need(rows, counts))
+        slots, moves = super().append_batch(rows, counts)
+        left = None if tokens is None else list(tokens)
+        for row, n, before in zip(rows, counts, lengths, strict=True):
+            at = self.rows[row]
+            if left is not None:
+                mine, left = left[:n], left[n:]
+                if len(at.tokens) == before:
+                    at.tokens += mine
+        for row, n, before in zip(rows, counts, lengths, strict=True):
+            if n and len(self.rows[row].path) * size > before:
+                self._shorten(self.rows[row], before // size)  # its last page is a copy now
+            if min(len(self.rows[row].tokens), before) // size > len(self.rows[row].path):
+                self._commit(row, before)
+        return slots, moves
+
+    def _append_need(self, rows: Sequence[int], counts: Sequence[int]) -> int:
+        size, need = self.pool.page_size, 0
+        owners = dict(enumerate(self.pool.owners))
+        for row, n in zip(rows, counts, strict=True):
+            at = self.rows[row]
+            if self._too_long(at.length + n):
+                return 0  # the model below refuses it
+            need += pages_of(at.length + n, size) - len(at.pages)
+            if n > 0 and at.length % size > 0 and owners[at.pages[-1]] > 1:
+                owners[at.pages[-1]] -= 1
+                need += 1
+        return need
+
+    # Into the cache.
+
+    def commit(self, seq_id: Hashable, tokens: Sequence[int] | None = None) -> int:
+        row = self.row(seq_id)
+        at = self.rows[row]
+        if tokens is not None:
+            if len(tokens) > at.length:
+                raise InvalidArgument("tokens", len(tokens), "more than the sequence has")
+            size = self.pool.page_size
+            told = {node.page: node.key[1][-size:] for node in self.prefix.nodes.values()}
+            for i, mine in enumerate(tokens):
+                known = at.tokens[i : i + 1] or told.get(at.pages[i // size], ())[i % size :][:1]
+                if known and known[0] != mine:  # what stands in a cached page is known as well
+                    raise InvalidArgument("tokens", mine, "the sequence has another token", i)
+            if not self._is_cut(at):
+                at.tokens = [*tokens, *at.tokens[len(tokens) :]]
+        self._commit(row, at.length)
+        self.pool.step += 1
+        cached, known = len(at.path), len(at.tokens) // self.pool.page_size
+        return (min(cached, known) if self._is_cut(at) else cached) * self.pool.page_size
+
+    def _is_cut(self, at: SharingRow) -> bool:
+        """Whether a window has cut the row: what is left is no prefix."""
+        end = len(at.path)
+        return bool(at.path) and at.pages[end - 1 : end] != [at.path[-1].page]
+
+    def _commit(self, row: int, limit: int) -> int:
+        """Full pages of known tokens enter the cache; how many duplicates went free."""
+        at, size, prefix = self.rows[row], self.pool.page_size, self.prefix
+        full = min(len(at.tokens), limit) // size
+        old = at.path
+        if full <= len(old) or self._is_cut(at):
+            return 0
+        prefix._expire()
+        tokens = tuple(at.tokens[: full * size])
+        path = prefix.path(tokens, at.namespace)
+        present = len(path)
+        for i in range(present, full):
+            node = Node((at.namespace, tokens[: (i + 1) * size]), at.pages[i])
+            prefix.nodes[node.key] = node
+            self.pool.owners[node.page] += 1
+            path.append(node)
+        prefix._see(path)
+        for i, node in reversed([*enumerate(path)]):
+            if i >= present:
+                prefix._arm(node, prefix.default, float("inf"))
+        if present < full or prefix.policy != "fifo":
+            prefix._touch(path)
+        prefix._demote()
+        prefix.inserted += full - present
+        duplicates = []
+        for i in range(len(old), present):
+            if at.pages[i] != path[i].page:
+                duplicates.append(at.pages[i])
+                at.pages[i] = path[i].page
+                self.pool.owners[path[i].page] += 1
+        for node in path[len(old) :]:
+            node.locks += 1
+        at.path = path
+        for other in self.rows.values():  # forks that hold the same pages lock them too
+            if other is not at and other.path == old and present < full:
+                same = len(old)
+                while same < full and other.pages[same : same + 1] == [at.pages[same]]:
+                    same += 1
+                for node in path[len(old) : same]:
+                    node.locks += 1
+                other.path = path[:same]
+        return self.pool.give_back(duplicates)
+
+    def _unlock(self, path: list[Node]) -> None:
+        """Locks given back are one use of the path, as in `Prefixes.release`."""
+        if path:
+            self.prefix._expire()
+            for node in path:
+                node.locks -= 1
+            if self.prefix.policy != "fifo":
+                self.prefix._touch(path)
+            self.prefix._demote()
+
+    def _shorten(self, at: SharingRow, keep: int) -> None:
+        """Lock the first `keep` pages of the path only, if they still are those of the row."""
+        if keep < len(at.path) and (keep == 0 or at.path[keep - 1].page == at.pages[keep - 1]):
+            for node in at.path[:keep]:
+                node.locks += 1
+            self._unlock(at.path)
+            at.path = at.path[:keep]
+
+    # Shrinking.
+
+    def free(self, seq_id: Hashable, *, commit: bool = True) -> int:  # type: ignore[override]
+        return self.free_batch([self.row(seq_id)], commit=commit)
+
+    def free_batch(self, rows: Sequence[int], *, commit: bool = True) -> int:  # type: ignore[override]
+        self.check_rows("rows", rows, distinct=True)
+        self.pool.step += 1
+        released = 0
+        for row in rows:
+            if commit:
+                released += self._commit(row, self.rows[row].length)
+            released += self._end(row)
+        return released
+
+    def clear(self) -> None:
+        self.free_batch(list(self.ids.values()), commit=False)
+
+    def _end(self, row: int) -> int:
+        at = self.rows[row]
+        self._unlock(at.path)
+        return super()._end(row)
+
+    def truncate(self, seq_id: Hashable, num_tokens: int) -> int:
+        released = super().truncate(seq_id, num_tokens)
+        at = self.rows[self.row(seq_id)]
+        at.tokens = at.tokens[:num_tokens]
+        self._shorten(at, pages_of(num_tokens, self.pool.page_size))
+        return released
+
+    def _drop(self, row: int, sink: int, window: int) -> tuple[int, int]:
+        at = self.rows[row]
+        gone = self.cut(at, sink, window)
+        done = super()._drop(row, sink, window)
+        if gone:
+            at.tokens = at.tokens[: gone[0] * self.pool.page_size]
+            if not any(self.is_cached(page) for page in at.pages[gone[0] :]):
+                self._shorten(at, gone[0])
+        return done
+
+    def _evict_row(self, row: int) -> Eviction:
+        held = self.held
+        done = super()._evict_row(row)
+        return replace(done, pages_released=held - self.held)
+
+    # Sharing.
+
+    def _share(self, row: int, src: Any) -> None:
+        super()._share(row, src)
+        at = self.rows[row]
+        for node in src.path:
+            node.locks += 1
+        at.tokens, at.namespace, at.path = list(src.tokens), src.namespace, list(src.path)
+
+    def fork_batch(self, src_rows: Sequence[int], dst_rows: Sequence[int]) -> None:
+        own = {row: self.rows[row].namespace for row in dst_rows if row in self.rows}
+        super().fork_batch(src_rows, dst_rows)
+        for src, dst in zip(src_rows, dst_rows, strict=True):
+            if src in dst_rows:  # empty, like all destinations: there is nothing to take over
+                self.rows[dst].namespace = own[dst]
+
+    def reorder(self, rows: Sequence[int], parents: Sequence[int]) -> None:
+        paths = [self.rows[row].path if row in self.rows else [] for row in rows]
+        super().reorder(rows, parents)
+        for path in paths:
+            self._unlock(path)

@@ -1,0 +1,240 @@
+"""A `PagedKVCache` with a prefix cache beside its model: every call runs on both and must agree."""
+
+from __future__ import annotations
+
+from random import Random
+from typing import Any
+
+from jitalloc import PagedKVCache, PrefixCache
+from jitalloc.state import KNOWN, LOCK_END, LOCKED, NAMESPACE
+from tests import oracle_prefix
+from tests.cache_pairs import CachePair, cache_model_state, cache_state
+from tests.oracle_sharing import SharingCache
+from tests.pairs import PoolPair, model_state, pool_state
+from tests.prefix_pairs import cached, cached_model
+
+Row = dict[str, Any]
+
+
+def sharing_state(cache: PagedKVCache) -> dict[str, Any]:
+    """What `cache_state` says, and what each row knows and locks."""
+    state = cache_state(cache)
+    assert cache.prefix_cache is not None
+    arrays, size = cache.prefix_cache.arrays, cache.pool.page_size
+    names = {number: name for name, number in cache.prefix_cache._namespaces.items()}
+    for row, at in state["rows"].items():
+        column = cache.tables.arrays.columns[:, row].tolist()
+        tokens = [token for page in at["pages"] for token in arrays.tokens[page].tolist()]
+        path, page = [], column[LOCK_END]
+        while page >= 0 and column[LOCKED]:
+            path.append(page)
+            page = int(arrays.prev_pages[page])
+        assert len(path) == column[LOCKED]
+        assert column[KNOWN] <= min(at["length"], len(at["pages"]) * size)
+        at["tokens"] = tokens[: column[KNOWN]]
+        at["path"] = path[::-1]
+        at["namespace"] = names.get(column[NAMESPACE]) if at["tokens"] or path else None
+    return state
+
+
+def sharing_model_state(model: SharingCache) -> dict[str, Any]:
+    """The same of the model."""
+    state = cache_model_state(model)
+    rows = {}
+    for row, at in state["rows"].items():
+        path = [node.page for node in at["path"]]
+        namespace = at["namespace"] if at["tokens"] or path else None
+        rows[row] = {**at, "path": path, "namespace": namespace}
+    return {**state, "rows": rows}
+
+
+class SharingPair(CachePair):
+    """A pool, a prefix cache and sequences on both, each with its model."""
+
+    cache_model: SharingCache
+
+    def __init__(
+        self,
+        num_pages: int = 16,
+        page_size: int = 4,
+        order: str = "sorted",
+        null_page: bool = False,
+        max_sequences: int = 6,
+        max_pages: int = 8,
+        eviction: str = "lru",
+        threshold: float = 0.9,
+        sink: int = 4,
+        window: int = 8,
+        **options: Any,
+    ) -> None:
+        PoolPair.__init__(self, num_pages, page_size, order, null_page)
+        self.prefix = PrefixCache(self.pool, **options)
+        self.prefix_model = oracle_prefix.Prefixes(self.model, **options)
+        self.cache = PagedKVCache(
+            self.pool,
+            max_sequences,
+            max_pages,
+            eviction=eviction,
+            eviction_threshold=threshold,
+            sink_tokens=sink,
+            window_tokens=window,
+            prefix_cache=self.prefix,
+        )
+        self.cache_model = SharingCache(
+            self.model,
+            self.prefix_model,
+            max_sequences,
+            max_pages,
+            eviction,
+            threshold,
+            sink,
+            window,
+        )
+
+    def agree(self) -> None:
+        assert pool_state(self.pool) == model_state(self.model)
+        assert cached(self.prefix) == cached_model(self.prefix_model)
+        assert sharing_state(self.cache) == sharing_model_state(self.cache_model)
+        assert list(self.cache.ids) == list(self.cache_model.ids)
+        model, stats = self.cache_model, self.cache.stats()
+        pages = (self.model.available, model.reclaimable, model.held)
+        assert (self.cache.num_free, self.cache.num_reclaimable, self.cache.num_held) == pages
+        assert (stats.free_pages, stats.reclaimable_pages, stats.held_pages) == pages
+        told, asked = self.prefix.stats(), self.prefix_model
+        assert (told.lookups, told.tokens, told.pages) == (asked.lookups, asked.tokens, asked.pages)
+        assert told.hit_pages == asked.hit_pages
+        assert told.inserted_pages == asked.inserted
+        assert told.evicted_pressure == asked.evicted["pressure"]
+        self.prefix.check()
+        self.cache.check(held=self.held())
+
+
+def prompt(pair: SharingPair, random: Random, most: int = 20) -> list[int]:
+    """Tokens that often begin like others: pages of one letter each, with now and then a slip."""
+    size = pair.pool.page_size
+    letters = random.choices("aab", k=1 + most // size)
+    tokens = [ord(letter) * 100 + i for letter in letters for i in range(size)]
+    tokens = tokens[: random.randrange(min(most, len(tokens)) + 1)]
+    if tokens and random.random() < 0.2:
+        tokens[random.randrange(len(tokens))] += 1
+    return tokens
+
+
+def an_id(pair: SharingPair, random: Random) -> int:
+    return random.choice([*pair.cache_model.ids, random.randrange(12)])
+
+
+def some_rows(pair: SharingPair, random: Random) -> list[int]:
+    live = sorted(pair.cache_model.rows)
+    return random.sample(live, min(random.choice((1, 1, 2, 4)), len(live)))
+
+
+def allocate(pair: SharingPair, random: Random) -> None:
+    if random.random() < 0.2:
+        pair.do("allocate", random.randrange(12), random.randrange(12))
+    else:
+        namespace = random.choice((None, None, None, "other"))
+        tokens = prompt(pair, random)
+        pair.do("allocate", random.randrange(12), tokens=tokens, namespace=namespace)
+
+
+def append(pair: SharingPair, random: Random) -> None:
+    rows = some_rows(pair, random)
+    counts = [random.choice((0, 1, 1, 2, pair.pool.page_size + 1)) for _ in rows]
+    tokens = None
+    if random.random() < 0.8:
+        tokens = [random.choice((9700, 9800)) for _ in range(sum(counts))]
+    pair.do("append_batch", rows, counts, tokens=tokens)
+
+
+def commit(pair: SharingPair, random: Random) -> None:
+    seq_id = an_id(pair, random)
+    tokens = None
+    if random.random() < 0.3:
+        row = pair.cache_model.ids.get(seq_id)
+        known = pair.cache_model.rows[row].tokens if row is not None else []
+        more = prompt(pair, random)[len(known) :]
+        tokens = [*known, *more]
+        if tokens and random.random() < 0.2:
+            tokens[random.randrange(len(tokens))] += 1
+    pair.do("commit", seq_id, tokens)
+
+
+def free(pair: SharingPair, random: Random) -> None:
+    if random.random() < 0.5:
+        pair.do("free", an_id(pair, random), commit=random.random() < 0.8)
+    else:
+        pair.do("free_batch", some_rows(pair, random)[:2], commit=random.random() < 0.8)
+
+
+def fork(pair: SharingPair, random: Random) -> None:
+    pair.do("fork", an_id(pair, random), random.randrange(12))
+
+
+def reorder(pair: SharingPair, random: Random) -> None:
+    rows = some_rows(pair, random)
+    pair.do("reorder", rows, random.choices(sorted(pair.cache_model.rows) or [0], k=len(rows)))
+
+
+def fork_batch(pair: SharingPair, random: Random) -> None:
+    pair.do("allocate", random.randrange(12), 0)
+    empty = [row for row, at in pair.cache_model.rows.items() if not at.length]
+    rows = sorted(pair.cache_model.rows)
+    pair.do("fork_batch", random.choices(rows or [0], k=len(empty)), empty)
+
+
+def truncate(pair: SharingPair, random: Random) -> None:
+    pair.do("truncate", an_id(pair, random), random.randrange(16))
+
+
+def cut(pair: SharingPair, random: Random) -> None:
+    pair.do("apply_streaming_llm", an_id(pair, random), random.randrange(8), random.randrange(9))
+
+
+def evict(pair: SharingPair, random: Random) -> None:
+    if random.random() < 0.5:
+        pair.do("evict")
+    else:
+        pair.do("evict_to", random.choice((0.2, 0.5, 0.8)))
+
+
+def reclaim(pair: SharingPair, random: Random) -> None:
+    n = random.randrange(4)
+    pair.compare(lambda: pair.prefix.evict(n), lambda: pair.prefix_model.evict(n))
+
+
+def look_up(pair: SharingPair, random: Random) -> None:
+    """A user's own match, given back at once."""
+    tokens = prompt(pair, random)
+    match, model = pair.prefix.match(tokens), pair.prefix_model.match(tokens)
+    assert match.pages.tolist() == model.pages
+    assert (match.partial_page, match.partial_tokens) == model.partial
+    pair.agree()
+    pair.compare(lambda: pair.prefix.release(match), lambda: pair.prefix_model.release(model))
+
+
+def defragment(pair: SharingPair, random: Random) -> None:
+    pair.call("defragment")
+
+
+STEPS = {
+    allocate: 6,
+    append: 6,
+    commit: 3,
+    free: 4,
+    fork: 2,
+    fork_batch: 1,
+    reorder: 1,
+    truncate: 2,
+    cut: 1,
+    evict: 1,
+    reclaim: 1,
+    look_up: 1,
+    defragment: 0.3,
+}
+
+
+def random_turn(pair: SharingPair, random: Random) -> None:
+    """One call, most of them right."""
+    (step,) = random.choices(list(STEPS), weights=list(STEPS.values()))
+    step(pair, random)

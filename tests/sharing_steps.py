@@ -1,0 +1,123 @@
+"""One random call for each kernel of the prefix cache and of sharing, for `test_twins.py`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from random import Random
+from typing import Any
+
+import numpy as np
+
+from jitalloc import errors
+from tests.sharing_pairs import (
+    SharingPair,
+    allocate,
+    append,
+    commit,
+    defragment,
+    free,
+    look_up,
+    prompt,
+    reclaim,
+    truncate,
+)
+
+Step = Callable[[SharingPair, Random], Any]
+
+
+def insert(pair: SharingPair, random: Random) -> None:
+    """By hand: pages of the caller's own, given up at once."""
+    tokens = prompt(pair, random)
+    got = pair.call("alloc", len(tokens) // pair.pool.page_size)
+    if got[0] == "returned":
+        pair.compare(
+            lambda: pair.prefix.insert(tokens, got[1]),
+            lambda: pair.prefix_model.insert(tokens, got[1]),
+        )
+        pair.call("free", got[1])
+
+
+def pin(pair: SharingPair, random: Random) -> None:
+    tokens = prompt(pair, random)
+    try:
+        model = pair.prefix_model.pin(tokens)
+    except errors.PinBudget:
+        return
+    pinned = pair.prefix.pin(tokens)
+    assert pinned.pages.tolist() == model.pages
+    pair.agree()
+    pair.compare(lambda: pair.prefix.unpin(pinned), lambda: pair.prefix_model.unpin(model))
+
+
+def match_batch(pair: SharingPair, random: Random) -> None:
+    prompts = [prompt(pair, random) for _ in range(random.randrange(4))]
+    indptr = np.cumsum([0, *map(len, prompts)])
+    tokens = [token for each in prompts for token in each]
+    step = pair.model.step
+    models = [pair.prefix_model.match(each) for each in prompts]
+    pair.model.step = step + 1  # one call is one step
+    batch = pair.prefix.match_batch(tokens, indptr)
+    assert [page for each in models for page in each.pages] == batch.pages.tolist()
+    assert [each.partial[0] for each in models] == batch.partial_pages.tolist()
+    pair.agree()
+    for each in models:
+        pair.prefix_model.release(each)
+    pair.model.step = step + 2
+    pair.prefix.release(batch)
+    pair.agree()
+
+
+def clear(pair: SharingPair, random: Random) -> None:
+    if random.random() < 0.3:
+        pair.do("clear")
+    pair.compare(pair.prefix.clear, pair.prefix_model.clear)
+
+
+def resize(pair: SharingPair, random: Random) -> None:
+    pair.call("resize", max(12, min(pair.pool.num_pages + random.choice((-1, 0, 2)), 40)))
+
+
+def sweep(pair: SharingPair, random: Random) -> None:
+    """A new namespace, while those that nobody uses are forgotten."""
+    pair.prefix._sweep_at = 0
+    pair.do(
+        "allocate", random.randrange(12), tokens=prompt(pair, random), namespace=random.random()
+    )
+
+
+def restore(pair: SharingPair, random: Random) -> None:
+    """What happens to the library alone in between is forgotten."""
+    snapshot = pair.cache.snapshot()
+    for seq_id in list(pair.cache.ids)[::2]:
+        pair.cache.free(seq_id)
+    pair.prefix.evict(random.randrange(9))
+    pair.cache.restore(snapshot)
+    pair.agree()
+
+
+def rows_with_tokens(pair: SharingPair, random: Random) -> None:
+    tokens = prompt(pair, random)
+    pair.do("allocate", random.randrange(40), tokens=tokens)
+
+
+SHARING_STEPS: dict[str, Step] = {
+    "prefix_insert_cpu": insert,
+    "prefix_match_batch_cpu": match_batch,
+    "prefix_match_cpu": look_up,
+    "prefix_pin_cpu": pin,
+    "prefix_release_cpu": look_up,
+    "prefix_upkeep_check_cpu": allocate,
+    "prefix_upkeep_copy_cpu": restore,
+    "prefix_upkeep_rename_cpu": defragment,
+    "prefix_upkeep_resize_cpu": resize,
+    "prefix_upkeep_roots_cpu": sweep,
+    "prefix_upkeep_unlock_cpu": restore,
+    "reclaim_clear_cpu": clear,
+    "reclaim_evict_cpu": reclaim,
+    "rows_allocate_tokens_cpu": rows_with_tokens,
+    "sharing_check_cpu": append,
+    "sharing_commit_cpu": commit,
+    "sharing_pages_cpu": allocate,
+    "sharing_relock_cpu": restore,
+}
+SHARING_BACKGROUND: tuple[Step, ...] = (allocate, allocate, append, commit, free, truncate, look_up)

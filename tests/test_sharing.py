@@ -1,0 +1,288 @@
+"""Sequences that share cached pages, against the model and by hand."""
+
+from __future__ import annotations
+
+import threading
+from random import Random
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from jitalloc import PagedKVCache, PagePool, PrefixCache
+from jitalloc._jit import JIT_DISABLED
+from jitalloc.errors import CorruptState, InvalidArgument, OutOfPages
+from jitalloc.state import KNOWN, LOCK_END, LOCKED
+from tests.sharing_pairs import STEPS, SharingPair, random_turn
+
+ONE, TWO = list(range(100, 110)), list(range(200, 210))  # two pages of four tokens, and a half
+
+
+@pytest.fixture
+def both() -> SharingPair:
+    """Sixteen pages of four tokens, six rows of eight pages, nothing cached."""
+    return SharingPair()
+
+
+PAIRS: list[dict[str, Any]] = [
+    {},
+    {"order": "fifo", "policy": "fifo", "null_page": True},
+    {"order": "lifo", "policy": "mru", "page_size": 3, "num_pages": 20},
+    {"policy": "lfu", "page_size": 1, "max_pages": 20, "num_pages": 30, "eviction": "lfu"},
+    {"policy": "slru", "protected_share": 0.3, "num_pages": 24, "eviction": "streaming"},
+    {"policy": "priority", "page_size": 2, "num_pages": 24, "max_pages": 12, "eviction": "longest"},
+]
+
+
+@pytest.mark.parametrize("options", PAIRS, ids=lambda each: str(each.get("policy", "lru")))
+@pytest.mark.parametrize("seed", range(2 if JIT_DISABLED else 8))
+def test_random_histories(options: dict[str, Any], seed: int) -> None:
+    random, pair = Random(f"{options} {seed}"), SharingPair(**options)
+    for _ in range(60 if JIT_DISABLED else 200):
+        random_turn(pair, random)
+    assert pair.prefix_model.hit_pages, "nothing was ever shared"
+
+
+class Machine(RuleBasedStateMachine):
+    """Any call in any order; `SharingPair` compares after each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pair = SharingPair(order="fifo", num_pages=12)
+
+    @rule(step=st.sampled_from(list(STEPS)), seed=st.integers(0, 2**32))
+    def turn(self, step: Any, seed: int) -> None:
+        step(self.pair, Random(seed))
+
+    @precondition(lambda self: self.pair.cache_model.rows)
+    @rule(seed=st.integers(0, 2**32))
+    def grow(self, seed: int) -> None:
+        """Prompts that go on as others did: duplicates meet at the commit."""
+        random = Random(seed)
+        rows = sorted(self.pair.cache_model.rows)[:2]
+        n = random.randrange(1, 6)
+        self.pair.do("append_batch", rows, [n] * len(rows), tokens=[7] * n * len(rows))
+
+    @invariant()
+    def sound(self) -> None:
+        self.pair.prefix.check()
+
+
+TestMachine = Machine.TestCase
+
+
+def test_pages_are_shared_and_locked(both: SharingPair) -> None:
+    assert both.must("allocate", "a", tokens=ONE) == 0
+    both.must("commit", "a")
+    assert both.must("allocate", "b", tokens=[*ONE[:8], 1, 2, 3]) == 8
+    a, b = (both.cache.sequence(seq_id).pages.tolist() for seq_id in "ab")
+    assert a[:2] == b[:2]
+    assert a[2] != b[2]
+    assert both.prefix.num_locked == 2
+    both.must("free", "a")
+    assert both.prefix.num_locked == 2
+    both.must("free", "b")
+    assert (both.prefix.num_cached, both.prefix.num_locked) == (2, 0)
+
+
+def test_two_that_compute_the_same_meet_at_the_commit(both: SharingPair) -> None:
+    for seq_id in "ab":
+        both.must("allocate", seq_id, tokens=ONE)
+    used = both.pool.num_used
+    assert [both.must("commit", seq_id) for seq_id in "ab"] == [8, 8]
+    assert both.pool.num_used == used - 2
+    a, b = (both.cache.sequence(seq_id).pages.tolist() for seq_id in "ab")
+    assert a[:2] == b[:2]
+
+
+def test_a_page_enters_when_the_next_one_is_begun(both: SharingPair) -> None:
+    both.must("allocate", "a", tokens=[1, 2, 3])
+    both.must("append", "a", tokens=[4])
+    assert both.prefix.num_cached == 0  # its last token is being computed
+    both.must("append", "a", tokens=[5])
+    assert both.prefix.num_cached == 1
+    assert both.must("allocate", "b", tokens=[1, 2, 3, 4, 9]) == 4
+
+
+def test_unknown_tokens_end_what_can_be_cached(both: SharingPair) -> None:
+    both.must("allocate", "a", tokens=ONE[:6])
+    both.must("append", "a", 5)
+    both.must("append", "a", tokens=[1])
+    both.must("free", "a")
+    assert both.prefix.num_cached == 1
+
+
+def test_tokens_can_be_told_later(both: SharingPair) -> None:
+    both.must("allocate", "a", 10)
+    assert both.must("commit", "a") == 0
+    assert both.must("commit", "a", ONE) == 8
+    got = both.do("commit", "a", [*ONE[:5], 0])
+    assert got == (InvalidArgument, "tokens", 0, 5)
+
+
+def test_freed_without_a_commit_nothing_enters(both: SharingPair) -> None:
+    both.must("allocate", "a", tokens=ONE)
+    both.must("free", "a", commit=False)
+    assert both.prefix.num_cached == 0
+
+
+def test_room_is_made_only_if_that_suffices() -> None:
+    both = SharingPair(max_pages=16)
+    for text in (ONE, TWO):
+        both.must("allocate", "a", tokens=text)
+        both.must("free", "a")
+    both.must("allocate", "held", 8 * 4)  # 4 pages are cached, 4 free
+    assert both.do("allocate", "b", 9 * 4)[:3] == (OutOfPages, 9, 8)
+    assert both.do("allocate", "b", tokens=[*ONE[:8], *range(6 * 4 + 1)])[:3] == (OutOfPages, 9, 8)
+    assert both.prefix.num_cached == 4
+    assert both.must("allocate", "b", tokens=[*ONE[:8], *range(6 * 4)]) == 8
+    assert both.prefix.num_cached == 2  # what the new sequence shares has stayed
+    assert both.prefix.stats().evicted_pressure == 2
+
+
+def test_append_makes_room() -> None:
+    both = SharingPair(max_pages=16)
+    both.must("allocate", "a", tokens=ONE)
+    both.must("free", "a")
+    both.must("allocate", "b", 14 * 4 // 2)
+    both.must("allocate", "c", 14 * 4 // 2)
+    assert (both.cache.num_free, both.cache.num_reclaimable) == (0, 2)
+    both.must("append", "b", 4)
+    assert both.cache.num_reclaimable == 1
+    both.must("append", "c", 4)
+    assert both.do("append", "b")[0] is OutOfPages
+
+
+def test_evict_to_counts_what_is_held(both: SharingPair) -> None:
+    for i in range(4):
+        both.must("allocate", i, tokens=[i] * 16)
+        both.must("commit", i)
+    assert both.pool.utilization == 1
+    assert both.cache.over_threshold
+    both.must("evict_to", 0.5)
+    assert (both.cache.num_held, both.cache.num_reclaimable) == (8, 8)
+    assert not both.cache.over_threshold
+    assert both.pool.utilization == 1
+
+
+def test_a_fork_locks_too(both: SharingPair) -> None:
+    both.must("allocate", "a", tokens=ONE)
+    both.must("commit", "a")
+    both.must("fork", "a", "b")
+    both.must("free", "a")
+    assert both.prefix.num_locked == 2
+    both.must("append", "b", tokens=[5])
+    both.must("free", "b")
+    assert (both.prefix.num_cached, both.prefix.num_locked) == (2, 0)
+
+
+def test_a_window_keeps_what_stands_behind_it(both: SharingPair) -> None:
+    both.must("allocate", "a", tokens=list(range(24)))
+    both.must("commit", "a")
+    both.must("apply_streaming_llm", "a", 4, 4)
+    assert both.prefix.num_locked == 6  # the last page needs all before it
+    both.must("append", "a", tokens=[1, 2, 3, 4, 5])
+    assert both.must("commit", "a", None) == 4
+    both.must("truncate", "a", 4)
+    assert both.prefix.num_locked == 1
+    both.must("free", "a")
+    assert both.prefix.num_locked == 0
+
+
+def test_truncate_and_append_copies_the_cached_page(both: SharingPair) -> None:
+    both.must("allocate", "a", tokens=ONE)
+    both.must("commit", "a")
+    both.must("truncate", "a", 6)
+    slots, copies = both.cache.append("a", tokens=[9])
+    both.cache_model.append_batch([both.row("a")], [1], [9])
+    both.agree()
+    assert copies.src.size == 1
+    assert slots[0] // 4 == copies.dst[0]
+
+
+def test_namespaces_do_not_share(both: SharingPair) -> None:
+    both.must("allocate", "a", tokens=ONE, namespace="one")
+    both.must("free", "a")
+    assert both.must("allocate", "b", tokens=ONE, namespace="two") == 0
+    assert both.must("allocate", "c", tokens=ONE, namespace="one") == 8
+
+
+def test_a_page_cached_by_hand_stays_where_it_is(both: SharingPair) -> None:
+    both.must("allocate", "a", tokens=ONE, namespace="one")
+    page = both.cache.sequence("a").pages[:1]
+    both.prefix.insert(ONE[:4], page, "two")
+    assert both.cache.commit("a") == 0
+    both.cache.free("a")
+    both.pool.check(held=[])
+    assert both.prefix.num_cached == 1
+
+
+def test_without_a_prefix_cache_tokens_are_counted_only() -> None:
+    cache = PagedKVCache(PagePool(4, 4), 2, 4)
+    assert cache.allocate("a", tokens=[1, 2, 3, 4, 5]) == 0
+    cache.append("a", tokens=[6])
+    assert cache.sequence("a").num_tokens == 6
+    with pytest.raises(InvalidArgument, match="none to commit to"):
+        cache.commit("a")
+    assert cache.free("a") == 2
+    assert (cache.num_free, cache.num_reclaimable, cache.num_held) == (4, 0, 0)
+
+
+@pytest.mark.parametrize("column", [KNOWN, LOCKED, LOCK_END])
+@pytest.mark.parametrize("change", [-7, -1, 1, 7])
+def test_check_sees_a_broken_row(both: SharingPair, column: int, change: int) -> None:
+    both.must("allocate", "a", tokens=ONE)
+    both.must("commit", "a")
+    both.must("allocate", "b", tokens=[1] * 9)
+    both.must("commit", "b")
+    columns = both.cache.tables.arrays.columns
+    columns[column, both.row("a")] += change
+    if column == KNOWN and change == -1:
+        both.cache.check()  # fewer known tokens than could be are no fault
+        return
+    if column == KNOWN and change == -7:
+        both.cache.check()
+        return
+    with pytest.raises(CorruptState, match="row 0"):
+        both.cache.check()
+
+
+def test_check_counts_locks(both: SharingPair) -> None:
+    both.must("allocate", "a", tokens=ONE)
+    both.must("commit", "a")
+    both.must("fork", "a", "b")
+    both.prefix.arrays.runs[both.cache.sequence("a").pages[0], 5] = 1
+    with pytest.raises(CorruptState, match="locked by more"):
+        both.cache.check()
+
+
+def test_threads_share_one_prefix_cache() -> None:
+    pool = PagePool(600, 4)
+    prefix = PrefixCache(pool)
+    caches = [PagedKVCache(pool, 8, 32, prefix_cache=prefix) for _ in range(2)]
+    failures: list[BaseException] = []
+
+    def serve(cache: PagedKVCache, seed: int) -> None:
+        random = Random(seed)
+        try:
+            for i in range(20 if JIT_DISABLED else 400):
+                tokens = np.repeat(random.choices(range(3), k=12), 4)[: random.randrange(49)]
+                cache.allocate(i, tokens=tokens)
+                cache.commit(i)
+                cache.append(i, tokens=[5])
+                cache.free(i)
+        except BaseException as error:
+            failures.append(error)
+
+    workers = [threading.Thread(target=serve, args=(each, i)) for i, each in enumerate(caches)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert not failures
+    for cache in caches:
+        cache.check()
+    prefix.check()
+    pool.check(held=[])
