@@ -199,6 +199,13 @@ def test_traffic_that_shares_nothing(
     assert "0.00%" in capsys.readouterr().out
 
 
+def test_a_table_of_sizes_in_tokens(capsys: pytest.CaptureFixture[str]) -> None:
+    print_sweep(run_sweep(TRACE, [3, 60, 1_953, 20_000], ["lru"], page_size=512))
+    out = capsys.readouterr().out
+    for text in ("1.54 k", "30.7 k", "1 M", "10.2 M", "clairvoyant"):
+        assert text in out
+
+
 def test_a_stopped_sweep_keeps_what_is_whole(capsys: pytest.CaptureFixture[str]) -> None:
     steps = iter(range(100))
     found = run_sweep(TRACE, [3, 6], ["lru", "mru"], stop=lambda: next(steps) == 16)

@@ -70,7 +70,8 @@ def save_curves(sweep: Sweep, path: str | PathLike[str]) -> None:
     axes.set(xlabel=f"pages of {sweep.page_size} tokens", ylabel="hit rate by pages")
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
-    _name(axes, {", ".join(group): curves[group[0]] for group in groups})
+    named = {", ".join(group): curves[group[0]] for group in groups}
+    _name(axes, named, 100 * sweep.unlimited)
     write_figure(figure, path)
 
 
@@ -98,27 +99,32 @@ def _groups(curves: dict[str, Curve], height: float) -> list[list[str]]:
     return groups
 
 
-def _name(axes: Axes, curves: dict[str, Curve]) -> None:
-    """Write each name beside its curve, at the size where no other one is near."""
+def _name(axes: Axes, curves: dict[str, Curve], top: float) -> None:
+    """Write each name beside its curve, where no other one is near, nor the line at the top."""
     taken: list[tuple[int, float]] = []
     for name, curve in curves.items():
         others = [other for others, other in curves.items() if others != name]
         best, spot, above = -1.0, 0, True
         for index, (_, rate) in enumerate(curve):
             rates = [other[index][1] for other in others if index < len(other)]
-            rates += [other for place, other in taken if abs(place - index) <= 1]
+            rates += [top, *(other for place, other in taken if place == index)]
             gap = min((abs(rate - other) for other in rates), default=1.0)
             if gap > best:
                 nearest = min(rates, key=lambda other: abs(other - rate), default=0.0)
                 best, spot, above = gap, index, nearest <= rate
         size, rate = curve[spot]
         taken.append((spot, rate))
+        shift = (-5 if above else 5, 5 if above else -5)
+        side = "right" if above else "left"
+        if spot in (0, len(curve) - 1):  # an end: not beyond the axes
+            shift = (0, 7 if above else -7)
+            side = "left" if spot == 0 else "right"
         axes.annotate(
             name,
             (size, rate),
-            xytext=(-5, 5) if above else (5, -5),
+            xytext=shift,
             textcoords="offset points",
-            ha="right" if above else "left",
+            ha=side,
             va="bottom" if above else "top",
             color=COLORS[name.split(",")[0]],
             fontweight="bold",

@@ -156,6 +156,6 @@ def print_sweep(sweep: Sweep) -> None:
 def _rounded(number: int) -> str:
     """Return a number in three digits or so: 731 k, 2.92 M."""
     for unit, letter in ((10**9, "G"), (10**6, "M"), (10**3, "k")):
-        if number >= unit:
+        if number >= 0.9995 * unit:
             return f"{number / unit:.3g} {letter}"
     return str(number)
