@@ -1,14 +1,9 @@
-"""The command line: `jitalloc replay`, `jitalloc info`, `jitalloc warmup`."""
+"""The command line: `jitalloc replay`, `sweep`, `info`, `warmup`."""
 
 from __future__ import annotations
 
 import os
-import platform
-import signal
-import sys
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from time import perf_counter
@@ -19,10 +14,7 @@ import click
 from jitalloc.errors import InvalidArgument, JitallocError
 
 if TYPE_CHECKING:
-    from types import FrameType
-
     from jitalloc.replay import Request
-    from jitalloc.replay.meter import Meter
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 
@@ -77,12 +69,42 @@ def _output(_ctx: click.Context, parameter: click.Parameter, value: str | None) 
     return value
 
 
+def _listed(
+    convert: Callable[[Any, click.Parameter, click.Context], Any], every: Sequence[str] = ()
+) -> Callable[[click.Context, click.Parameter, str | None], list[Any] | None]:
+    """Return a reader of values with commas between them; `all` stands for `every`."""
+
+    def read(ctx: click.Context, parameter: click.Parameter, value: str | None) -> list[Any] | None:
+        if value is None:
+            return None
+        if every and value == "all":
+            return list(every)
+        parts = (part.strip() for part in value.split(","))
+        return list(dict.fromkeys(convert(part, parameter, ctx) for part in parts))
+
+    return read
+
+
 COUNT = click.IntRange(1, 2**31 - 1)
 PICTURE = click.Path(dir_okay=False)
+POLICIES = ("lru", "fifo", "mru", "lfu", "slru")
+TRACES = click.argument("traces", nargs=-1, metavar="[TRACE]...")
+LIMIT = click.option("--limit", type=COUNT, help="Only the first so many requests.")
+SEED = click.option(
+    "--seed", type=click.IntRange(0), help="Seed of the generated traffic.  [default: 0]"
+)
+JSON = click.option(
+    "--json",
+    "json_file",
+    type=click.Path(dir_okay=False, allow_dash=True),
+    callback=_output,
+    metavar="FILE",
+    help="Write the figures as JSON; - is the standard output, in place of the table.",
+)
 
 
 @main.command()
-@click.argument("traces", nargs=-1, metavar="[TRACE]...")
+@TRACES
 @click.option(
     "--mode",
     type=click.Choice(["serve", "cache"]),
@@ -98,6 +120,13 @@ PICTURE = click.Path(dir_okay=False)
     default="sorted",
     show_default=True,
     help="Which free page goes out next.",
+)
+@click.option(
+    "--policy",
+    type=click.Choice([*POLICIES, "none"]),
+    default="lru",
+    show_default=True,
+    help="Which cached prefix gives way first; none: nothing is cached.",
 )
 @click.option(
     "--max-batch", type=COUNT, default=256, show_default=True, help="Most sequences at once."
@@ -137,16 +166,9 @@ PICTURE = click.Path(dir_okay=False)
     help="Also build the block tables that attention kernels read, in each step.",
 )
 @click.option("--device", type=click.Choice(["cpu"]), default="cpu", show_default=True)
-@click.option("--limit", type=COUNT, help="Only the first so many requests.")
-@click.option("--seed", type=click.IntRange(0), help="Seed of the generated traffic.  [default: 0]")
-@click.option(
-    "--json",
-    "json_file",
-    type=click.Path(dir_okay=False, allow_dash=True),
-    callback=_output,
-    metavar="FILE",
-    help="Write the figures as JSON; - is the standard output, in place of the table.",
-)
+@LIMIT
+@SEED
+@JSON
 @click.option(
     "--plot",
     "plot_file",
@@ -168,12 +190,12 @@ def replay(
     one, its content tells. Several are merged by time. Without a TRACE, a seeded generator makes
     a quarter of an hour of multi-turn chat.
     """
-    from jitalloc.replay import ReplayOptions, generate, prepare, read_traces, save_plot
+    from jitalloc.replay import ReplayOptions, prepare, save_plot
     from jitalloc.replay import replay as run
     from jitalloc.replay.plot import check_plot
+    from jitalloc.replay.terminal import catch_interrupt, show_progress
 
-    if traces and seed is not None:
-        raise click.UsageError("--seed is for generated traffic: it cannot go with a TRACE")
+    name, again = _named(traces, seed)
     try:
         options = ReplayOptions(**settings)
         if plot_file is not None:
@@ -182,15 +204,13 @@ def replay(
         raise click.UsageError(str(error)) from error
 
     def requests() -> Iterator[Request]:
-        return read_traces(traces) if traces else generate(seed or 0)
+        return _requests(traces, seed)
 
-    files = all(Path(path).is_file() for path in traces)  # a pipe is read once only
-    name = _trace_name(traces) if traces else f"generated chat, seed {seed or 0}"
-    with _progress(requests if files else None, options.limit) as (say, watch):
+    with show_progress(requests if again else None, options.limit) as (say, watch):
         say("loading kernels (compiled on the first run)")
         prepare(options)
         say("replaying")
-        with _interrupt() as stop:
+        with catch_interrupt() as stop:
             report = run(requests(), options, trace=name, stop=stop, watch=watch)
 
     if json_file == "-":
@@ -199,130 +219,132 @@ def replay(
         from jitalloc.replay.table import print_report
 
         print_report(report)
-    for path, write in ((json_file, report.save), (plot_file, lambda to: save_plot(report, to))):
-        if path is not None and path != "-":
-            _write(path, write)
-    if report.interrupted:
+    _write((json_file, report.save), (plot_file, lambda to: save_plot(report, to)))
+    _end(report.interrupted)
+
+
+def _named(traces: tuple[str, ...], seed: int | None) -> tuple[str, bool]:
+    """Return the name of the traffic, and whether it can be read twice: a pipe cannot."""
+    if not traces:
+        return f"generated chat, seed {seed or 0}", True
+    if seed is not None:
+        raise click.UsageError("--seed is for generated traffic: it cannot go with a TRACE")
+    first = Path(traces[0]).name
+    name = first if len(traces) == 1 else f"{first} and {len(traces) - 1} more"
+    return name, all(Path(path).is_file() for path in traces)
+
+
+def _requests(traces: tuple[str, ...], seed: int | None) -> Iterator[Request]:
+    from jitalloc.replay import generate, read_traces
+
+    return read_traces(traces) if traces else generate(seed or 0)
+
+
+def _write(*files: tuple[str | None, Callable[[str], None]]) -> None:
+    for path, write in files:
+        if path is None or path == "-":
+            continue
+        try:
+            write(path)
+        except OSError as error:
+            raise click.ClickException(f"{path}: {error.strerror or error}") from error
+        click.echo(f"wrote {path}", err=True)
+
+
+def _end(interrupted: bool) -> None:
+    if interrupted:
         click.echo("interrupted: the figures hold up to that point", err=True)
         raise click.exceptions.Exit(INTERRUPTED)
 
 
-def _trace_name(traces: tuple[str, ...]) -> str:
-    first = Path(traces[0]).name
-    return first if len(traces) == 1 else f"{first} and {len(traces) - 1} more"
+@main.command()
+@TRACES
+@click.option(
+    "--num-pages",
+    "sizes",
+    callback=_listed(COUNT.convert),
+    metavar="A,B,C",
+    help="Sizes of the cache.  [default: eight, doubling, up to every distinct page]",
+)
+@click.option(
+    "--policy",
+    "policies",
+    callback=_listed(click.Choice(POLICIES).convert, POLICIES),
+    default="all",
+    show_default=True,
+    metavar="all|A,B,C",
+    help=f"Of {', '.join(POLICIES)}. Clairvoyant eviction is always beside them.",
+)
+@click.option(
+    "--page-size", type=COUNT, help="Tokens a page.  [default: the block size of the trace]"
+)
+@LIMIT
+@SEED
+@JSON
+@click.option(
+    "--plot",
+    "plot_file",
+    type=PICTURE,
+    callback=_output,
+    metavar="FILE",
+    help="Draw hit rate over size (.png, .svg or .pdf); needs jitalloc[plot].",
+)
+def sweep(
+    traces: tuple[str, ...],
+    sizes: list[int] | None,
+    policies: list[str],
+    page_size: int | None,
+    limit: int | None,
+    seed: int | None,
+    json_file: str | None,
+    plot_file: str | None,
+) -> None:
+    """Size a cache: its hit rate over its size, for every policy, in cache mode.
 
+    Clairvoyant eviction knows the trace's future: what it finds, no policy can exceed. TRACE is
+    as for `jitalloc replay`.
+    """
+    from jitalloc.replay import ReplayOptions, prepare, run_sweep, save_curves
+    from jitalloc.replay.plot import check_plot
+    from jitalloc.replay.terminal import catch_interrupt, show_share
 
-def _write(path: str, write: Callable[[str], None]) -> None:
+    name, _ = _named(traces, seed)
     try:
-        write(path)
-    except OSError as error:
-        raise click.ClickException(f"{path}: {error.strerror or error}") from error
-    click.echo(f"wrote {path}", err=True)
+        if plot_file is not None:
+            check_plot(plot_file)
+    except InvalidArgument as error:
+        raise click.UsageError(str(error)) from error
+    with show_share() as (say, watch), catch_interrupt() as stop:
+        say("loading kernels (compiled on the first run)")
+        for policy in policies:
+            prepare(ReplayOptions("cache", policy=policy))
+        say("reading the trace")
+        found = run_sweep(
+            islice(_requests(traces, seed), limit),
+            sizes,
+            policies,
+            page_size=page_size,
+            trace=name,
+            stop=stop,
+            watch=watch,
+        )
+    if json_file == "-":
+        click.echo(found.to_json(), nl=False)
+    else:
+        from jitalloc.replay.table import print_sweep
 
-
-@contextmanager
-def _interrupt() -> Iterator[Callable[[], bool]]:
-    """Turn the first Ctrl-C into a flag, read between two steps; a second one ends at once."""
-    asked = False
-    before = signal.getsignal(signal.SIGINT)
-    if before == signal.SIG_IGN or threading.current_thread() is not threading.main_thread():
-        yield lambda: False
-        return
-
-    def note(_signal: int, _frame: FrameType | None) -> None:
-        nonlocal asked
-        asked = True
-        signal.signal(signal.SIGINT, before)
-
-    signal.signal(signal.SIGINT, note)
-    try:
-        yield lambda: asked
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
-@contextmanager
-def _progress(
-    requests: Callable[[], Iterator[Request]] | None, limit: int | None
-) -> Iterator[tuple[Callable[[str], None], Callable[[Meter], None] | None]]:
-    """Show a bar on a terminal; yields how to name the phase, and the callback that moves it."""
-    if not sys.stderr.isatty():
-        yield (lambda _text: None), None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[now]}"))
-    console = Console(stderr=True)
-    with Progress(*columns, TimeElapsedColumn(), console=console, transient=True) as bar:
-        task = bar.add_task("reading the trace", total=None, now="")
-        if requests is not None:
-            # Reading it twice costs a percent, and finds a broken line before the replay begins.
-            bar.update(task, total=sum(1 for _ in islice(requests(), limit)))
-
-        def watch(meter: Meter) -> None:
-            bar.update(
-                task,
-                completed=meter.finished + meter.rejected,
-                now=f"{meter.finished:,} served, {meter.now:,.0f} s of virtual time",
-            )
-
-        yield (lambda text: bar.update(task, description=text)), watch
+        print_sweep(found)
+    _write((json_file, found.save), (plot_file, lambda to: save_curves(found, to)))
+    _end(found.interrupted)
 
 
 @main.command()
 def info() -> None:
     """Show versions, devices and the folder of compiled kernels."""
-    from jitalloc import _jit
+    from jitalloc.machine import describe_machine
 
-    rows = {"jitalloc": _version(), "python": f"{platform.python_version()} ({sys.platform})"}
-    rows |= _jit.versions()
-    rows["cpu"] = f"{_cpu_name()}, {os.cpu_count()} cores"
-    rows["gpu"] = _gpu_names() or "none seen"
-    rows["cuda packages"] = _cuda_packages()
-    rows["kernel cache"] = _jit.CACHE_FOLDER if _jit.CACHE_ENABLED else "off: JITALLOC_CACHE=0"
-    if _jit.CACHE_ENABLED:
-        files = [file for file in Path(_jit.CACHE_FOLDER).rglob("*") if file.is_file()]
-        size = sum(file.stat().st_size for file in files)
-        rows["compiled"] = f"{len(files)} files, {size / 2**20:.1f} MiB"
-    for label, value in rows.items():
+    for label, value in ({"jitalloc": _version()} | describe_machine()).items():
         click.echo(f"{label:<15}{value}")
-
-
-def _cpu_name() -> str:
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as file:
-            for line in file:
-                if line.startswith("model name"):
-                    return line.partition(":")[2].strip()
-    except OSError:
-        pass  # no Linux
-    return platform.processor() or platform.machine()
-
-
-def _gpu_names() -> str:
-    """Return the models that NVIDIA's driver lists; CUDA itself is not loaded."""
-    models = []
-    for file in sorted(Path("/proc/driver/nvidia/gpus").glob("*/information")):
-        for line in file.read_text(encoding="utf-8").splitlines():
-            if line.startswith("Model:"):
-                models.append(line.partition(":")[2].strip())
-    return ", ".join(models)
-
-
-def _cuda_packages() -> str:
-    """Return what of the CUDA extras is installed, from the metadata: nothing is imported."""
-    from importlib.metadata import distributions
-
-    wanted = ("cupy", "numba-cuda")
-    found = {
-        f"{each.name} {each.version}"
-        for each in distributions()
-        if (each.name or "").lower().startswith(wanted)
-    }
-    return ", ".join(sorted(found)) or (
-        "not installed; pip install 'jitalloc[cuda12]' or 'jitalloc[cuda13]'"
-    )
 
 
 @main.command()

@@ -19,6 +19,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from jitalloc import cli
+from jitalloc.replay.options import POLICIES
 
 ROOT = Path(__file__).parents[1]
 SMALL = ["--limit", "50", "--num-pages", "20000"]
@@ -53,20 +54,22 @@ def test_built_in_replay_prints_a_table() -> None:
     result = invoke("replay", *SMALL)
     assert result.exit_code == 0, result.output
     for text in (
-        "generated chat, seed 0 · serve mode · 20,000 pages of 16 tokens, sorted",
+        "generated chat, seed 0 · serve mode · 20,000 pages of 16 tokens, sorted · lru eviction",
         "finished",
-        "occupancy, mean over time",
+        "held by sequences, mean over time",
+        "hit rate by tokens",
         "time a step, 99th percentile",
         "wall time",
     ):
         assert text in result.stdout
     assert result.stderr == ""
-    assert "hit" not in result.stdout  # nothing is shared yet, so nothing is said about it
+    assert "hit" not in invoke("replay", *SMALL, "--policy", "none").stdout
 
 
 def test_options_reach_the_replay() -> None:
     found = figures(
         *("--mode", "cache", "--num-pages", "5000", "--page-size", "24", "--order", "lifo"),
+        *("--policy", "slru"),
         *("--max-batch", "7", "--max-length", "90000", "--step-tokens", "100", "--step-ms", "3"),
         *("--token-us", "4", "--export", "csr", "--limit", "9", "--device", "cpu", "--seed", "3"),
     )
@@ -75,6 +78,7 @@ def test_options_reach_the_replay() -> None:
         "num_pages": 5000,
         "page_size": 24,
         "order": "lifo",
+        "policy": "slru",
         "device": "cpu",
         "max_batch": 7,
         "max_length": 90000,
@@ -91,7 +95,8 @@ def test_options_reach_the_replay() -> None:
 def test_the_same_seed_gives_the_same_figures() -> None:
     def steady(seed: str) -> list[Any]:
         found = figures(*SMALL, "--seed", seed)
-        return [found[key] for key in ("requests", "tokens", "pool", "samples", "virtual_seconds")]
+        keys = ("requests", "tokens", "prefix", "pool", "samples", "virtual_seconds")
+        return [found[key] for key in keys]
 
     assert steady("1") == steady("1")
     assert steady("1") != steady("2")
@@ -116,12 +121,20 @@ def test_several_traces_have_one_name(tmp_path: Path) -> None:
         )
     found = figures(*map(str, paths))
     assert found["trace"] == "a.csv and 1 more"
-    assert found["tokens"] == {"prompt": 60, "decode": 8, "recomputed": 0}
+    assert found["tokens"] == {
+        "prompt": 60,
+        "cached": 0,
+        "decode": 8,
+        "recomputed": 0,
+        "restored": 0,
+    }
 
 
-def test_a_bar_shows_on_a_terminal() -> None:
+@pytest.mark.parametrize("command", ["replay", "sweep"])
+def test_a_bar_shows_on_a_terminal(command: str) -> None:
     leader, follower = pty.openpty()
-    child = spawn("replay", stderr=follower)
+    limit = ("--limit", "400") if command == "sweep" else ()
+    child = spawn(command, *limit, stderr=follower)
     os.close(follower)
     shown = bytearray()
 
@@ -136,7 +149,11 @@ def test_a_bar_shows_on_a_terminal() -> None:
     watcher.join(timeout=10)
     os.close(leader)
     assert child.returncode == 0
-    for text in (b"reading the trace", b"replaying", b"s of virtual time"):
+    told = {
+        "replay": (b"reading the trace", b"replaying", b"s of virtual time"),
+        "sweep": (b"sweeping", b"lru, ", b"%"),
+    }
+    for text in told[command]:
         assert text in shown
     assert stdout.startswith("generated chat, seed 0")
 
@@ -148,12 +165,24 @@ def test_a_bar_shows_on_a_terminal() -> None:
         (["replay", "--num-pages", "0"], 2, "0 is not in the range"),
         (["replay", "--mode", "fast"], 2, "'fast' is not one of"),
         (["replay", "--device", "cuda"], 2, "'cuda' is not"),
+        (["replay", "--policy", "priority"], 2, "'priority' is not one of"),
         (["replay", "--limit", "-1"], 2, "-1 is not in the range"),
         (["replay", "--step-tokens", "9"], 2, "a full batch decodes 256 tokens a step"),
         (["replay", "--step-ms", "0", "--token-us", "0"], 2, "a step must take some time"),
         (["replay", "--plot", "out.gif"], 2, "must end in .png, .svg, .pdf"),
         (["replay", "--json", "/no/such/folder/out.json"], 2, "cannot write into"),
         (["replay", "--seed", "1", "trace"], 2, "--seed is for generated traffic"),
+        (["sweep", "no-such-file"], 1, "no-such-file: No such file"),
+        (["sweep", "--num-pages", "100,,200"], 2, "'' is not a valid integer"),
+        (["sweep", "--num-pages", "100,a"], 2, "'a' is not a valid integer"),
+        (["sweep", "--num-pages", "0"], 2, "0 is not in the range"),
+        (["sweep", "--num-pages", "1e3"], 2, "'1e3' is not a valid integer"),
+        (["sweep", "--num-pages", ""], 2, "'' is not a valid integer"),
+        (["sweep", "--policy", "lru,best"], 2, "'best' is not one of"),
+        (["sweep", "--policy", "none"], 2, "'none' is not one of"),
+        (["sweep", "--page-size", "0"], 2, "0 is not in the range"),
+        (["sweep", "--plot", "out.gif"], 2, "must end in .png, .svg, .pdf"),
+        (["sweep", "--seed", "1", "trace"], 2, "--seed is for generated traffic"),
         (["reply"], 2, "No such command 'reply'"),
     ],
 )
@@ -185,6 +214,50 @@ def test_a_picture_without_matplotlib_is_refused_before_the_replay(
     assert result.exit_code == 1
     assert result.stderr == "Error: a plot needs matplotlib: pip install 'jitalloc[plot]'\n"
     assert result.stdout == ""
+
+
+def test_a_sweep_prints_a_table(tmp_path: Path) -> None:
+    arguments = ("sweep", "--limit", "60", "--num-pages", "900, 3000,900", "--policy", "lru,mru")
+    result = invoke(*arguments)
+    assert result.exit_code == 0, result.output
+    assert "generated chat, seed 0 · hit rate over" in result.stdout
+    for text in ("pages", "tokens", "lru", "mru", "clairvoyant", "900", "3,000", "48 k"):
+        assert text in result.stdout
+    assert "fifo" not in result.stdout
+    assert result.stderr == ""
+    found = json.loads(invoke(*arguments, "--json", "-").stdout)
+    assert (found["sizes"], found["page_size"], found["requests"]) == ([900, 3000], 16, 60)
+    assert found["policies"] == ["lru", "mru", "clairvoyant"]
+
+
+def test_a_sweep_takes_all_policies_and_its_own_sizes(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    json_file, picture = tmp_path / "out.json", tmp_path / "out.png"
+    trace = tmp_path / "trace"
+    line = '{"timestamp": %d, "input_length": 1100, "output_length": 2, "hash_ids": [0, %d, %d]}\n'
+    trace.write_text("".join(line % (i, i // 3, i + 50) for i in range(30)))
+    result = invoke("sweep", str(trace), "--json", str(json_file), "--plot", str(picture))
+    assert result.exit_code == 0, result.output
+    found = json.loads(json_file.read_text())
+    assert found["trace"] == "trace"
+    assert found["page_size"] == 512
+    assert found["policies"] == [*POLICIES, "clairvoyant"]
+    assert found["sizes"][-1] == found["distinct_pages"]
+    assert picture.stat().st_size > 10_000
+    assert f"wrote {json_file}" in result.stderr
+
+
+def test_the_policies_of_the_command_line_are_those_of_the_replay() -> None:
+    assert cli.POLICIES == POLICIES
+
+
+def test_an_empty_trace_is_said_in_one_line(tmp_path: Path) -> None:
+    trace = tmp_path / "trace"
+    trace.touch()
+    for command in ("replay", "sweep"):
+        result = invoke(command, str(trace))
+        assert result.exit_code == 1
+        assert result.stderr == f"Error: {trace}: the file is empty\n"
 
 
 def test_info_tells_versions_devices_and_cache_without_cuda() -> None:

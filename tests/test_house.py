@@ -74,6 +74,7 @@ ORDER = [
     ["slot_prefix"],
     ["__init__"],
     ["replay"],
+    ["machine"],
     ["cli"],
     ["__main__"],
 ]

@@ -8,12 +8,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from jitalloc.errors import CorruptState, InvalidArgument
 from jitalloc.replay import ReplayOptions, Request, generate, replay
 from jitalloc.replay.meter import Meter
+from jitalloc.replay.options import POLICIES
 from jitalloc.replay.timeline import MOST_SAMPLES
+from tests.oracle_cache import one_after_another
 from tests.oracle_replay import requests, run, serve, small
 
 ROOT = Path(__file__).parents[1]
@@ -30,7 +33,7 @@ def test_one_request_reads_once_and_decodes_once_a_step() -> None:
     assert (report.tokens.prompt, report.tokens.decode, report.tokens.recomputed) == (5, 3, 0)
     assert (report.requests.seen, report.requests.finished, report.requests.rejected) == (1, 1, 0)
     assert report.pool.pages_allocated == report.pool.pages_peak == 2
-    assert report.pool.occupancy_mean == report.pool.occupancy_peak == 0.5
+    assert report.pool.held_mean == report.pool.held_peak == 0.5
     assert report.pool.runs_per_sequence == 1
     assert (meter.pool.num_used, len(meter.cache)) == (0, 0)
 
@@ -60,8 +63,8 @@ def test_exhaustion_sends_the_newest_sequence_back_to_be_computed_again() -> Non
     assert report.requests.preemptions == 1
     assert report.allocator.steps == 14
     assert (report.tokens.prompt, report.tokens.decode, report.tokens.recomputed) == (8, 16, 8)
-    assert report.pool.occupancy_mean == pytest.approx((2 + 4 * 4 + 4 * 3 + 2 + 4 * 3) / (14 * 4))
-    assert report.pool.occupancy_peak == 1
+    assert report.pool.held_mean == pytest.approx((2 + 4 * 4 + 4 * 3 + 2 + 4 * 3) / (14 * 4))
+    assert report.pool.held_peak == 1
     assert report.requests.finished == 2
     assert meter.pool.num_used == 0
 
@@ -83,6 +86,39 @@ def test_runs_are_counted_a_sequence() -> None:
     assert report.pool.runs_per_sequence == 2
 
 
+def test_a_prompt_is_shared_from_the_moment_it_is_read() -> None:
+    # A reads 8 in step 1. B has come with it, and reads its own; C comes later and finds all
+    # but the last token of its 8; D goes on where they end. Then the cache holds 3 pages.
+    trace = [
+        Request(at, tokens, 0, 4, np.array(ids))
+        for at, tokens, ids in ((0, 8, [1, 2]), (0, 8, [1, 2]), (2, 8, [1, 2]), (3, 12, [1, 2, 3]))
+    ]
+    report, meter = run(trace, small(num_pages=6))
+    assert (report.tokens.prompt, report.tokens.cached) == (8 + 8 + 1 + 4, 7 + 8)
+    assert report.allocator.steps == 4
+    assert (meter.pool.num_used, report.prefix.pages_cached) == (3, 3)
+    assert report.pool.pages_peak == 4  # the duplicates of B go free when B is read
+
+
+def test_what_is_sent_back_finds_what_it_left_in_the_cache() -> None:
+    # As above without ids: B goes back in step 6 with 4 tokens read and 4 decoded, two pages.
+    # A takes one of them, the later one; B finds the other and reads 4 again in step 10.
+    trace = [Request(0, 4, 8, 4, np.array([1])), Request(0, 4, 8, 4, np.array([2]))]
+    report, _ = run(trace, small())
+    tokens = report.tokens
+    assert (report.requests.preemptions, report.allocator.steps) == (1, 14)
+    assert (tokens.prompt, tokens.cached, tokens.decode) == (8, 0, 16)
+    assert (tokens.recomputed, tokens.restored) == (4, 4)
+    assert report.prefix.evicted["pressure"] > 0
+
+
+def test_responses_are_never_found_by_others() -> None:
+    trace = [Request(50 * at, 4, 8, 4, np.array([1])) for at in range(3)]
+    report, _ = run(trace, small(num_pages=20))
+    assert (report.tokens.prompt, report.tokens.cached) == (4 + 1 + 1, 3 + 3)
+    assert report.prefix.pages_cached == 1 + 3 * 2
+
+
 def test_at_most_max_batch_sequences_run() -> None:
     report, _ = run(requests((0, 1, 2), (0, 1, 2)), small(max_batch=1))
     assert report.allocator.steps == 6
@@ -94,7 +130,7 @@ def test_the_clock_jumps_over_idle_time() -> None:
     report, _ = run(requests((0, 4, 0), (100, 4, 0)), small())
     assert report.allocator.steps == 2
     assert report.virtual_seconds == 101
-    assert report.pool.occupancy_mean == pytest.approx(2 * 1 / (4 * 101))
+    assert report.pool.held_mean == pytest.approx(2 * 1 / (4 * 101))
 
 
 def test_requests_of_no_tokens_pass() -> None:
@@ -129,7 +165,7 @@ def test_a_gap_of_ages_is_no_trouble() -> None:
 def test_no_requests_no_figures() -> None:
     report = replay([], small())
     assert report.requests.seen == report.allocator.steps == 0
-    assert report.pool.occupancy_mean == 0
+    assert report.pool.held_mean == 0
     json.loads(report.to_json())
 
 
@@ -138,7 +174,7 @@ def test_cache_mode_takes_one_request_after_another() -> None:
     assert (report.requests.finished, report.requests.rejected) == (2, 1)
     assert (report.tokens.prompt, report.tokens.decode) == (21, 0)
     assert report.allocator.steps == 2
-    assert report.pool.occupancy_mean == pytest.approx((2 + 4) / 2 / 4)
+    assert report.pool.held_mean == pytest.approx((2 + 4) / 2 / 4)
     assert report.pool.pages_allocated == 6
     assert report.virtual_seconds == 3
     assert (meter.pool.num_used, len(meter.cache)) == (0, 0)
@@ -147,18 +183,42 @@ def test_cache_mode_takes_one_request_after_another() -> None:
 # --- against a slow model --------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("seed", range(12))
-def test_the_simulator_does_what_a_slow_model_does(seed: int) -> None:
-    draw = random.Random(seed)
+def conversations(draw: random.Random, count: int) -> list[Request]:
+    """Requests of some conversations: with block ids that repeat and grow, or without any."""
     trace, now = [], 0.0
-    for _ in range(150):
+    histories: list[list[int]] = [[i] for i in range(4)]
+    number = 100
+    for _ in range(count):
         now += draw.choice([0.0, 0.0, draw.expovariate(0.05)])
-        trace.append(Request(now, draw.randint(0, 60), draw.randint(0, 40)))
+        if draw.random() < 0.1:
+            trace.append(Request(now, draw.randint(1, 60), draw.randint(0, 40)))
+            continue
+        history = draw.choice(histories)
+        ids = history[: draw.randint(0, len(history))] if draw.random() < 0.3 else list(history)
+        for _ in range(draw.randint(0, 3)):
+            ids.append(number * 2**40)
+            number += 1
+        histories[draw.randrange(4)] = ids
+        tokens = max(0, 4 * len(ids) - draw.choice([0, 0, 1, 3]))
+        if tokens > 60:
+            histories[0] = [number * 2**40]
+        blocks = np.array(ids[: -(-tokens // 4)], np.int64)
+        scope = draw.choice([0, 0, 0, 1])
+        trace.append(Request(now, tokens, draw.randint(0, 40), 4, blocks, scope))
+    return trace
+
+
+@pytest.mark.parametrize("policy", ["none", *POLICIES])
+@pytest.mark.parametrize("seed", range(6))
+def test_the_simulator_does_what_a_slow_model_does(policy: str, seed: int) -> None:
+    draw = random.Random(seed)
+    trace = conversations(draw, 200)
     page_size = draw.choice([1, 3, 4])
     options = small(
         num_pages=draw.choice([90, 130, 200]) // page_size,
         page_size=page_size,
         order=draw.choice(["sorted", "fifo", "lifo"]),
+        policy=policy,
         max_batch=draw.choice([2, 9]),
         step_tokens=draw.choice([9, 30]),
         token_us=draw.choice([0.0, 2e4]),
@@ -171,20 +231,41 @@ def test_the_simulator_does_what_a_slow_model_does(seed: int) -> None:
     assert report.requests.preemptions == expected.preempted
     assert report.requests.rejected == expected.rejected
     assert report.requests.finished == len(trace) - expected.rejected
-    assert report.tokens.decode == expected.decoded
-    assert report.tokens.recomputed == expected.recomputed
-    assert report.pool.pages_peak == expected.peak
+    tokens = report.tokens
+    assert (tokens.prompt, tokens.cached) == (expected.read, expected.found)
+    assert (tokens.recomputed, tokens.restored) == (expected.again, expected.restored)
+    assert tokens.decode == expected.decoded
+    assert report.prefix.hit_pages == expected.hit_pages
+    assert sum(report.prefix.evicted.values()) == expected.evicted
+    assert report.prefix.pages_cached == expected.cached
+    assert report.pool.held_peak * options.num_pages == pytest.approx(expected.peak)
     assert report.virtual_seconds == pytest.approx(expected.now)
     served = [
         each
         for each in trace
         if each.input_length + each.output_length <= options.num_pages * options.page_size
     ]
-    assert report.tokens.prompt == sum(each.input_length for each in served)
-    assert report.tokens.decode == sum(each.output_length for each in served)
-    assert meter.pool.num_used == 0
+    assert tokens.prompt + tokens.cached == sum(each.input_length for each in served)
+    assert tokens.decode == sum(each.output_length for each in served)
+    assert (tokens.cached > 0) == (policy != "none")
     assert len(meter.cache) == 0
-    assert expected.free == options.num_pages
+    assert meter.pool.num_used == expected.cached == options.num_pages - expected.free
+
+
+def test_cache_mode_does_what_a_slow_model_does() -> None:
+    trace = conversations(random.Random(7), 400)
+    for size in (1, 2, 3, 4, 5, 8, 16):
+        for policy in POLICIES:
+            expected = one_after_another(trace, 80 // size, size, policy)
+            options = small(mode="cache", num_pages=80 // size, page_size=size, policy=policy)
+            report, _ = run(trace, options)
+            found = report.prefix
+            assert (found.lookup_pages, found.hit_pages) == (expected.pages, expected.hits)
+            assert sum(found.evicted.values()) == expected.evicted > 0
+            assert (found.pages_cached, report.requests.rejected) == (
+                expected.cached,
+                expected.rejected,
+            )
 
 
 # --- stopping, checking, reporting -----------------------------------------------------------
@@ -198,7 +279,7 @@ def test_a_stopped_replay_reports_what_it_has() -> None:
     assert report.tokens.decode == 9
     assert (report.requests.finished, report.requests.unfinished) == (0, 1)
     assert report.samples[-1].running == 1
-    assert report.samples[-1].used > 0
+    assert report.samples[-1].held > 0
 
 
 @pytest.mark.parametrize("mode", ["serve", "cache"])

@@ -10,16 +10,18 @@ import numpy as np
 import pytest
 
 from jitalloc.errors import InvalidArgument, JitallocError
-from jitalloc.replay import ReplayOptions, generate, replay, save_plot
+from jitalloc.replay import ReplayOptions, Request, generate, replay, save_plot
 from jitalloc.replay.timeline import MOST_SAMPLES
 from tests.oracle_replay import requests, small
+
+SECTIONS = ("requests", "tokens", "prefix", "allocator")
 
 
 def test_samples_are_means_over_intervals_of_equal_length() -> None:
     # Two pages for four steps of a second, one page for the next; idle till 10; two pages again.
     report = replay(requests((0, 5, 3), (4, 4, 0), (10, 5, 0)), small())
     assert [sample.start for sample in report.samples] == [i / 4 for i in range(44)]
-    assert [sample.used for sample in report.samples] == [2] * 16 + [1] * 4 + [0] * 20 + [2] * 4
+    assert [sample.held for sample in report.samples] == [2] * 16 + [1] * 4 + [0] * 20 + [2] * 4
     assert [sample.running for sample in report.samples] == [1] * 20 + [0] * 20 + [1] * 4
 
 
@@ -31,8 +33,48 @@ def test_samples_stay_few_and_lose_nothing() -> None:
     lengths = np.diff([*starts, report.virtual_seconds])
     assert np.ptp(lengths[:-1]) == 0
     assert 0 < lengths[-1] <= lengths[0]
-    mean = np.average([sample.used for sample in report.samples], weights=lengths)
-    assert mean / 2_000 == pytest.approx(report.pool.occupancy_mean)
+    mean = np.average([sample.held for sample in report.samples], weights=lengths)
+    assert mean / 2_000 == pytest.approx(report.pool.held_mean)
+
+
+def chat(*shapes: tuple[float, int, list[int]]) -> list[Request]:
+    return [Request(at, tokens, 0, 4, np.array(ids, np.int64)) for at, tokens, ids in shapes]
+
+
+def test_what_is_held_cached_and_free_adds_up() -> None:
+    # Two pages held for a second each, first computed, then found; two of four in between.
+    trace = chat((0, 8, [1, 2]), (3, 8, [1, 2]), (4, 8, [1, 9]))
+    report = replay(trace, small())
+    pool, prefix, tokens = report.pool, report.prefix, report.tokens
+    assert report.virtual_seconds == 5
+    assert pool.held_mean == pytest.approx((2 * 1 + 2 * 1 + 2 * 1) / 5 / 4)
+    assert pool.cached_mean == pytest.approx((2 * 2 + 1 * 1) / 5 / 4)
+    assert pool.free_mean == pytest.approx(1 - pool.held_mean - pool.cached_mean)
+    assert (pool.held_peak, pool.cached_peak, pool.pages_peak) == (0.5, 0.5, 3)
+    assert (tokens.prompt, tokens.cached) == (8 + 1 + 4, 7 + 4)  # the last token is always read
+    assert (prefix.lookup_tokens, prefix.hit_tokens) == (24, 8 + 4)
+    assert (prefix.lookup_pages, prefix.hit_pages) == (6, 2 + 1)
+    assert prefix.hit_rate_pages == 0.5
+    assert (prefix.pages_inserted, prefix.pages_cached, sum(prefix.evicted.values())) == (3, 3, 0)
+    assert [each.hit_tokens for each in report.samples if each.lookup_tokens] == [0, 8, 4]
+
+
+def test_without_a_cache_of_prefixes_nothing_is_found() -> None:
+    trace = chat((0, 8, [1, 2]), (3, 8, [1, 2]))
+    for mode in ("serve", "cache"):
+        report = replay(trace, small(mode=mode, policy="none"))
+        assert report.tokens.prompt == report.prefix.lookup_tokens == 16
+        assert (report.prefix.hit_rate_tokens, report.pool.cached_peak) == (0, 0)
+        assert report.prefix.evicted == {}
+
+
+def test_in_cache_mode_a_partly_filled_block_is_found_as_a_whole() -> None:
+    trace = chat((0, 6, [1, 2]), (0, 6, [1, 2]), (0, 40, [*range(1, 11)]))
+    report = replay(trace, small(mode="cache"))
+    assert (report.tokens.prompt, report.tokens.cached) == (6, 6)
+    assert (report.prefix.lookup_pages, report.prefix.hit_pages) == (2 + 2 + 10, 2)
+    assert (report.prefix.lookup_tokens, report.requests.rejected) == (52, 1)
+    assert sum(each.lookup_tokens for each in report.samples) == 52
 
 
 def test_the_report_as_json_has_these_keys(tmp_path: Path) -> None:
@@ -42,13 +84,24 @@ def test_the_report_as_json_has_these_keys(tmp_path: Path) -> None:
     report.save(path)
     assert list(tmp_path.iterdir()) == [path]  # nothing partial is left behind
     found = json.loads(path.read_text())
-    assert found["schema"] == "jitalloc-replay/1"
+    assert found["schema"] == "jitalloc-replay/2"
     assert (found["trace"], found["interrupted"]) == ("a trace", False)
     assert found["options"]["num_pages"] == 4
     assert found["options"]["limit"] == 7
-    assert {section: set(found[section]) for section in ("requests", "tokens", "allocator")} == {
+    assert {section: set(found[section]) for section in SECTIONS} == {
         "requests": {"seen", "finished", "rejected", "unfinished", "preemptions"},
-        "tokens": {"prompt", "decode", "recomputed"},
+        "tokens": {"prompt", "cached", "decode", "recomputed", "restored"},
+        "prefix": {
+            "lookup_tokens",
+            "hit_tokens",
+            "hit_rate_tokens",
+            "lookup_pages",
+            "hit_pages",
+            "hit_rate_pages",
+            "pages_inserted",
+            "pages_cached",
+            "evicted",
+        },
         "allocator": {
             "steps",
             "calls",
@@ -59,8 +112,11 @@ def test_the_report_as_json_has_these_keys(tmp_path: Path) -> None:
         },
     }
     assert set(found["pool"]) == {
-        "occupancy_mean",
-        "occupancy_peak",
+        "held_mean",
+        "held_peak",
+        "cached_mean",
+        "cached_peak",
+        "free_mean",
         "pages_peak",
         "pages_allocated",
         "pages_copied",
@@ -68,16 +124,21 @@ def test_the_report_as_json_has_these_keys(tmp_path: Path) -> None:
         "fragmentation_peak",
         "runs_per_sequence",
     }
-    assert found["samples"]["used"] == [sample.used for sample in report.samples]
+    assert set(found["samples"]) == {
+        *("start", "held", "cached", "running", "waiting", "fragmentation"),
+        *("lookup_tokens", "hit_tokens"),
+    }
+    assert found["samples"]["held"] == [sample.held for sample in report.samples]
     assert 0 < found["allocator"]["step_us_median"] <= found["allocator"]["step_us_p99"]
     assert found["allocator"]["seconds"] <= found["wall_seconds"]
 
 
+@pytest.mark.parametrize("policy", ["lru", "none"])
 @pytest.mark.parametrize("mode", ["serve", "cache"])
 @pytest.mark.parametrize("suffix", ["png", "svg", "pdf"])
-def test_the_picture_is_drawn(mode: str, suffix: str, tmp_path: Path) -> None:
+def test_the_picture_is_drawn(policy: str, mode: str, suffix: str, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
-    options = ReplayOptions(mode=mode, num_pages=20_000)
+    options = ReplayOptions(mode=mode, num_pages=20_000, policy=policy)
     report = replay(generate(0, 40), options, trace="forty seconds")
     path = tmp_path / f"picture.{suffix}"
     save_plot(report, path)

@@ -1,4 +1,9 @@
-"""Cache mode: requests one after another in file order, each alone in the pool."""
+"""Cache mode: requests one after another in file order, each alone beside what is cached.
+
+A prompt is looked up, cached pages give way as needed, the rest is allocated, and at its end all
+of its whole pages stay in the cache. What a prompt has block ids for is taken as whole blocks,
+so a block that the prompt fills only partly can be found again: published hit rates count so.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +12,12 @@ from time import perf_counter_ns
 
 from jitalloc.replay.meter import Meter
 from jitalloc.replay.options import ReplayOptions
+from jitalloc.replay.prompts import Prompts
 from jitalloc.replay.request import Request
 
 
-class Sweep:
-    """Allocates the prompt of one request after another and frees it again.
+class CacheRun:
+    """Takes the prompt of one request after another through the cache.
 
     Parameters
     ----------
@@ -24,6 +30,7 @@ class Sweep:
     def __init__(self, requests: Iterable[Request], options: ReplayOptions, meter: Meter) -> None:
         self.options = options
         self.meter = meter
+        self._prompts = Prompts()
         self._requests = iter(requests)
 
     def step(self) -> bool:
@@ -35,13 +42,24 @@ class Sweep:
         key = meter.seen
         meter.seen += 1
         meter.now = request.arrival
-        if request.input_length > self.options.length_limit:
+        prompt = self._prompts.of(request, key)
+        length = prompt.whole_length
+        if length > self.options.length_limit:
             meter.rejected += 1
+            meter.look_up(request.input_length, length, 0)
             return True
-        start = perf_counter_ns()
-        cached = cache.allocate(key, request.input_length)
+        if meter.prefix is not None and prompt.shared:
+            tokens = prompt.whole_tokens()
+            start = perf_counter_ns()
+            cached = cache.allocate(key, tokens=tokens, namespace=prompt.scope)
+        else:
+            start = perf_counter_ns()
+            cached = cache.allocate(key, length)
         meter.spent += perf_counter_ns() - start
-        meter.prompt_tokens += request.input_length - cached
+        found = min(cached, request.input_length)
+        meter.look_up(request.input_length, length, cached)
+        meter.cached_tokens += found
+        meter.prompt_tokens += request.input_length - found
         meter.count_runs(cache.rows([key]))
         meter.hold(meter.finished, 1, 1, 0)
         start = perf_counter_ns()

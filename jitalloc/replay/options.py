@@ -10,6 +10,7 @@ from jitalloc.state import INT32_MAX
 
 MODES = ("serve", "cache")
 EXPORTS = ("none", "csr", "padded")
+POLICIES = ("lru", "fifo", "mru", "lfu", "slru")
 LONGEST = 2**20  # tokens: an unbounded row of a huge pool would fill the memory
 
 
@@ -28,6 +29,10 @@ class ReplayOptions:
         `serve`: continuous batching on a virtual clock. `cache`: one request after another.
     num_pages, page_size, order, device
         As for `PagePool`.
+    policy : {"lru", "fifo", "mru", "lfu", "slru", "none"}
+        Which cached prefix gives way first, as for `PrefixCache`; `none`: nothing is cached.
+        The policy `priority` is left out: a trace tells no priorities, and among equal ones it
+        is `lru`.
     max_batch : int
         Most sequences that run at once.
     max_length : int or None
@@ -48,6 +53,7 @@ class ReplayOptions:
     num_pages: int = 65_536
     page_size: int = 16
     order: str = "sorted"
+    policy: str = "lru"
     device: str = "cpu"
     max_batch: int = 256
     max_length: int | None = None
@@ -58,7 +64,8 @@ class ReplayOptions:
     limit: int | None = None
 
     def __post_init__(self) -> None:
-        for name, allowed in (("mode", MODES), ("export", EXPORTS)):
+        choices = (("mode", MODES), ("policy", (*POLICIES, "none")), ("export", EXPORTS))
+        for name, allowed in choices:
             if getattr(self, name) not in allowed:
                 raise InvalidArgument(name, getattr(self, name), f"one of {', '.join(allowed)}")
         for name in ("num_pages", "page_size", "max_batch", "max_length", "step_tokens", "limit"):

@@ -14,7 +14,7 @@ from jitalloc.replay.meter import Meter
 from jitalloc.replay.options import ReplayOptions
 from jitalloc.replay.timeline import Sample
 
-SCHEMA: Final = "jitalloc-replay/1"
+SCHEMA: Final = "jitalloc-replay/2"
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,24 +30,57 @@ class RequestFigures:
 
 @dataclass(frozen=True, slots=True)
 class TokenFigures:
-    """Tokens computed; `recomputed` are those computed again after a preemption."""
+    """Tokens by what became of them.
+
+    `prompt` were computed, `cached` found in the cache instead; `decode` are those of responses.
+    After a preemption, `recomputed` were computed again and `restored` were still cached.
+    """
 
     prompt: int
+    cached: int
     decode: int
     recomputed: int
+    restored: int
+
+
+@dataclass(frozen=True, slots=True)
+class PrefixFigures:
+    """What the cache of prefixes found, and what gave way.
+
+    The hit rates are shares of all prompts that were looked up, by tokens and by whole pages.
+    Requests that can never fit count as looked up in vain; a look-up after a preemption does not
+    count. A prompt found to its end is a hit as a whole, though its last token is computed. In
+    cache mode the last block of a prompt is a whole one among the pages, not among the tokens.
+    `evicted` tells why pages gave way; without a cache of prefixes it is empty.
+    """
+
+    lookup_tokens: int
+    hit_tokens: int
+    hit_rate_tokens: float
+    lookup_pages: int
+    hit_pages: int
+    hit_rate_pages: float
+    pages_inserted: int
+    pages_cached: int
+    evicted: dict[str, int]
 
 
 @dataclass(frozen=True, slots=True)
 class PoolFigures:
     """How full the pool was and in how many pieces.
 
-    `occupancy_mean` is over virtual time in serve mode, over the requests in cache mode;
+    Means are over virtual time in serve mode, over the requests in cache mode. `held` is the
+    share of the pool that sequences hold, `cached` what only the cache of prefixes holds and
+    gives back when pages run short, `free` the rest; `pages_peak` counts held and cached ones.
     `fragmentation` is 1 - longest run of consecutive free pages / free pages, over `samples`;
     `runs_per_sequence` counts runs of consecutive page ids in a finished sequence.
     """
 
-    occupancy_mean: float
-    occupancy_peak: float
+    held_mean: float
+    held_peak: float
+    cached_mean: float
+    cached_peak: float
+    free_mean: float
     pages_peak: int
     pages_allocated: int
     pages_copied: int
@@ -78,7 +111,7 @@ class Report:
     options : ReplayOptions
     interrupted : bool
         Ended early: the figures hold up to that point.
-    requests, tokens, pool, allocator
+    requests, tokens, prefix, pool, allocator
         The figures, by what they are about.
     virtual_seconds, wall_seconds : float
         Time on the clock of the trace, and real time of the replay.
@@ -91,6 +124,7 @@ class Report:
     interrupted: bool
     requests: RequestFigures
     tokens: TokenFigures
+    prefix: PrefixFigures
     pool: PoolFigures
     allocator: AllocatorFigures
     virtual_seconds: float
@@ -131,7 +165,8 @@ def describe(report: Report) -> str:
     options = report.options
     return (
         f"{report.trace} · {options.mode} mode · {options.num_pages:,} pages of "
-        f"{options.page_size} tokens, {options.order}"
+        f"{options.page_size} tokens, {options.order} · "
+        + ("no prefix cache" if options.policy == "none" else f"{options.policy} eviction")
     )
 
 
@@ -144,6 +179,10 @@ def make_report(
     median, p99 = (float(np.percentile(times, q)) / 1e3 for q in (50, 99))
     seconds = float(times.sum()) / 1e9
     pages = options.num_pages
+    held, cached = (
+        sum_ / meter.time / pages if meter.time else 0.0
+        for sum_ in (meter.held_time, meter.cached_time)
+    )
     fragmentation = [sample.fragmentation for sample in meter.timeline.samples]
     return Report(
         trace=trace,
@@ -156,10 +195,20 @@ def make_report(
             unfinished=meter.seen - meter.finished - meter.rejected,
             preemptions=meter.preemptions,
         ),
-        tokens=TokenFigures(meter.prompt_tokens, meter.decode_tokens, meter.recomputed_tokens),
+        tokens=TokenFigures(
+            prompt=meter.prompt_tokens,
+            cached=meter.cached_tokens,
+            decode=meter.decode_tokens,
+            recomputed=meter.recomputed_tokens,
+            restored=meter.restored_tokens,
+        ),
+        prefix=_prefix_figures(meter),
         pool=PoolFigures(
-            occupancy_mean=meter.page_time / meter.time / pages if meter.time else 0.0,
-            occupancy_peak=pool.peak_used / pages,
+            held_mean=held,
+            held_peak=meter.held_peak / pages,
+            cached_mean=cached,
+            cached_peak=meter.cached_peak / pages,
+            free_mean=1 - held - cached,
             pages_peak=pool.peak_used,
             pages_allocated=pool.allocated,
             pages_copied=cache.copies,
@@ -178,4 +227,25 @@ def make_report(
         virtual_seconds=meter.now,
         wall_seconds=wall,
         samples=meter.timeline.samples,
+    )
+
+
+def _prefix_figures(meter: Meter) -> PrefixFigures:
+    stats = None if meter.prefix is None else meter.prefix.stats()
+    return PrefixFigures(
+        lookup_tokens=meter.lookup_tokens,
+        hit_tokens=meter.lookup_hit_tokens,
+        hit_rate_tokens=meter.lookup_hit_tokens / max(1, meter.lookup_tokens),
+        lookup_pages=meter.lookup_pages,
+        hit_pages=meter.lookup_hit_pages,
+        hit_rate_pages=meter.lookup_hit_pages / max(1, meter.lookup_pages),
+        pages_inserted=stats.inserted_pages if stats else 0,
+        pages_cached=meter.prefix.num_cached if meter.prefix is not None else 0,
+        evicted={
+            "pressure": stats.evicted_pressure,
+            "requested": stats.evicted_requested,
+            "cleared": stats.evicted_cleared,
+        }
+        if stats
+        else {},
     )

@@ -1,12 +1,18 @@
 """Serve mode: continuous batching on a virtual clock, as a serving engine does it.
 
 In each step every running sequence decodes one token, and what is left of the step's token
-budget reads prompts in chunks, first come, first served. A request is admitted when the pages
-of its whole prompt are available, with one to spare for each sequence that runs; it takes them
-at once, so that prompts never race each other for the last pages. Each token computed gets its
-slot: a decoded one from the append, those of a prompt from the slot mapping of its chunk. When
-decoding runs out of pages, the newest sequence gives all of its own back and waits, first in
-line, to be computed again. Arrival order is kept throughout, so the oldest always gets on.
+budget reads prompts in chunks, first come, first served. A request is admitted when the pages of
+its whole prompt can be had, with one to spare for each sequence that runs; cached pages it
+shares, and what it shares with running sequences is no page more. It takes the others at once,
+so that prompts never race each other for the last pages. Each token computed gets its slot: a
+decoded one from the append, those of a prompt from the slot mapping of its chunk.
+
+A prompt enters the cache as soon as it is read, so that requests behind it share it; prompt and
+response stay there when the sequence ends. Tokens that were found are not read again, but the
+last one of a prompt always is: the first token of the response comes from it. When decoding runs
+out of pages, cached ones give way; when that does not suffice, the newest sequence gives all of
+its own back and waits, first in line, to be computed again from whatever of it is still cached
+then. Arrival order is kept throughout, so the oldest always gets on.
 """
 
 from __future__ import annotations
@@ -22,6 +28,7 @@ from numpy.typing import NDArray
 from jitalloc.errors import OutOfPages
 from jitalloc.replay.meter import Meter
 from jitalloc.replay.options import ReplayOptions
+from jitalloc.replay.prompts import Prompt, Prompts
 from jitalloc.replay.request import Request
 
 NEVER: Final = 2**63 - 1
@@ -30,14 +37,16 @@ NEVER: Final = 2**63 - 1
 class _Sequence:
     """A request on its way: waiting, reading its prompt, or decoding."""
 
-    __slots__ = ("key", "left", "output", "prompt", "reached", "row")
+    __slots__ = ("key", "left", "output", "prompt", "reached", "row", "sent_back", "tokens")
 
-    def __init__(self, key: int, request: Request) -> None:
+    def __init__(self, key: int, request: Request, tokens: Prompt) -> None:
         self.key = key
         self.prompt = request.input_length  # tokens to read before decoding goes on
         self.output = request.output_length  # tokens still to decode then
+        self.tokens = tokens
         self.left = 0  # of `prompt`, still to read
-        self.reached = 0  # tokens ever computed: what lies below is computed again
+        self.reached = 0  # tokens ever computed or found: what lies below comes again
+        self.sent_back = False
         self.row = -1
 
 
@@ -60,13 +69,17 @@ class Server:
         self.cache = meter.cache
         self.waiting: deque[_Sequence] = deque()
         self.reading: deque[_Sequence] = deque()
-        self.decoding: list[_Sequence] = []  # oldest first, as are the two arrays
+        self.decoding: list[_Sequence] = []  # oldest first, as are the arrays
         self._rows: NDArray[np.int32] = np.empty(0, np.int32)
         self._ends: NDArray[np.int64] = np.empty(0, np.int64)  # step after which each is done
+        self._responses: NDArray[np.int32] = np.empty(0, np.int32)  # the token each one appends
         self._next_end = NEVER
         self._step = 0
         self._step_seconds = options.step_ms / 1e3
         self._token_seconds = options.token_us / 1e6
+        self._prompts = Prompts()
+        self._sharing = False  # a request with block ids has come
+        self._refused = -1  # pages that could be had when the next to be admitted was refused
         self._requests = iter(requests)
         self._next: Request | None = None
         self._pull()
@@ -114,30 +127,75 @@ class Server:
             request = self._next
             if request.input_length + request.output_length > self.options.length_limit:
                 meter.rejected += 1
+                meter.look_up(request.input_length, request.input_length, 0)
             else:
-                self.waiting.append(_Sequence(meter.seen, request))
+                prompt = self._prompts.of(request, meter.seen)
+                self.waiting.append(_Sequence(meter.seen, request, prompt))
+                self._sharing |= prompt.shared and meter.prefix is not None
             meter.seen += 1
             self._pull()
 
     def _admit(self) -> None:
-        meter, size = self.meter, self.options.page_size
         while self.waiting:
             running = len(self.decoding) + len(self.reading)
             if running == self.options.max_batch:
                 break
             sequence = self.waiting[0]
-            pages = -(-sequence.prompt // size)
             start = perf_counter_ns()
-            fits = pages + running <= self.pool.available
-            if fits:
-                cached = self.cache.allocate(sequence.key, sequence.prompt)
-                sequence.row = self.cache.row(sequence.key)
-                sequence.left = sequence.prompt - cached
-                meter.calls += 1
-            meter.spent += perf_counter_ns() - start
-            if not fits:
+            cached = self._allocate(sequence, running)
+            self.meter.spent += perf_counter_ns() - start
+            if cached < 0:
                 break
+            self._found(sequence, cached)
             self.reading.append(self.waiting.popleft())
+
+    def _allocate(self, sequence: _Sequence, spare: int) -> int:
+        """Give a sequence its pages; return how many tokens were cached, -1 if it has to wait.
+
+        How much it shares with running sequences, only the look-up tells. So where its pages
+        might not suffice it is tried, and undone when too few are left; then it is tried again
+        when more can be had, or more is cached.
+        """
+        meter, length = self.meter, sequence.prompt
+        room = meter.obtainable
+        fits = -(-length // self.options.page_size) + spare <= room
+        if meter.prefix is not None and sequence.tokens.shared:
+            if not fits and room <= self._refused:
+                return -1
+            try:
+                tokens = sequence.tokens.tokens(length)
+                meter.calls += 1
+                cached = self.cache.allocate(
+                    sequence.key, tokens=tokens, namespace=sequence.tokens.scope
+                )
+            except OutOfPages:
+                self._refused = room
+                return -1
+            if not fits and meter.obtainable < spare:
+                meter.calls += 1
+                self.cache.free(sequence.key, commit=False)
+                self._refused = room
+                return -1
+        elif fits:
+            meter.calls += 1
+            cached = self.cache.allocate(sequence.key, length)
+        else:
+            return -1
+        self._refused = -1
+        sequence.row = self.cache.row(sequence.key)
+        return cached
+
+    def _found(self, sequence: _Sequence, cached: int) -> None:
+        """Count what a sequence found; the rest of its prompt is to be read."""
+        meter = self.meter
+        found = min(cached, max(0, sequence.prompt - 1))
+        again = min(found, sequence.reached)
+        if not sequence.sent_back:
+            meter.look_up(sequence.prompt, sequence.prompt, cached)
+        meter.restored_tokens += again
+        meter.cached_tokens += found - again
+        sequence.reached = max(sequence.reached, found)
+        sequence.left = sequence.prompt - found
 
     def _decode(self) -> None:
         """Append one token to every decoding sequence; make room where pages run out."""
@@ -146,7 +204,8 @@ class Server:
         while not done and self.decoding:
             start = perf_counter_ns()
             try:
-                self.cache.append_batch(self._rows, 1)
+                tokens = self._responses if self._sharing else None
+                self.cache.append_batch(self._rows, 1, tokens=tokens)
                 done = True
             except OutOfPages:
                 pass
@@ -157,24 +216,28 @@ class Server:
         meter.decode_tokens += len(self.decoding)
 
     def _preempt(self) -> None:
-        """Send the newest sequence back to wait; its pages are freed."""
+        """Send the newest sequence back to wait; what was computed of it may stay cached."""
         if self.reading:
             sequence = self.reading.pop()
+            computed = sequence.prompt - sequence.left
         else:
             sequence = self.decoding.pop()
             left = int(self._ends[-1]) - (self._step - 1)
             sequence.prompt += sequence.output - left
             sequence.output = left
-            sequence.reached = sequence.prompt
+            computed = sequence.reached = sequence.prompt
             self._rows, self._ends = self._rows[:-1], self._ends[:-1]
+            self._responses = self._responses[:-1]
             self._next_end = int(self._ends.min(initial=NEVER))
+        sequence.sent_back = True
+        self._refused = -1
         self.waiting.appendleft(sequence)
         self.meter.preemptions += 1
-        self._free(np.array([sequence.row], np.int32))
-
-    def _free(self, rows: NDArray[np.int32]) -> None:
         start = perf_counter_ns()
-        self.cache.free_batch(rows)
+        if computed < sequence.prompt:
+            self.cache.truncate(sequence.key, computed)
+            self.meter.calls += 1
+        self.cache.free(sequence.key)
         self.meter.spent += perf_counter_ns() - start
         self.meter.calls += 1
 
@@ -225,13 +288,25 @@ class Server:
         self.meter.calls += 1
 
     def _join(self, joining: list[_Sequence]) -> None:
-        """Sequences whose prompt is read decode from the next step on."""
-        if joining:
-            self.decoding += joining
-            rows = np.array([each.row for each in joining], np.int32)
-            ends = np.array([self._step + each.output for each in joining], np.int64)
-            self._rows = np.concatenate((self._rows, rows))
-            self._ends = np.concatenate((self._ends, ends))
+        """Sequences whose prompt is read enter the cache, and decode from the next step on."""
+        if not joining:
+            return
+        self.decoding += joining
+        rows = np.array([each.row for each in joining], np.int32)
+        ends = np.array([self._step + each.output for each in joining], np.int64)
+        responses = np.array([each.tokens.own for each in joining], np.int32)
+        self._rows = np.concatenate((self._rows, rows))
+        self._ends = np.concatenate((self._ends, ends))
+        self._responses = np.concatenate((self._responses, responses))
+        if self.meter.prefix is None:
+            return
+        self._refused = -1
+        start = perf_counter_ns()
+        for each in joining:
+            if each.tokens.shared:
+                self.cache.commit(each.key)
+                self.meter.calls += 1
+        self.meter.spent += perf_counter_ns() - start
 
     def _finish(self) -> None:
         """Free the sequences that are done after this step."""
@@ -239,9 +314,13 @@ class Server:
         if done.any():
             rows = self._rows[done]
             self.meter.count_runs(rows)
-            self._free(rows)
+            start = perf_counter_ns()
+            self.cache.free_batch(rows)
+            self.meter.spent += perf_counter_ns() - start
+            self.meter.calls += 1
             self.meter.finished += len(rows)
             going = ~done
             self.decoding = [each for each, on in zip(self.decoding, going, strict=True) if on]
             self._rows, self._ends = self._rows[going], self._ends[going]
+            self._responses = self._responses[going]
         self._next_end = int(self._ends.min(initial=NEVER))

@@ -11,7 +11,8 @@ import numpy as np
 
 from jitalloc.errors import OutOfPages
 from jitalloc.pool import PagePool
-from jitalloc.replay.cache import Sweep
+from jitalloc.prefix import PrefixCache
+from jitalloc.replay.cache import CacheRun
 from jitalloc.replay.meter import Meter
 from jitalloc.replay.options import ReplayOptions
 from jitalloc.replay.report import Report, make_report
@@ -32,8 +33,8 @@ def replay(
 ) -> Report:
     """Serve `requests` from a pool of pages, and report what that took.
 
-    Only public calls of `PagePool` and `PagedKVCache` are made. At the end both are checked
-    page by page, so a finished replay also proves that the state held.
+    Only public calls of `PagePool`, `PrefixCache` and `PagedKVCache` are made. At the end all
+    are checked page by page, so a finished replay also proves that the state held.
 
     Parameters
     ----------
@@ -62,11 +63,11 @@ def replay(
     meter = _make_meter(options)
     requests = islice(requests, options.limit)
     begin = due = perf_counter()
-    server: Server | Sweep
+    server: Server | CacheRun
     if options.mode == "serve":
         server = Server(requests, options, meter)
     else:
-        server = Sweep(requests, options, meter)
+        server = CacheRun(requests, options, meter)
     interrupted = False
     while server.step():
         if stop is not None and stop():
@@ -78,6 +79,8 @@ def replay(
     wall = perf_counter() - begin
     meter.timeline.finish()
     meter.cache.check()
+    if meter.prefix is not None:
+        meter.prefix.check()
     meter.pool.check()
     return make_report(trace, options, meter, wall, interrupted)
 
@@ -87,7 +90,8 @@ def _make_meter(options: ReplayOptions) -> Meter:
     pool = PagePool(
         options.num_pages, options.page_size, order=options.order, device=options.device
     )
-    return Meter(pool, PagedKVCache(pool, rows, options.row_pages))
+    prefix = None if options.policy == "none" else PrefixCache(pool, policy=options.policy)
+    return Meter(pool, PagedKVCache(pool, rows, options.row_pages, prefix_cache=prefix), prefix)
 
 
 def prepare(options: ReplayOptions) -> None:
@@ -110,5 +114,33 @@ def prepare(options: ReplayOptions) -> None:
     cache.free_batch(np.asarray(rows[1:]))
     cache.allocate(0, 4)  # more than the freelist has: merges
     cache.check()
+    cache.stats()
+    cache.free(0)
+    if options.policy != "none":
+        _prepare_prefix(pool, options.policy)
     pool.check()
     pool.stats()
+
+
+def _prepare_prefix(pool: PagePool, policy: str) -> None:
+    """Compile what caching adds: look-ups, growth, eviction under pressure, refusals."""
+    prefix = PrefixCache(pool, policy=policy)
+    cache = PagedKVCache(pool, 2, 4, prefix_cache=prefix)
+    tokens = np.arange(4, dtype=np.int32)
+    cache.allocate(0, tokens=tokens[:2])
+    cache.commit(0)
+    cache.allocate(1, tokens=tokens[:2])
+    rows = cache.rows([0, 1])
+    cache.append_batch(rows, 1, tokens=tokens[2:])
+    with suppress(OutOfPages):
+        cache.append_batch(rows, 1, tokens=tokens[:2])
+    cache.truncate(1, 1)
+    cache.free(1, commit=False)
+    cache.free_batch(np.asarray(rows[:1]))
+    cache.allocate(1, tokens=tokens[::-1].copy())
+    with suppress(OutOfPages):
+        cache.allocate(0, tokens=tokens)
+    cache.free(1)
+    cache.check()
+    prefix.check()
+    prefix.stats()
