@@ -18,7 +18,7 @@ from jitalloc.errors import (
 from jitalloc.kernels.prefix import prefix_insert_cpu
 from jitalloc.matches import InsertResult
 from jitalloc.prefix_slab import MAIN_ROOT
-from jitalloc.prefix_state import NEVER
+from jitalloc.prefix_state import MOST_PRIORITY, NEVER
 from jitalloc.reclaim import PrefixReclaim
 from jitalloc.state import INT32
 
@@ -49,7 +49,7 @@ class PrefixInsertion(PrefixReclaim):
         namespace : Hashable, optional
             Where to keep them: namespaces never share.
         priority : int, optional
-            Policy `priority`: 0 to 255. A page has the highest that it was given.
+            Policy `priority`: 0 to 100. A page has the highest that it was given.
         lifetime : int, optional
             Policy `priority`: after how many steps of the pool the priority falls back to
             `default_priority`; by default never.
@@ -87,7 +87,11 @@ class PrefixInsertion(PrefixReclaim):
         for name, value in (("priority", priority), ("lifetime", lifetime)):
             if value is not None and self.policy != "priority":
                 raise InvalidArgument(name, value, "needs the policy 'priority'")
-        own = self.default_priority if priority is None else as_count("priority", priority, 0, 255)
+        own = (
+            self.default_priority
+            if priority is None
+            else as_count("priority", priority, 0, MOST_PRIORITY)
+        )
         return own, -1 if lifetime is None else as_count("lifetime", lifetime, 0, NEVER // 2)
 
     def _insert_error(

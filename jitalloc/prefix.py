@@ -48,7 +48,7 @@ class PrefixCache(PrefixLocks):
         used least often; used longest ago among those not used since they were inserted, then
         among the others (protected); of the lowest priority, then used longest ago.
     default_priority : int
-        0 to 255: the priority of pages inserted without one, and of those whose own has ended.
+        0 to 100: the priority of pages inserted without one, and of those whose own has ended.
     pin_budget : int, optional
         How many pages may be pinned at once; half of the pool by default.
     protected_share : float

@@ -23,6 +23,7 @@ from jitalloc.prefix_state import (
     DEFAULT,
     EPOCH,
     LOCKED,
+    MOST_PRIORITY,
     PIN_BUDGET,
     PINNED,
     PREFIX_POLICIES,
@@ -58,7 +59,7 @@ class PrefixSlab:
         self.pool = pool
         self.page_size = pool.page_size
         self.policy = as_choice("policy", policy, PREFIX_POLICIES)
-        self.default_priority = as_count("default_priority", default_priority, 0, 255)
+        self.default_priority = as_count("default_priority", default_priority, 0, MOST_PRIORITY)
         self.pin_budget = None if pin_budget is None else as_count("pin_budget", pin_budget)
         self.protected_share = as_fraction("protected_share", protected_share)
         self.lock = threading.RLock()  # held by who changes the namespaces or replaces the arrays

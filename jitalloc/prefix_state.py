@@ -107,6 +107,7 @@ CHAIN_PREV: Final = 10  # ~bucket where there is none
 RUN_FIELDS: Final = 11
 
 MOST_USES: Final = 255
+MOST_PRIORITY: Final = 100
 USES_SHIFT: Final = 8
 QUEUED: Final = 1 << 16
 PINS_SHIFT: Final = 17

@@ -62,11 +62,11 @@ PREFIX_FAULTS = {
     "unknown policy of pages": Fault(
         lambda at: PrefixCache(at.pool, policy="best"), InvalidArgument, "policy", "best"
     ),
-    "default priority past 255": Fault(
-        lambda at: PrefixCache(at.pool, policy="priority", default_priority=256),
+    "default priority past 100": Fault(
+        lambda at: PrefixCache(at.pool, policy="priority", default_priority=101),
         InvalidArgument,
         "default_priority",
-        256,
+        101,
     ),
     "negative default priority": Fault(
         lambda at: PrefixCache(at.pool, policy="priority", default_priority=-1),
@@ -179,8 +179,8 @@ PREFIX_FAULTS = {
     "lifetime of another policy": Fault(
         lambda at: insert(at, range(4), [1], lifetime=3), InvalidArgument, "lifetime", 3
     ),
-    "priority past 255": Fault(
-        lambda at: at.timed.insert(range(4), [1], priority=256), InvalidArgument, "priority", 256
+    "priority past 100": Fault(
+        lambda at: at.timed.insert(range(4), [1], priority=101), InvalidArgument, "priority", 101
     ),
     "negative priority": Fault(
         lambda at: at.timed.insert(range(4), [1], priority=-1), InvalidArgument, "priority", -1
