@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from jitalloc._jit import helper, kernel, try_lock, unlock
+from jitalloc._jit import borrow, helper, kernel, try_lock, unlock
 from jitalloc.errors import (
     BUSY,
     DOUBLE_FREE,
@@ -201,6 +201,7 @@ def pool_share(slab, pages):
 
 @kernel("int64(int64[::1], int32[:])")
 def owners_share_cpu(slab, pages):
+    slab = borrow(slab)
     if not try_lock(slab):
         return fail(BUSY, 0)
     status = pool_share(slab, pages)
@@ -212,6 +213,7 @@ def owners_share_cpu(slab, pages):
 
 @kernel("int64(int64[::1], int32[:])")
 def owners_free_cpu(slab, pages):
+    slab = borrow(slab)
     if not try_lock(slab):
         return fail(BUSY, 0)
     status = pool_release(slab, np.ascontiguousarray(pages))
@@ -224,6 +226,7 @@ def owners_free_cpu(slab, pages):
 @kernel("int64(int64[::1], int32[:], int32[::1])")
 def owners_count_cpu(slab, pages, out):
     # With the lock: a free that fails has counts lowered for a moment.
+    slab = borrow(slab)
     if not try_lock(slab):
         return fail(BUSY, 0)
     _free_pages, refcount, _released = pool_views(slab)
@@ -250,6 +253,7 @@ def is_consecutive(slots, start, n):
 @kernel("int64(int64[::1], int64[:], int32[::1])")
 def owners_free_slots_cpu(slab, slots, pages):
     # `pages` is scratch of at least min(slots.size, N) elements; `marks` says what is in it.
+    slab = borrow(slab)
     if not try_lock(slab):
         return fail(BUSY, 0)
     _free_pages, refcount, _released = pool_views(slab)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from jitalloc._jit import helper, kernel, trailing_zeros, try_lock, unlock
+from jitalloc._jit import borrow, helper, kernel, trailing_zeros, try_lock, unlock
 from jitalloc.errors import (
     BUSY,
     CHANGED,
@@ -208,6 +208,7 @@ def pool_total(counts):
 
 @kernel("int64(int64[::1], int32[::1])")
 def pool_alloc_cpu(slab, out):
+    slab, out = borrow(slab), borrow(out)
     if not try_lock(slab):
         return fail(BUSY, 0)
     status = pool_take(slab, out)
@@ -219,6 +220,7 @@ def pool_alloc_cpu(slab, out):
 
 @kernel("int64(int64[::1], int32[::1])")
 def pool_alloc_run_cpu(slab, out):
+    slab = borrow(slab)
     if not try_lock(slab):
         return fail(BUSY, 0)
     n = out.size
@@ -273,6 +275,7 @@ def pool_alloc_batch_cpu(slab, counts, indptr, out):
 
 @kernel("int64(int64[::1], int64[:])")
 def pool_admit_cpu(slab, counts):
+    slab = borrow(slab)
     for i in range(counts.size):
         if counts[i] < 0:
             return fail(NEGATIVE, i)
@@ -289,6 +292,7 @@ def pool_admit_cpu(slab, counts):
 
 @kernel("int64(int64[::1])")
 def pool_merge_cpu(slab):
+    slab = borrow(slab)
     if not try_lock(slab):
         return fail(BUSY, 0)
     count = pool_merge(slab)
