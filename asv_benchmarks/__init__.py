@@ -8,17 +8,13 @@ A parameter `design` puts jitalloc beside the textbook designs of `baselines.py`
 `bench_owners`     free, free groups, slots, sharing, reference counts
 `bench_tokens`     slots for prompts and for decoding
 `bench_upkeep`     statistics, checks, packing, resizing, snapshots
-`bench_prefix`     the prefix cache: match, insert
-`bench_reclaim`    the prefix cache: evict, by policy
-`bench_sharing`    sequences that share cached pages
-`bench_slots`      slots for whole requests
-`bench_slot_prefix` prefixes of whole requests
 `bench_rows`       sequences that begin and end
 `bench_sequences`  decode steps, prefill, fork, copy-on-write, beam search, truncation
 `bench_eviction`   who gives way, by policy
 `bench_prefix`     prompts that begin alike: match, insert
-`bench_reclaim`    cached pages that give way
+`bench_reclaim`    cached pages that give way, by policy
 `bench_prefix_upkeep`  checking, saving and moving what is cached
+`bench_sharing`    sequences that share cached pages
 `bench_tables`     the layouts that attention kernels read
 `bench_slots`      cache slots: one at a time, in batches, copied
 `bench_slot_tree`  the longest prefix that a slot holds
