@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import numpy as np
 
-from jitalloc._jit import helper
+from jitalloc._jit import fail, helper
 from jitalloc.errors import PAGE_CACHED, PAGE_FREE, REFCOUNT_OVERFLOW
 from jitalloc.kernels.children import child_link, hash_link
 from jitalloc.kernels.joints import split_after
 from jitalloc.kernels.owners import page_fault
 from jitalloc.kernels.paths import demote, path_raise, path_touch, path_use
-from jitalloc.kernels.pool import fail, pool_views
+from jitalloc.kernels.pool import pool_views
 from jitalloc.kernels.queues import expire, push
 from jitalloc.kernels.runs import (
     next_pages,

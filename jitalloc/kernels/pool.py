@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 
-from jitalloc._jit import helper, kernel, trailing_zeros, try_lock, unlock
+from jitalloc._jit import fail, helper, kernel, trailing_zeros, try_lock, unlock, view
 from jitalloc.errors import (
     BUSY,
     CHANGED,
     NEGATIVE,
     NO_RUN,
     OUT_OF_PAGES,
-    STATUS_BITS,
     TOO_MANY,
 )
 from jitalloc.state import (
@@ -34,19 +33,7 @@ ALL_ONES = np.uint64(0xFFFFFFFFFFFFFFFF)
 ONE = np.uint64(1)
 
 
-@helper
-def fail(code, detail):
-    """Return the status word of `code` and `detail`."""
-    return -((np.int64(detail) << STATUS_BITS) | code)
-
-
-@helper
-def bit(page):
-    """Return the mask of `page` in its 64-bit word."""
-    return ONE << np.uint64(page & 63)
-
-
-@helper
+@view
 def pool_views(slab):
     """Return `(free_pages, refcount, released)`, views into the slab of a pool."""
     n = slab[NUM_PAGES]

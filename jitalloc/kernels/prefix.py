@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from jitalloc._jit import borrow, helper, kernel, try_lock, unlock
+from jitalloc._jit import borrow, fail, helper, kernel, try_lock, unlock
 from jitalloc.errors import BUSY, NEGATIVE, NOT_LOCKED, OVER_PIN_BUDGET, RENAMED
 from jitalloc.kernels.children import hash_link
 from jitalloc.kernels.insertion import expiry_at, link_new, refresh
 from jitalloc.kernels.paths import demote, path_lock, path_pin, path_touch, path_unlock, path_use
-from jitalloc.kernels.pool import fail
 from jitalloc.kernels.queues import expire
 from jitalloc.kernels.runs import prev_pages, run_of, run_records, token_column
 from jitalloc.kernels.search import find, find_partial

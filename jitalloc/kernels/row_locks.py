@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from jitalloc._jit import helper
+from jitalloc._jit import bit, helper
 from jitalloc.kernels.joints import split_after
 from jitalloc.kernels.paths import demote, path_lock, path_touch, path_unlock
-from jitalloc.kernels.pool import bit
 from jitalloc.kernels.queues import expire
 from jitalloc.kernels.runs import next_pages, prev_pages
 from jitalloc.kernels.tables import tables_column, tables_row, tables_taken

@@ -4,14 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from jitalloc._jit import (
-    borrow,
-    helper,
-    kernel,
-    trailing_zeros,
-    try_lock,
-    unlock,
-)
+from jitalloc._jit import bit, borrow, fail, helper, kernel, trailing_zeros, try_lock, unlock
 from jitalloc.errors import (
     BUSY,
     OUT_OF_ROWS,
@@ -21,13 +14,7 @@ from jitalloc.errors import (
 from jitalloc.kernels.owners import (
     pool_release,
 )
-from jitalloc.kernels.pool import (
-    ALL_ONES,
-    bit,
-    fail,
-    pool_take,
-    pool_views,
-)
+from jitalloc.kernels.pool import ALL_ONES, pool_take, pool_views
 from jitalloc.kernels.row_locks import row_lock, row_unlock
 from jitalloc.kernels.sharing import make_room, pages_held, row_commit, share_prefix
 from jitalloc.kernels.tables import (

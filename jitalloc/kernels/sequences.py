@@ -7,13 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from jitalloc._jit import (
-    borrow,
-    helper,
-    kernel,
-    try_lock,
-    unlock,
-)
+from jitalloc._jit import bit, borrow, fail, helper, kernel, try_lock, unlock
 from jitalloc.errors import (
     BUSY,
     CHANGED,
@@ -26,13 +20,7 @@ from jitalloc.errors import (
     TABLE_WIDTH,
 )
 from jitalloc.kernels.paths import path_lock
-from jitalloc.kernels.pool import (
-    bit,
-    fail,
-    pool_advance,
-    pool_reserve,
-    pool_views,
-)
+from jitalloc.kernels.pool import pool_advance, pool_reserve, pool_views
 from jitalloc.kernels.prefix import negative_token
 from jitalloc.kernels.row_locks import has_prefix, release_path, row_shorten
 from jitalloc.kernels.rows import (

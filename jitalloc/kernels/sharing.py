@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from jitalloc._jit import borrow, helper, kernel, try_lock, unlock
+from jitalloc._jit import borrow, fail, helper, kernel, try_lock, unlock, view
 from jitalloc.errors import (
     BAD_ROW_LOCK,
     BUSY,
@@ -30,7 +30,7 @@ from jitalloc.kernels.paths import (
     path_unlock,
     path_use,
 )
-from jitalloc.kernels.pool import fail, pool_take, pool_views
+from jitalloc.kernels.pool import pool_take, pool_views
 from jitalloc.kernels.prefix import negative_token
 from jitalloc.kernels.queues import expire
 from jitalloc.kernels.reclaim import evict, prefix_evictable
@@ -184,7 +184,7 @@ def share_prefix(pool, tables, prefix, row, tokens, namespace):
     return np.int64(0)
 
 
-@helper
+@view
 def row_commit(pool, tables, prefix, row, limit):
     """Let the full pages of known tokens before position `limit` enter the cache.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from jitalloc._jit import helper, kernel, try_lock, unlock
+from jitalloc._jit import fail, helper, kernel, try_lock, unlock
 from jitalloc.errors import (
     BUSY,
     CHANGED,
@@ -16,7 +16,7 @@ from jitalloc.errors import (
     SEQ_BELOW_PREFIX,
     TOO_MANY,
 )
-from jitalloc.kernels.pool import fail, pool_advance, pool_reserve, pool_views
+from jitalloc.kernels.pool import pool_advance, pool_reserve, pool_views
 from jitalloc.state import (
     FIRST_PAGE,
     FREE,
@@ -234,7 +234,7 @@ def tokens_decode_claim(slab, last_slots, out, pages):
     pool_advance(slab, head, pages)
 
 
-@kernel("int64(int64[::1], int64[:], int64[:], int64[::1])")
+@kernel("int64(int64[::1], int64[:], int64[:], int64[::1])", counted=True)
 def tokens_decode_cpu(slab, seq_lens, last_slots, out):
     if not try_lock(slab):
         return fail(BUSY, 0)
