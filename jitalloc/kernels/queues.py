@@ -107,7 +107,7 @@ def push(prefix, run):
         set_class(prefix, run, min(uses, 1))
     prefix[CLOCK] += runs[run, RUN_LENGTH]
     run_stamps(prefix)[run] = prefix[CLOCK]
-    queue_link(prefix, run, -1)
+    queue_link(prefix, run, np.int64(-1))
 
 
 @helper
@@ -185,7 +185,7 @@ def expire(prefix, now):
         return
     run = wheel_due(prefix, now)
     while run >= 0:
-        arm(prefix, run, NEVER)
+        arm(prefix, run, np.int64(NEVER))
         queue_unlink(prefix, run)
         set_class(prefix, run, prefix[DEFAULT])
         push(prefix, run)

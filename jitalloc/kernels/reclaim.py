@@ -105,7 +105,7 @@ def reclaim_clear_cpu(pool, prefix):
     if prefix[LOCKED] > 0:
         status = fail(STILL_LOCKED, prefix[LOCKED])
     else:
-        status = evict(pool, prefix, prefix[CACHED], CLEARED)
+        status = evict(pool, prefix, prefix[CACHED], np.int64(CLEARED))
     if status >= 0:
         pool[STEP] += 1
     unlock(pool)

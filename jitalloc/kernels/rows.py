@@ -215,10 +215,11 @@ def rows_free_cpu(pool, tables, prefix, rows, commit, evicted):
         held = pages_held(pool, prefix)
         length = tables_column(tables, LENGTH)
         for i in range(rows.size):
-            tables[TOKENS_DROPPED] += evicted * length[rows[i]]
+            row = np.int64(rows[i])
+            tables[TOKENS_DROPPED] += evicted * length[row]
             if commit != 0:
-                status += row_commit(pool, tables, prefix, rows[i], length[rows[i]])
-            status += close_row(pool, tables, prefix, rows[i])
+                status += row_commit(pool, tables, prefix, row, length[row])
+            status += close_row(pool, tables, prefix, row)
         tables[EVICTIONS] += evicted * rows.size
         if evicted != 0:
             status = held - pages_held(pool, prefix)

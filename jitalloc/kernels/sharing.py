@@ -24,6 +24,9 @@ from jitalloc.errors import (
 from jitalloc.kernels.insertion import adopt, refresh
 from jitalloc.kernels.owners import pool_release
 from jitalloc.kernels.paths import (
+    NO_PAGE,
+    UNUSED,
+    USED,
     path_join,
     path_lock,
     path_put_back,
@@ -93,7 +96,7 @@ def make_room(pool, prefix, need):
         expire(prefix, pool[STEP])
         # A page that its user holds without a lock gives way and does not go free: look again.
         while need > available and prefix_evictable(prefix) > 0:
-            evict(pool, prefix, need - available, PRESSURE)
+            evict(pool, prefix, need - available, np.int64(PRESSURE))
             available = pool[FREE] + pool[RELEASED]
     return np.int64(0) if need <= available else fail(OUT_OF_PAGES, available)
 
@@ -150,12 +153,13 @@ def share_prefix(pool, tables, prefix, row, tokens, namespace):
     pages = tables_row(tables, row)[: tables_pages_of(tables, tokens.size)]
     count, end = find(prefix, root, tokens, pages)
     status = np.int64(0)
-    if negative_token(tokens, count * size) < 0:  # cached tokens are not negative
-        status = fail(NEGATIVE_TOKEN, -negative_token(tokens, count * size) >> STATUS_BITS)
+    fault = negative_token(tokens, count * size)  # cached tokens are not negative
+    if fault < 0:
+        status = fail(NEGATIVE_TOKEN, -fault >> STATUS_BITS)
     for j in range(count):
         if refcount[pages[j]] == INT32_MAX:
             status = fail(REFCOUNT_OVERFLOW, 0)
-    path_lock(prefix, end, -1, 0)  # so that making room leaves alone what is to be shared
+    path_lock(prefix, end, NO_PAGE, UNUSED)  # so that making room leaves alone what is to be shared
     if status == 0:
         status = make_room(pool, prefix, pages.size - count)
         if status < 0:  # what can be shared is at hand too
@@ -166,7 +170,7 @@ def share_prefix(pool, tables, prefix, row, tokens, namespace):
         for j in range(pages.size):
             pages[j] = NULL
         return status
-    path_lock(prefix, end, -1, 1)
+    path_lock(prefix, end, NO_PAGE, USED)
     path_unlock(prefix, end, -1)
     path_use(prefix, end)
     prefix[LOOKUPS] += 1
@@ -206,8 +210,8 @@ def row_commit(pool, tables, prefix, row, limit):
     if present < 0:  # a page is cached elsewhere, or has all owners it can have: it stays outside
         return np.int64(0)
     last = np.int64(canonical[pages.size - 1])
-    refresh(prefix, last, pages.size - present, prefix[DEFAULT], NEVER, pool[STEP])
-    path_lock(prefix, last, end, 0)
+    refresh(prefix, last, pages.size - present, prefix[DEFAULT], np.int64(NEVER), pool[STEP])
+    path_lock(prefix, last, end, UNUSED)
     path_join(prefix, last)  # else each page that a sequence fills would stay a run of its own
     locked[row] = full
     lock_end[row] = last
@@ -235,8 +239,10 @@ def sharing_commit_cpu(pool, tables, prefix, row, tokens):
     known = tables_column(tables, KNOWN)
     at = first_difference(tables, prefix, row, tokens)
     status = fail(TOKEN_DIFFERS, at) if at >= 0 else np.int64(0)
-    if status == 0 and negative_token(tokens, 0) < 0:
-        status = fail(NEGATIVE_TOKEN, -negative_token(tokens, 0) >> STATUS_BITS)
+    if status == 0:
+        fault = negative_token(tokens, np.int64(0))
+        if fault < 0:
+            status = fail(NEGATIVE_TOKEN, -fault >> STATUS_BITS)
     if status < 0:
         unlock(pool)
         return status
@@ -290,5 +296,5 @@ def sharing_relock_cpu(tables, prefix):
     tables, prefix = borrow(tables), borrow(prefix)
     for row in range(tables[NUM_ROWS]):
         if tables_column(tables, LOCKED)[row] > 0:
-            path_lock(prefix, tables_column(tables, LOCK_END)[row], -1, 0)
+            path_lock(prefix, tables_column(tables, LOCK_END)[row], NO_PAGE, UNUSED)
     return np.int64(0)

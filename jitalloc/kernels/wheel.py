@@ -94,7 +94,7 @@ def arm(prefix, run, expiry):
     wheel_unlink(prefix, run)
     run_expiries(prefix)[run] = expiry
     if expiry < NEVER:
-        wheel_link(prefix, run, -1)
+        wheel_link(prefix, run, np.int64(-1))
 
 
 @helper
@@ -118,7 +118,7 @@ def wheel_due(prefix, now):
         prefix[WHEEL_NOW] = earliest
         while run >= 0:
             behind = np.int64(links[run, 1])
-            wheel_link(prefix, run, -1)
+            wheel_link(prefix, run, np.int64(-1))
             run = behind
         at = np.int64(0)
     return np.int64(-1)
