@@ -13,6 +13,7 @@ processes that start together on an empty folder can only write the same thing t
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import os
 import threading
@@ -84,12 +85,17 @@ class Kernel:
         with _compiling:
             if self.run != self._compile_and_run:
                 return
+            collects = gc.isenabled()
+            gc.disable()  # it would look through Numba's many objects again and again: 6 %
             try:
                 dispatcher = self._compiled()
             except Exception:
                 # Most likely a damaged file in the disk cache: begin it anew. A fault of the
                 # kernel itself shows again.
                 dispatcher = self._compiled(anew=True)
+            finally:
+                if collects:
+                    gc.enable()
             (compiled,) = dispatcher.overloads.values()
             self.run = compiled.entry_point
 
@@ -138,8 +144,8 @@ def helper(function: F) -> F:
     return made
 
 
-def view(function: F) -> F:
-    """Make a function that returns views a helper; Numba lets none do so that counts nothing."""
+def counting(function: F) -> F:
+    """Make a function that returns views, or allocates arrays, a helper: those have to count."""
     options = {"nogil": True, "no_cpython_wrapper": True, "no_cfunc_wrapper": True, "_nrt": True}
     made: F = njit(**options)(function)
     return made

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from jitalloc._jit import fail, helper, kernel, trailing_zeros, try_lock, unlock, view
+from jitalloc._jit import counting, fail, helper, kernel, trailing_zeros, try_lock, unlock
 from jitalloc.errors import (
     BUSY,
     CHANGED,
@@ -33,7 +33,7 @@ ALL_ONES = np.uint64(0xFFFFFFFFFFFFFFFF)
 ONE = np.uint64(1)
 
 
-@view
+@counting
 def pool_views(slab):
     """Return `(free_pages, refcount, released)`, views into the slab of a pool."""
     n = slab[NUM_PAGES]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from jitalloc._jit import borrow, fail, helper, kernel, try_lock, unlock, view
+from jitalloc._jit import borrow, counting, fail, helper, kernel, try_lock, unlock
 from jitalloc.errors import BUSY, STILL_LOCKED
 from jitalloc.kernels.children import child_unlink, hash_unlink
 from jitalloc.kernels.owners import pool_release
@@ -63,7 +63,7 @@ def drop_pages_of(prefix, run, count, victims, put):
         nexts[page] = ~run
 
 
-@view
+@counting
 def evict(pool, prefix, n, reason):
     """Evict `n` pages, or as many as can be; return how many, or a status word.
 

@@ -34,6 +34,7 @@ from jitalloc.kernels.rows import (
     touch,
     unmark_rows,
 )
+from jitalloc.kernels.runs import token_column
 from jitalloc.kernels.sharing import copy_tokens, make_room, row_commit, write_tokens
 from jitalloc.kernels.tables import (
     tables_column,
@@ -61,6 +62,7 @@ from jitalloc.state import (
     NUM_PAGES,
     PAGE_COPIES,
     PRIORITY,
+    ROW_PAGE_SHIFT,
     ROW_PAGE_SIZE,
     SEQ_FORKS,
     STEP,
@@ -184,12 +186,18 @@ def append_tokens(pool, tables, prefix, rows, counts, tokens):
     """
     length, known = tables_column(tables, LENGTH), tables_column(tables, KNOWN)
     locked, size = tables_column(tables, LOCKED), tables[ROW_PAGE_SIZE]
+    shift, width = tables[ROW_PAGE_SHIFT], tables[MAX_PAGES]
+    column, pages = token_column(prefix), tables_pages(tables)
     put = np.int64(0)
     for i in range(rows.size if tokens.size > 0 else 0):
         row, n = np.int64(rows[i]), counts[i if counts.size > 1 else 0]
         before = length[row] - n
         if known[row] == before:
-            write_tokens(tables, prefix, row, before, tokens[put : put + n])
+            if n == 1 and shift >= 0:
+                page = np.int64(pages[row * width + (before >> shift)])
+                column[(page << shift) + (before & (size - 1))] = tokens[put]
+            else:
+                write_tokens(tables, prefix, row, before, tokens[put : put + n])
             known[row] = length[row]
         put += n
     for i in range(rows.size):

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from jitalloc._jit import borrow, fail, helper, kernel, try_lock, unlock, view
+from jitalloc._jit import borrow, counting, fail, helper, kernel, try_lock, unlock
 from jitalloc.errors import (
     BAD_ROW_LOCK,
     BUSY,
@@ -21,7 +21,7 @@ from jitalloc.errors import (
     STATUS_BITS,
     TOKEN_DIFFERS,
 )
-from jitalloc.kernels.insertion import adopt, refresh
+from jitalloc.kernels.insertion import adopt, grow_run, refresh
 from jitalloc.kernels.owners import pool_release
 from jitalloc.kernels.paths import (
     NO_PAGE,
@@ -188,7 +188,27 @@ def share_prefix(pool, tables, prefix, row, tokens, namespace):
     return np.int64(0)
 
 
-@view
+@counting
+def row_adopt(pool, prefix, end, pages):
+    """Insert `pages` of a row behind `end`, and put those that were cached already in their place.
+
+    Returns how many those are, or a status word, and how many pages that sets free.
+    """
+    _free_pages, refcount, _released = pool_views(pool)
+    canonical = np.empty(pages.size, np.int32)
+    present = adopt(pool, prefix, end, pages, canonical)
+    duplicates = np.int64(0)
+    for j in range(present):
+        own = pages[j]
+        if canonical[j] != own:
+            pages[j] = canonical[j]
+            refcount[pages[j]] += np.int32(1)
+            canonical[duplicates] = own
+            duplicates += 1
+    return present, pool_release(pool, canonical[:duplicates])
+
+
+@helper
 def row_commit(pool, tables, prefix, row, limit):
     """Let the full pages of known tokens before position `limit` enter the cache.
 
@@ -205,30 +225,25 @@ def row_commit(pool, tables, prefix, row, limit):
     _free_pages, refcount, _released = pool_views(pool)
     end = lock_end[row] if depth > 0 else -2 - tables_column(tables, NAMESPACE)[row]
     pages = tables_row(tables, row)[depth:full]
-    canonical = np.empty(pages.size, np.int32)
-    present = adopt(pool, prefix, end, pages, canonical)
-    if present < 0:  # a page is cached elsewhere, or has all owners it can have: it stays outside
-        return np.int64(0)
-    last = np.int64(canonical[pages.size - 1])
+    present, released = np.int64(0), np.int64(0)
+    grown = pages.size == 1 and grow_run(pool, prefix, end, np.int64(pages[0]))
+    if not grown:
+        present, released = row_adopt(pool, prefix, end, pages)
+        if present < 0:  # a page is cached elsewhere, or has all owners it can have: it stays out
+            return np.int64(0)
+    last = np.int64(pages[pages.size - 1])
     refresh(prefix, last, pages.size - present, prefix[DEFAULT], np.int64(NEVER), pool[STEP])
-    path_lock(prefix, last, end, UNUSED)
-    path_join(prefix, last)  # else each page that a sequence fills would stay a run of its own
+    if not grown:
+        path_lock(prefix, last, end, UNUSED)
+        path_join(prefix, last)  # else each page that a sequence fills would stay its own run
     locked[row] = full
     lock_end[row] = last
     shared = False
     for j in range(present, pages.size):  # the sequence and the cache are two owners
         shared = shared or refcount[pages[j]] > 2
-    duplicates = np.int64(0)
-    for j in range(pages.size):
-        own = pages[j]
-        if canonical[j] != own:
-            pages[j] = canonical[j]
-            refcount[pages[j]] += np.int32(1)
-            canonical[duplicates] = own
-            duplicates += 1
     if shared:
         lock_sharers(tables, prefix, row, depth, full, end)
-    return pool_release(pool, canonical[:duplicates])
+    return released
 
 
 @kernel("int64(int64[::1], int64[::1], int64[::1], int64, int32[::1])")

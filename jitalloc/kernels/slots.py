@@ -7,13 +7,13 @@ import numpy as np
 from jitalloc._jit import (
     bit,
     bit_count,
+    counting,
     fail,
     helper,
     kernel,
     trailing_zeros,
     try_lock,
     unlock,
-    view,
 )
 from jitalloc.errors import (
     BUSY,
@@ -38,7 +38,7 @@ from jitalloc.state import HEADER_SLOTS, LOCK
 ZERO = np.uint64(0)
 
 
-@view
+@counting
 def slot_views(slab):
     """Return `(summary, free, versions)`, views into the slab of a slot allocator."""
     n = slab[NUM_SLOTS]
