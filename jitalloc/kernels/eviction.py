@@ -4,20 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from jitalloc._jit import (
-    helper,
-    kernel,
-    try_lock,
-    unlock,
-)
+from jitalloc._jit import bit, fail, helper, kernel, try_lock, unlock
 from jitalloc.errors import (
     BUSY,
 )
-from jitalloc.kernels.pool import (
-    bit,
-    fail,
-    pool_views,
-)
+from jitalloc.kernels.pool import pool_views
 from jitalloc.kernels.row_locks import has_prefix, is_cached, row_shorten
 from jitalloc.kernels.rows import (
     close_row,

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import numpy as np
 
-from jitalloc._jit import helper
+from jitalloc._jit import fail, helper
 from jitalloc.errors import PAGE_CACHED, PAGE_FREE, REFCOUNT_OVERFLOW
 from jitalloc.kernels.children import child_link, hash_link
 from jitalloc.kernels.joints import split_after
 from jitalloc.kernels.owners import page_fault
 from jitalloc.kernels.paths import demote, path_raise, path_touch, path_use
-from jitalloc.kernels.pool import fail, pool_views
+from jitalloc.kernels.pool import pool_views
 from jitalloc.kernels.queues import expire, push
 from jitalloc.kernels.runs import (
     next_pages,
@@ -29,8 +29,10 @@ from jitalloc.prefix_state import (
     BY_PRIORITY,
     CACHED,
     INSERTED,
+    LOCKED,
     NEVER,
     POLICY,
+    QUEUED,
     RUN_CHILD,
     RUN_END,
     RUN_LENGTH,
@@ -133,6 +135,39 @@ def adopt(pool, prefix, end, pages, out):
     for i in range(present, pages.size):
         out[i] = pages[i]
     return present
+
+
+@helper
+def grow_run(pool, prefix, end, page):
+    """Let `page`, whose tokens stand in its row, follow `end` in its run, locked; or do nothing.
+
+    For a sequence that fills one page after another: nobody else has locked or continued what
+    ends with `end`, nor holds `page`. The same as `adopt`, `path_lock` and `path_join`, but for
+    the hash, the queue and the list of children. The path is in order again after `refresh`.
+    """
+    if end < 0 or prefix[POLICY] == BY_PRIORITY or prefix[POLICY] == BY_FIFO:
+        return False
+    _free_pages, refcount, _released = pool_views(pool)
+    nexts, runs = next_pages(prefix), run_records(prefix)
+    if nexts[end] >= 0 or nexts[page] != UNCACHED or refcount[page] != 1:
+        return False
+    run = run_of(prefix, end)
+    if (
+        runs[run, RUN_CHILD] >= 0
+        or runs[run, RUN_LOCKS] != 1
+        or runs[run, RUN_STATE] & ~QUEUED != 0  # a new page has no class, uses nor pins
+    ):
+        return False
+    refcount[page] = 2
+    prev_pages(prefix)[page] = end
+    nexts[end] = page
+    nexts[page] = ~run
+    runs[run, RUN_END] = page
+    runs[run, RUN_LENGTH] += 1
+    prefix[CACHED] += 1
+    prefix[INSERTED] += 1
+    prefix[LOCKED] += 1
+    return True
 
 
 @helper

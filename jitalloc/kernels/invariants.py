@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from jitalloc._jit import helper
+from jitalloc._jit import bit, fail, helper
 from jitalloc.errors import (
     BAD_CHILDREN,
     BAD_LINK,
@@ -19,7 +19,7 @@ from jitalloc.errors import (
     BAD_RUN,
     CACHED_FREE,
 )
-from jitalloc.kernels.pool import bit, fail, pool_views
+from jitalloc.kernels.pool import pool_views
 from jitalloc.kernels.runs import (
     next_pages,
     prev_pages,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from jitalloc._jit import helper
+from jitalloc._jit import fail, helper
 from jitalloc.errors import (
     BAD_BUCKET,
     BAD_PREFIX_COUNT,
@@ -17,7 +17,6 @@ from jitalloc.errors import (
 )
 from jitalloc.kernels.children import bucket_column, page_hash
 from jitalloc.kernels.invariants import count_fault, is_run, link_fault, runs_fault
-from jitalloc.kernels.pool import fail
 from jitalloc.kernels.queues import queue_ends
 from jitalloc.kernels.runs import (
     FIRST,

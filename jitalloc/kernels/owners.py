@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from jitalloc._jit import borrow, helper, kernel, try_lock, unlock
+from jitalloc._jit import bit, borrow, fail, helper, kernel, try_lock, unlock
 from jitalloc.errors import (
     BUSY,
     DOUBLE_FREE,
@@ -15,7 +15,7 @@ from jitalloc.errors import (
     SLOT_FREE,
     SLOT_RANGE,
 )
-from jitalloc.kernels.pool import ALL_ONES, bit, fail, pool_views
+from jitalloc.kernels.pool import ALL_ONES, pool_views
 from jitalloc.state import (
     FIFO,
     FIRST_PAGE,
@@ -201,7 +201,6 @@ def pool_share(slab, pages):
 
 @kernel("int64(int64[::1], int32[:])")
 def owners_share_cpu(slab, pages):
-    slab = borrow(slab)
     if not try_lock(slab):
         return fail(BUSY, 0)
     status = pool_share(slab, pages)
@@ -211,7 +210,7 @@ def owners_share_cpu(slab, pages):
     return status
 
 
-@kernel("int64(int64[::1], int32[:])")
+@kernel("int64(int64[::1], int32[:])", counted=True)
 def owners_free_cpu(slab, pages):
     slab = borrow(slab)
     if not try_lock(slab):
@@ -226,7 +225,6 @@ def owners_free_cpu(slab, pages):
 @kernel("int64(int64[::1], int32[:], int32[::1])")
 def owners_count_cpu(slab, pages, out):
     # With the lock: a free that fails has counts lowered for a moment.
-    slab = borrow(slab)
     if not try_lock(slab):
         return fail(BUSY, 0)
     _free_pages, refcount, _released = pool_views(slab)
@@ -250,7 +248,7 @@ def is_consecutive(slots, start, n):
     return different == 0
 
 
-@kernel("int64(int64[::1], int64[:], int32[::1])")
+@kernel("int64(int64[::1], int64[:], int32[::1])", counted=True)
 def owners_free_slots_cpu(slab, slots, pages):
     # `pages` is scratch of at least min(slots.size, N) elements; `marks` says what is in it.
     slab = borrow(slab)

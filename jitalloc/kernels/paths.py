@@ -31,6 +31,9 @@ from jitalloc.prefix_state import (
 )
 
 PIN = 1 << PINS_SHIFT
+# Typed, for a bare number would make Numba compile a function once for each.
+NO_PAGE = np.int64(-1)
+UNUSED, USED = np.int64(0), np.int64(1)
 
 
 @helper

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 
-from jitalloc._jit import borrow, helper, kernel, trailing_zeros, try_lock, unlock
+from jitalloc._jit import counting, fail, helper, kernel, trailing_zeros, try_lock, unlock
 from jitalloc.errors import (
     BUSY,
     CHANGED,
     NEGATIVE,
     NO_RUN,
     OUT_OF_PAGES,
-    STATUS_BITS,
     TOO_MANY,
 )
 from jitalloc.state import (
@@ -34,19 +33,7 @@ ALL_ONES = np.uint64(0xFFFFFFFFFFFFFFFF)
 ONE = np.uint64(1)
 
 
-@helper
-def fail(code, detail):
-    """Return the status word of `code` and `detail`."""
-    return -((np.int64(detail) << STATUS_BITS) | code)
-
-
-@helper
-def bit(page):
-    """Return the mask of `page` in its 64-bit word."""
-    return ONE << np.uint64(page & 63)
-
-
-@helper
+@counting
 def pool_views(slab):
     """Return `(free_pages, refcount, released)`, views into the slab of a pool."""
     n = slab[NUM_PAGES]
@@ -208,7 +195,6 @@ def pool_total(counts):
 
 @kernel("int64(int64[::1], int32[::1])")
 def pool_alloc_cpu(slab, out):
-    slab, out = borrow(slab), borrow(out)
     if not try_lock(slab):
         return fail(BUSY, 0)
     status = pool_take(slab, out)
@@ -220,7 +206,6 @@ def pool_alloc_cpu(slab, out):
 
 @kernel("int64(int64[::1], int32[::1])")
 def pool_alloc_run_cpu(slab, out):
-    slab = borrow(slab)
     if not try_lock(slab):
         return fail(BUSY, 0)
     n = out.size
@@ -275,7 +260,6 @@ def pool_alloc_batch_cpu(slab, counts, indptr, out):
 
 @kernel("int64(int64[::1], int64[:])")
 def pool_admit_cpu(slab, counts):
-    slab = borrow(slab)
     for i in range(counts.size):
         if counts[i] < 0:
             return fail(NEGATIVE, i)
@@ -292,7 +276,6 @@ def pool_admit_cpu(slab, counts):
 
 @kernel("int64(int64[::1])")
 def pool_merge_cpu(slab):
-    slab = borrow(slab)
     if not try_lock(slab):
         return fail(BUSY, 0)
     count = pool_merge(slab)

@@ -4,12 +4,21 @@ from __future__ import annotations
 
 import numpy as np
 
-from jitalloc._jit import borrow, helper, kernel, try_lock, unlock
+from jitalloc._jit import borrow, fail, helper, kernel, try_lock, unlock
 from jitalloc.errors import BUSY, NEGATIVE, NOT_LOCKED, OVER_PIN_BUDGET, RENAMED
 from jitalloc.kernels.children import hash_link
 from jitalloc.kernels.insertion import expiry_at, link_new, refresh
-from jitalloc.kernels.paths import demote, path_lock, path_pin, path_touch, path_unlock, path_use
-from jitalloc.kernels.pool import fail
+from jitalloc.kernels.paths import (
+    NO_PAGE,
+    UNUSED,
+    USED,
+    demote,
+    path_lock,
+    path_pin,
+    path_touch,
+    path_unlock,
+    path_use,
+)
 from jitalloc.kernels.queues import expire
 from jitalloc.kernels.runs import prev_pages, run_of, run_records, token_column
 from jitalloc.kernels.search import find, find_partial
@@ -70,7 +79,7 @@ def match_one(prefix, root, tokens, record, out):
     status = negative_token(tokens, count * prefix[ROW])  # cached tokens are not negative
     if status < 0:
         return status
-    path_lock(prefix, end, -1, 1)
+    path_lock(prefix, end, NO_PAGE, USED)
     path_use(prefix, end)
     find_partial(prefix, root, end, tokens, count * prefix[ROW], record)
     write_match(prefix, record, HELD_LOCK, count, end)
@@ -104,7 +113,7 @@ def prefix_match_batch_cpu(pool, prefix, roots, tokens, indptr, records, out):
     pool, prefix = borrow(pool), borrow(prefix)
     tokens, out = borrow(tokens), borrow(out)
     put = np.int64(0)
-    status = negative_token(tokens, 0)
+    status = negative_token(tokens, np.int64(0))
     if status == 0:
         for i in range(roots.size):
             prompt = tokens[indptr[i] : indptr[i + 1]]
@@ -131,7 +140,7 @@ def release_one(prefix, record):
     """Give back the locks of a match, and its pins where it has them."""
     end = np.int64(record[MATCH_END])
     if record[MATCH_HELD] == HELD_PIN:
-        path_pin(prefix, end, -1)
+        path_pin(prefix, end, np.int64(-1))
     path_unlock(prefix, end, -1)
     if prefix[POLICY] != BY_FIFO:
         path_touch(prefix, end)
@@ -187,8 +196,8 @@ def prefix_pin_cpu(pool, prefix, root, tokens, record):
     if status == 0:
         status = pin_fault(prefix, end)
     if status == 0:
-        path_lock(prefix, end, -1, 0)
-        path_pin(prefix, end, 1)
+        path_lock(prefix, end, NO_PAGE, UNUSED)
+        path_pin(prefix, end, np.int64(1))
         path_use(prefix, end)
         find_partial(prefix, root, end, tokens, count * prefix[ROW], record)
         write_match(prefix, record, HELD_PIN, count, end)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from jitalloc._jit import helper, kernel, try_lock, unlock
+from jitalloc._jit import fail, helper, kernel, try_lock, unlock
 from jitalloc.errors import (
     BUSY,
 )
@@ -12,7 +12,6 @@ from jitalloc.kernels.children import bucket_column, hash_link
 from jitalloc.kernels.invariants import is_run
 from jitalloc.kernels.list_invariants import prefix_fault
 from jitalloc.kernels.paths import demote
-from jitalloc.kernels.pool import fail
 from jitalloc.kernels.queues import put_back, queue_ends
 from jitalloc.kernels.runs import (
     next_pages,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from jitalloc._jit import helper, int32_rows, trailing_zeros
+from jitalloc._jit import counting, helper, int32_rows, trailing_zeros
 from jitalloc.kernels.runs import FIRST, LAST, run_class, run_expiries, run_records, run_stamps
 from jitalloc.kernels.wheel import arm, wheel_due
 from jitalloc.prefix_state import (
@@ -36,7 +36,7 @@ from jitalloc.prefix_state import (
 )
 
 
-@helper
+@counting
 def queue_ends(prefix):
     """Return the first (row FIRST) and the last run (row LAST) of each queue."""
     return int32_rows(prefix, QUEUES_AT, 2, QUEUES)
@@ -107,7 +107,7 @@ def push(prefix, run):
         set_class(prefix, run, min(uses, 1))
     prefix[CLOCK] += runs[run, RUN_LENGTH]
     run_stamps(prefix)[run] = prefix[CLOCK]
-    queue_link(prefix, run, -1)
+    queue_link(prefix, run, np.int64(-1))
 
 
 @helper
@@ -185,7 +185,7 @@ def expire(prefix, now):
         return
     run = wheel_due(prefix, now)
     while run >= 0:
-        arm(prefix, run, NEVER)
+        arm(prefix, run, np.int64(NEVER))
         queue_unlink(prefix, run)
         set_class(prefix, run, prefix[DEFAULT])
         push(prefix, run)

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from jitalloc._jit import borrow, helper, kernel, try_lock, unlock
+from jitalloc._jit import borrow, counting, fail, helper, kernel, try_lock, unlock
 from jitalloc.errors import BUSY, STILL_LOCKED
 from jitalloc.kernels.children import child_unlink, hash_unlink
 from jitalloc.kernels.owners import pool_release
-from jitalloc.kernels.pool import fail
 from jitalloc.kernels.queues import expire, next_victim, put_back, queue_unlink
 from jitalloc.kernels.runs import next_pages, prev_pages, run_class, run_of, run_records
 from jitalloc.kernels.wheel import wheel_unlink
@@ -64,7 +63,7 @@ def drop_pages_of(prefix, run, count, victims, put):
         nexts[page] = ~run
 
 
-@helper
+@counting
 def evict(pool, prefix, n, reason):
     """Evict `n` pages, or as many as can be; return how many, or a status word.
 
@@ -106,7 +105,7 @@ def reclaim_clear_cpu(pool, prefix):
     if prefix[LOCKED] > 0:
         status = fail(STILL_LOCKED, prefix[LOCKED])
     else:
-        status = evict(pool, prefix, prefix[CACHED], CLEARED)
+        status = evict(pool, prefix, prefix[CACHED], np.int64(CLEARED))
     if status >= 0:
         pool[STEP] += 1
     unlock(pool)

@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from jitalloc._jit import helper
+from jitalloc._jit import bit, helper
 from jitalloc.kernels.joints import split_after
-from jitalloc.kernels.paths import demote, path_lock, path_touch, path_unlock
-from jitalloc.kernels.pool import bit
+from jitalloc.kernels.paths import NO_PAGE, UNUSED, demote, path_lock, path_touch, path_unlock
 from jitalloc.kernels.queues import expire
 from jitalloc.kernels.runs import next_pages, prev_pages
 from jitalloc.kernels.tables import tables_column, tables_row, tables_taken
@@ -58,7 +57,7 @@ def row_lock(tables, prefix, src, dst):
             facts = tables_column(tables, column)
             facts[dst] = facts[src]
         if tables_column(tables, LOCKED)[dst] > 0:
-            path_lock(prefix, tables_column(tables, LOCK_END)[dst], -1, 0)
+            path_lock(prefix, tables_column(tables, LOCK_END)[dst], NO_PAGE, UNUSED)
 
 
 @helper
@@ -84,7 +83,7 @@ def row_shorten(pool, tables, prefix, row, keep):
         if above != tables_row(tables, row)[keep - 1]:
             return  # a window has cut the row: what lies behind the gap needs the whole path
         split_after(prefix, above)
-        path_lock(prefix, above, -1, 0)
+        path_lock(prefix, above, NO_PAGE, UNUSED)
     else:
         above = np.int64(0)
     lock_end[row] = above
@@ -121,7 +120,7 @@ def lock_sharers(tables, prefix, row, depth, full, end):
         if same > depth:
             last = np.int64(pages[same - 1])
             split_after(prefix, last)
-            path_lock(prefix, last, end, 0)
+            path_lock(prefix, last, end, UNUSED)
             locked[other] = same
             lock_end[other] = last
 

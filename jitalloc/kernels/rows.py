@@ -4,14 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from jitalloc._jit import (
-    borrow,
-    helper,
-    kernel,
-    trailing_zeros,
-    try_lock,
-    unlock,
-)
+from jitalloc._jit import bit, borrow, fail, helper, kernel, trailing_zeros, try_lock, unlock
 from jitalloc.errors import (
     BUSY,
     OUT_OF_ROWS,
@@ -21,13 +14,7 @@ from jitalloc.errors import (
 from jitalloc.kernels.owners import (
     pool_release,
 )
-from jitalloc.kernels.pool import (
-    ALL_ONES,
-    bit,
-    fail,
-    pool_take,
-    pool_views,
-)
+from jitalloc.kernels.pool import ALL_ONES, pool_take, pool_views
 from jitalloc.kernels.row_locks import row_lock, row_unlock
 from jitalloc.kernels.sharing import make_room, pages_held, row_commit, share_prefix
 from jitalloc.kernels.tables import (
@@ -228,10 +215,11 @@ def rows_free_cpu(pool, tables, prefix, rows, commit, evicted):
         held = pages_held(pool, prefix)
         length = tables_column(tables, LENGTH)
         for i in range(rows.size):
-            tables[TOKENS_DROPPED] += evicted * length[rows[i]]
+            row = np.int64(rows[i])
+            tables[TOKENS_DROPPED] += evicted * length[row]
             if commit != 0:
-                status += row_commit(pool, tables, prefix, rows[i], length[rows[i]])
-            status += close_row(pool, tables, prefix, rows[i])
+                status += row_commit(pool, tables, prefix, row, length[row])
+            status += close_row(pool, tables, prefix, row)
         tables[EVICTIONS] += evicted * rows.size
         if evicted != 0:
             status = held - pages_held(pool, prefix)

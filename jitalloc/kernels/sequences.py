@@ -7,13 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from jitalloc._jit import (
-    borrow,
-    helper,
-    kernel,
-    try_lock,
-    unlock,
-)
+from jitalloc._jit import bit, borrow, fail, helper, kernel, try_lock, unlock
 from jitalloc.errors import (
     BUSY,
     CHANGED,
@@ -25,14 +19,8 @@ from jitalloc.errors import (
     STATUS_BITS,
     TABLE_WIDTH,
 )
-from jitalloc.kernels.paths import path_lock
-from jitalloc.kernels.pool import (
-    bit,
-    fail,
-    pool_advance,
-    pool_reserve,
-    pool_views,
-)
+from jitalloc.kernels.paths import NO_PAGE, UNUSED, path_lock
+from jitalloc.kernels.pool import pool_advance, pool_reserve, pool_views
 from jitalloc.kernels.prefix import negative_token
 from jitalloc.kernels.row_locks import has_prefix, release_path, row_shorten
 from jitalloc.kernels.rows import (
@@ -46,6 +34,7 @@ from jitalloc.kernels.rows import (
     touch,
     unmark_rows,
 )
+from jitalloc.kernels.runs import token_column
 from jitalloc.kernels.sharing import copy_tokens, make_room, row_commit, write_tokens
 from jitalloc.kernels.tables import (
     tables_column,
@@ -73,6 +62,7 @@ from jitalloc.state import (
     NUM_PAGES,
     PAGE_COPIES,
     PRIORITY,
+    ROW_PAGE_SHIFT,
     ROW_PAGE_SIZE,
     SEQ_FORKS,
     STEP,
@@ -196,12 +186,18 @@ def append_tokens(pool, tables, prefix, rows, counts, tokens):
     """
     length, known = tables_column(tables, LENGTH), tables_column(tables, KNOWN)
     locked, size = tables_column(tables, LOCKED), tables[ROW_PAGE_SIZE]
+    shift, width = tables[ROW_PAGE_SHIFT], tables[MAX_PAGES]
+    column, pages = token_column(prefix), tables_pages(tables)
     put = np.int64(0)
     for i in range(rows.size if tokens.size > 0 else 0):
         row, n = np.int64(rows[i]), counts[i if counts.size > 1 else 0]
         before = length[row] - n
         if known[row] == before:
-            write_tokens(tables, prefix, row, before, tokens[put : put + n])
+            if n == 1 and shift >= 0:
+                page = np.int64(pages[row * width + (before >> shift)])
+                column[(page << shift) + (before & (size - 1))] = tokens[put]
+            else:
+                write_tokens(tables, prefix, row, before, tokens[put : put + n])
             known[row] = length[row]
         put += n
     for i in range(rows.size):
@@ -225,8 +221,10 @@ def sequences_append_cpu(pool, tables, prefix, rows, counts, tokens, slots, copi
     if not try_lock(pool):
         return fail(BUSY, 0)
     status = live_rows(tables, rows)
-    if status == 0 and negative_token(tokens, 0) < 0:
-        status = fail(NEGATIVE_TOKEN, -negative_token(tokens, 0) >> STATUS_BITS)
+    if status == 0:
+        fault = negative_token(tokens, np.int64(0))
+        if fault < 0:
+            status = fail(NEGATIVE_TOKEN, -fault >> STATUS_BITS)
     if status == 0:
         need = append_need(pool, tables, rows, counts, copied[0])
         total = np.int64(0)
@@ -258,7 +256,7 @@ def sequences_fork_cpu(pool, tables, prefix, src):
         return fail(BUSY, 0)
     row = lowest_free_row(tables)
     if row >= 0:
-        if share_row(pool, tables, src, 1):
+        if share_row(pool, tables, src, np.int64(1)):
             priority = tables_column(tables, PRIORITY)[src]
             open_row(pool, tables, row, np.int64(0), priority)
             copy_row(pool, tables, prefix, src, row)
@@ -284,8 +282,9 @@ def sequences_fork_batch_cpu(pool, tables, prefix, src_rows, dst_rows):
             status = fail(ROW_NOT_EMPTY, i)
     for i in range(batch):
         if status == 0:
-            code = tables_row_code(tables, src_rows[i])
-            if code == 0 and not share_row(pool, tables, src_rows[i], batch):
+            src = np.int64(src_rows[i])
+            code = tables_row_code(tables, src)
+            if code == 0 and not share_row(pool, tables, src, batch):
                 code = REFCOUNT_OVERFLOW
             if code != 0:
                 status = fail(code, batch + i)
@@ -294,10 +293,10 @@ def sequences_fork_batch_cpu(pool, tables, prefix, src_rows, dst_rows):
         mark_rows(tables, dst_rows)
         marks = tables_marks(tables)
         for i in range(batch):
-            src = src_rows[i]
+            src, dst = np.int64(src_rows[i]), np.int64(dst_rows[i])
             if marks[src >> 6] & bit(src) == np.uint64(0):
-                copy_row(pool, tables, prefix, src, dst_rows[i])
-            touch(tables, dst_rows[i], pool[STEP] + 1)
+                copy_row(pool, tables, prefix, src, dst)
+            touch(tables, dst, pool[STEP] + 1)
         unmark_rows(tables, dst_rows, batch)
         tables[SEQ_FORKS] += batch
         pool[STEP] += 1
@@ -319,10 +318,11 @@ def sequences_reorder_cpu(pool, tables, prefix, rows, parents, facts, pages):
     status = live_rows(tables, rows)
     for i in range(batch):
         if status == 0:
-            code = tables_row_code(tables, parents[i])
-            if code == 0 and not share_row(pool, tables, parents[i], batch):
+            parent = np.int64(parents[i])
+            code = tables_row_code(tables, parent)
+            if code == 0 and not share_row(pool, tables, parent, batch):
                 code = REFCOUNT_OVERFLOW
-            elif code == 0 and tables_pages_of(tables, length[parents[i]]) > pages.shape[1]:
+            elif code == 0 and tables_pages_of(tables, length[parent]) > pages.shape[1]:
                 code = CHANGED
             if code != 0:
                 status = fail(code, batch + i)
@@ -331,14 +331,15 @@ def sequences_reorder_cpu(pool, tables, prefix, rows, parents, facts, pages):
         return status
     locked = tables_column(tables, LOCKED)
     for i in range(batch):
+        parent = np.int64(parents[i])
         for k in range(len(INHERITED)):
-            facts[i, k] = tables_column(tables, INHERITED[k])[parents[i]]
-        if locked[parents[i]] > 0:
-            path_lock(prefix, tables_column(tables, LOCK_END)[parents[i]], -1, 0)
-        parent = tables_row(tables, parents[i])
+            facts[i, k] = tables_column(tables, INHERITED[k])[parent]
+        if locked[parent] > 0:
+            path_lock(prefix, tables_column(tables, LOCK_END)[parent], NO_PAGE, UNUSED)
+        source = tables_row(tables, parent)
         for j in range(tables_pages_of(tables, facts[i, 0])):
-            refcount[parent[j]] += np.int32(1)
-            pages[i, j] = parent[j]
+            refcount[source[j]] += np.int32(1)
+            pages[i, j] = source[j]
     for i in range(batch):
         row = np.int64(rows[i])
         end = tables_column(tables, LOCK_END)[row] if locked[row] > 0 else np.int64(NULL)

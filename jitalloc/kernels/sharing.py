@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from jitalloc._jit import borrow, helper, kernel, try_lock, unlock
+from jitalloc._jit import borrow, counting, fail, helper, kernel, try_lock, unlock
 from jitalloc.errors import (
     BAD_ROW_LOCK,
     BUSY,
@@ -21,16 +21,19 @@ from jitalloc.errors import (
     STATUS_BITS,
     TOKEN_DIFFERS,
 )
-from jitalloc.kernels.insertion import adopt, refresh
+from jitalloc.kernels.insertion import adopt, grow_run, refresh
 from jitalloc.kernels.owners import pool_release
 from jitalloc.kernels.paths import (
+    NO_PAGE,
+    UNUSED,
+    USED,
     path_join,
     path_lock,
     path_put_back,
     path_unlock,
     path_use,
 )
-from jitalloc.kernels.pool import fail, pool_take, pool_views
+from jitalloc.kernels.pool import pool_take, pool_views
 from jitalloc.kernels.prefix import negative_token
 from jitalloc.kernels.queues import expire
 from jitalloc.kernels.reclaim import evict, prefix_evictable
@@ -93,7 +96,7 @@ def make_room(pool, prefix, need):
         expire(prefix, pool[STEP])
         # A page that its user holds without a lock gives way and does not go free: look again.
         while need > available and prefix_evictable(prefix) > 0:
-            evict(pool, prefix, need - available, PRESSURE)
+            evict(pool, prefix, need - available, np.int64(PRESSURE))
             available = pool[FREE] + pool[RELEASED]
     return np.int64(0) if need <= available else fail(OUT_OF_PAGES, available)
 
@@ -150,12 +153,13 @@ def share_prefix(pool, tables, prefix, row, tokens, namespace):
     pages = tables_row(tables, row)[: tables_pages_of(tables, tokens.size)]
     count, end = find(prefix, root, tokens, pages)
     status = np.int64(0)
-    if negative_token(tokens, count * size) < 0:  # cached tokens are not negative
-        status = fail(NEGATIVE_TOKEN, -negative_token(tokens, count * size) >> STATUS_BITS)
+    fault = negative_token(tokens, count * size)  # cached tokens are not negative
+    if fault < 0:
+        status = fail(NEGATIVE_TOKEN, -fault >> STATUS_BITS)
     for j in range(count):
         if refcount[pages[j]] == INT32_MAX:
             status = fail(REFCOUNT_OVERFLOW, 0)
-    path_lock(prefix, end, -1, 0)  # so that making room leaves alone what is to be shared
+    path_lock(prefix, end, NO_PAGE, UNUSED)  # so that making room leaves alone what is to be shared
     if status == 0:
         status = make_room(pool, prefix, pages.size - count)
         if status < 0:  # what can be shared is at hand too
@@ -166,7 +170,7 @@ def share_prefix(pool, tables, prefix, row, tokens, namespace):
         for j in range(pages.size):
             pages[j] = NULL
         return status
-    path_lock(prefix, end, -1, 1)
+    path_lock(prefix, end, NO_PAGE, USED)
     path_unlock(prefix, end, -1)
     path_use(prefix, end)
     prefix[LOOKUPS] += 1
@@ -182,6 +186,26 @@ def share_prefix(pool, tables, prefix, row, tokens, namespace):
     tables_column(tables, LOCK_END)[row] = max(end, 0)
     write_tokens(tables, prefix, row, count * size, tokens[count * size :])
     return np.int64(0)
+
+
+@counting
+def row_adopt(pool, prefix, end, pages):
+    """Insert `pages` of a row behind `end`, and put those that were cached already in their place.
+
+    Returns how many those are, or a status word, and how many pages that sets free.
+    """
+    _free_pages, refcount, _released = pool_views(pool)
+    canonical = np.empty(pages.size, np.int32)
+    present = adopt(pool, prefix, end, pages, canonical)
+    duplicates = np.int64(0)
+    for j in range(present):
+        own = pages[j]
+        if canonical[j] != own:
+            pages[j] = canonical[j]
+            refcount[pages[j]] += np.int32(1)
+            canonical[duplicates] = own
+            duplicates += 1
+    return present, pool_release(pool, canonical[:duplicates])
 
 
 @helper
@@ -201,30 +225,25 @@ def row_commit(pool, tables, prefix, row, limit):
     _free_pages, refcount, _released = pool_views(pool)
     end = lock_end[row] if depth > 0 else -2 - tables_column(tables, NAMESPACE)[row]
     pages = tables_row(tables, row)[depth:full]
-    canonical = np.empty(pages.size, np.int32)
-    present = adopt(pool, prefix, end, pages, canonical)
-    if present < 0:  # a page is cached elsewhere, or has all owners it can have: it stays outside
-        return np.int64(0)
-    last = np.int64(canonical[pages.size - 1])
-    refresh(prefix, last, pages.size - present, prefix[DEFAULT], NEVER, pool[STEP])
-    path_lock(prefix, last, end, 0)
-    path_join(prefix, last)  # else each page that a sequence fills would stay a run of its own
+    present, released = np.int64(0), np.int64(0)
+    grown = pages.size == 1 and grow_run(pool, prefix, end, np.int64(pages[0]))
+    if not grown:
+        present, released = row_adopt(pool, prefix, end, pages)
+        if present < 0:  # a page is cached elsewhere, or has all owners it can have: it stays out
+            return np.int64(0)
+    last = np.int64(pages[pages.size - 1])
+    refresh(prefix, last, pages.size - present, prefix[DEFAULT], np.int64(NEVER), pool[STEP])
+    if not grown:
+        path_lock(prefix, last, end, UNUSED)
+        path_join(prefix, last)  # else each page that a sequence fills would stay its own run
     locked[row] = full
     lock_end[row] = last
     shared = False
     for j in range(present, pages.size):  # the sequence and the cache are two owners
         shared = shared or refcount[pages[j]] > 2
-    duplicates = np.int64(0)
-    for j in range(pages.size):
-        own = pages[j]
-        if canonical[j] != own:
-            pages[j] = canonical[j]
-            refcount[pages[j]] += np.int32(1)
-            canonical[duplicates] = own
-            duplicates += 1
     if shared:
         lock_sharers(tables, prefix, row, depth, full, end)
-    return pool_release(pool, canonical[:duplicates])
+    return released
 
 
 @kernel("int64(int64[::1], int64[::1], int64[::1], int64, int32[::1])")
@@ -235,8 +254,10 @@ def sharing_commit_cpu(pool, tables, prefix, row, tokens):
     known = tables_column(tables, KNOWN)
     at = first_difference(tables, prefix, row, tokens)
     status = fail(TOKEN_DIFFERS, at) if at >= 0 else np.int64(0)
-    if status == 0 and negative_token(tokens, 0) < 0:
-        status = fail(NEGATIVE_TOKEN, -negative_token(tokens, 0) >> STATUS_BITS)
+    if status == 0:
+        fault = negative_token(tokens, np.int64(0))
+        if fault < 0:
+            status = fail(NEGATIVE_TOKEN, -fault >> STATUS_BITS)
     if status < 0:
         unlock(pool)
         return status
@@ -290,5 +311,5 @@ def sharing_relock_cpu(tables, prefix):
     tables, prefix = borrow(tables), borrow(prefix)
     for row in range(tables[NUM_ROWS]):
         if tables_column(tables, LOCKED)[row] > 0:
-            path_lock(prefix, tables_column(tables, LOCK_END)[row], -1, 0)
+            path_lock(prefix, tables_column(tables, LOCK_END)[row], NO_PAGE, UNUSED)
     return np.int64(0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from jitalloc._jit import helper, kernel, try_lock, unlock
+from jitalloc._jit import fail, helper, kernel, try_lock, unlock
 from jitalloc.errors import (
     ALL_PINNED,
     BUSY,
@@ -13,7 +13,6 @@ from jitalloc.errors import (
     NO_ENTRY,
     SLOT_IS_TAKEN,
 )
-from jitalloc.kernels.pool import fail
 from jitalloc.kernels.slot_table import (
     entry_find,
     entry_pin,

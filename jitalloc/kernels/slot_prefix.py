@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from jitalloc._jit import helper, kernel, try_lock, unlock
+from jitalloc._jit import fail, helper, kernel, try_lock, unlock
 from jitalloc.errors import BUSY
-from jitalloc.kernels.pool import fail
 from jitalloc.kernels.slot_table import (
     prefix_views,
     slot_key,

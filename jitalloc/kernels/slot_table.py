@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from jitalloc._jit import helper, kernel, try_lock, unlock
+from jitalloc._jit import counting, fail, helper, kernel, try_lock, unlock
 from jitalloc.errors import BUSY, ENTRY_PINNED
-from jitalloc.kernels.pool import fail
 from jitalloc.slot_prefix_state import (
     CAPACITY,
     ENTRIES,
@@ -42,7 +41,7 @@ MASK = np.uint64(LOW)
 MIX_LOW, MIX_HIGH, MIX_LAST = np.uint64(0x9E3779B1), np.uint64(0x85EBCA77), np.uint64(0xC2B2AE3D)
 
 
-@helper
+@counting
 def prefix_views(slab):
     """Return `(entries, nodes, table)`, views into the slab of a slot prefix cache."""
     n = slab[CAPACITY]
@@ -56,7 +55,7 @@ def prefix_views(slab):
     )
 
 
-@helper
+@counting
 def tokens_of(slab, entry):
     """Return the row of tokens of an entry."""
     records = slab[CAPACITY] * (ENTRY_COLUMNS + NODE_COLUMNS)

@@ -4,7 +4,17 @@ from __future__ import annotations
 
 import numpy as np
 
-from jitalloc._jit import bit_count, helper, kernel, trailing_zeros, try_lock, unlock
+from jitalloc._jit import (
+    bit,
+    bit_count,
+    counting,
+    fail,
+    helper,
+    kernel,
+    trailing_zeros,
+    try_lock,
+    unlock,
+)
 from jitalloc.errors import (
     BUSY,
     OUT_OF_SLOTS,
@@ -12,7 +22,7 @@ from jitalloc.errors import (
     SLOT_IS_TAKEN,
     SLOT_OUTSIDE,
 )
-from jitalloc.kernels.pool import ALL_ONES, ONE, bit, fail
+from jitalloc.kernels.pool import ALL_ONES, ONE
 from jitalloc.slot_state import (
     BAD_SLOT_BITMAP,
     BAD_SLOT_HEADER,
@@ -28,7 +38,7 @@ from jitalloc.state import HEADER_SLOTS, LOCK
 ZERO = np.uint64(0)
 
 
-@helper
+@counting
 def slot_views(slab):
     """Return `(summary, free, versions)`, views into the slab of a slot allocator."""
     n = slab[NUM_SLOTS]

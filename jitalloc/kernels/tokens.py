@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from jitalloc._jit import borrow, helper, kernel, try_lock, unlock
+from jitalloc._jit import borrow, fail, helper, kernel, try_lock, unlock
 from jitalloc.errors import (
     BUSY,
     CHANGED,
@@ -16,7 +16,7 @@ from jitalloc.errors import (
     SEQ_BELOW_PREFIX,
     TOO_MANY,
 )
-from jitalloc.kernels.pool import fail, pool_advance, pool_reserve, pool_views
+from jitalloc.kernels.pool import pool_advance, pool_reserve, pool_views
 from jitalloc.state import (
     FIRST_PAGE,
     FREE,
@@ -91,7 +91,6 @@ def claim_run(free_pages, refcount, head, end, most):
 @kernel("int64(int64[::1], int64[:], int64[:], int64[:])")
 def tokens_total_cpu(slab, prefix_lens, seq_lens, last_slots):
     # It only sizes the buffer; tokens_extend_cpu, which fills it, tests all of it again.
-    slab = borrow(slab)
     if not try_lock(slab):
         return fail(BUSY, 0)
     tokens, pages = tokens_extend_need(slab, prefix_lens, seq_lens, last_slots)
@@ -102,7 +101,6 @@ def tokens_total_cpu(slab, prefix_lens, seq_lens, last_slots):
 
 @kernel("int64(int64[::1], int64[:], int64[:], int64[:], int64[::1])")
 def tokens_extend_cpu(slab, prefix_lens, seq_lens, last_slots, out):
-    slab = borrow(slab)
     if not try_lock(slab):
         return fail(BUSY, 0)
     status, pages = tokens_extend_need(slab, prefix_lens, seq_lens, last_slots)
@@ -236,7 +234,7 @@ def tokens_decode_claim(slab, last_slots, out, pages):
     pool_advance(slab, head, pages)
 
 
-@kernel("int64(int64[::1], int64[:], int64[:], int64[::1])")
+@kernel("int64(int64[::1], int64[:], int64[:], int64[::1])", counted=True)
 def tokens_decode_cpu(slab, seq_lens, last_slots, out):
     slab = borrow(slab)
     if not try_lock(slab):

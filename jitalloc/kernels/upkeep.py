@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from jitalloc._jit import bit_count, helper, kernel, try_lock, unlock
+from jitalloc._jit import bit, bit_count, fail, helper, kernel, try_lock, unlock
 from jitalloc.errors import (
     BAD_BITMAP,
     BAD_FREE_ID,
@@ -21,7 +21,7 @@ from jitalloc.errors import (
     RELEASED_AND_FREE,
     RELEASED_OWNED,
 )
-from jitalloc.kernels.pool import bit, fail, longest_run, pool_views
+from jitalloc.kernels.pool import longest_run, pool_views
 from jitalloc.state import (
     ALLOCATED,
     FIRST_PAGE,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from jitalloc._jit import helper, int32_rows
+from jitalloc._jit import counting, helper, int32_rows
 from jitalloc.kernels.runs import FIRST, LAST, run_expiries
 from jitalloc.prefix_state import (
     BUCKETS_AT,
@@ -23,13 +23,13 @@ from jitalloc.prefix_state import (
 )
 
 
-@helper
+@counting
 def wheel_ends(prefix):
     """Return the first (row FIRST) and the last run (row LAST) of each list."""
     return int32_rows(prefix, WHEEL_AT, 2, WHEEL_LISTS)
 
 
-@helper
+@counting
 def wheel_links(prefix):
     """Return for each run those before (column 0) and behind it (column 1) in its list."""
     return int32_rows(prefix, prefix[LINKS_AT], prefix[BUCKETS_AT] - prefix[LINKS_AT], 2)
@@ -94,7 +94,7 @@ def arm(prefix, run, expiry):
     wheel_unlink(prefix, run)
     run_expiries(prefix)[run] = expiry
     if expiry < NEVER:
-        wheel_link(prefix, run, -1)
+        wheel_link(prefix, run, np.int64(-1))
 
 
 @helper
@@ -118,7 +118,7 @@ def wheel_due(prefix, now):
         prefix[WHEEL_NOW] = earliest
         while run >= 0:
             behind = np.int64(links[run, 1])
-            wheel_link(prefix, run, -1)
+            wheel_link(prefix, run, np.int64(-1))
             run = behind
         at = np.int64(0)
     return np.int64(-1)
