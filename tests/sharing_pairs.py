@@ -92,6 +92,7 @@ class SharingPair(CachePair):
             sink,
             window,
         )
+        self.sides = [(self.cache, self.cache_model)]
 
     def agree(self) -> None:
         assert pool_state(self.pool) == model_state(self.model)
@@ -119,6 +120,19 @@ class SharingPair(CachePair):
         whole = [at for at in model.rows.values() if not at.was_cut]
         cached = [list(takewhile(locks.__contains__, at.pages)) for at in whole]
         return [page for pages in cached for page in pages if not locks[page]]
+
+    def end_strays(self) -> None:
+        """End forks that hold cached pages which nobody locks; see test_sharing_locks.py."""
+        unlocked = {node.page for node in self.prefix_model.nodes.values() if not node.locks}
+        for side, (_, model) in enumerate(self.sides):
+            for seq_id, row in list(model.ids.items()):
+                if unlocked.intersection(model.rows[row].pages):
+                    self.use(side)
+                    self.do("free", seq_id, commit=False)
+
+    def use(self, side: int) -> None:
+        """Let the calls that follow be those of one cache, where there are several."""
+        self.cache, self.cache_model = self.sides[side]
 
 
 def prompt(pair: SharingPair, random: Random, most: int = 20) -> list[int]:
@@ -253,3 +267,4 @@ def random_turn(pair: SharingPair, random: Random) -> None:
     """One call, most of them right."""
     (step,) = random.choices(list(STEPS), weights=list(STEPS.values()))
     step(pair, random)
+    pair.end_strays()

@@ -31,14 +31,10 @@ class WholePair(SharingPair):
         rows, width = 4, self.cache_model.max_pages
         other = PagedKVCache(self.pool, rows, width, prefix_cache=self.prefix)
         model = SharingCache(self.model, self.prefix_model, rows, width)
-        self.sides = [(self.cache, self.cache_model), (other, model)]
+        self.sides.append((other, model))
         self.slots = slot_pairs.SlotPair(8)
         self.slot_prefixes = slot_pairs.PrefixPair(3, 24)
         self.slot_of: dict[tuple[int, Hashable], tuple[int, list[int]]] = {}
-
-    def use(self, side: int) -> None:
-        """Let the calls that follow be those of one cache."""
-        self.cache, self.cache_model = self.sides[side]
 
     def agree(self) -> None:
         super().agree()
@@ -87,15 +83,6 @@ class WholePair(SharingPair):
         mine = [slot for slot, _ in self.slot_of.values()]
         taken = set(range(8)) - self.slots.model.free_slots
         assert sorted(entries + mine) == sorted(taken), "a slot is lost, or somebody's twice"
-
-    def end_strays(self) -> None:
-        """End forks that hold cached pages which nobody locks; see test_sharing_locks.py."""
-        unlocked = {node.page for node in self.prefix_model.nodes.values() if not node.locks}
-        for side, (_, model) in enumerate(self.sides):
-            for seq_id, row in list(model.ids.items()):
-                if unlocked.intersection(model.rows[row].pages):
-                    self.use(side)
-                    self.do("free", seq_id, commit=False)
 
     def look_up(self, name: str, tokens: list[int], namespace: Hashable) -> None:
         """`match` or `pin`, kept."""

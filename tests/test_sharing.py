@@ -68,6 +68,7 @@ class Machine(RuleBasedStateMachine):
     @invariant()
     def sound(self) -> None:
         self.pair.prefix.check()
+        self.pair.end_strays()
 
 
 TestMachine = Machine.TestCase
