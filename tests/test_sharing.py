@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
@@ -72,6 +73,8 @@ class Machine(RuleBasedStateMachine):
 
 
 TestMachine = Machine.TestCase
+if JIT_DISABLED:
+    TestMachine.settings = settings(max_examples=40)
 
 
 def test_pages_are_shared_and_locked(both: SharingPair) -> None:
