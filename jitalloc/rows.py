@@ -38,6 +38,7 @@ from jitalloc.state import (
     LAST_USED,
     LENGTH,
     LOCKED,
+    NAMESPACE,
     PAGE_COPIES,
     PEAK_ACTIVE,
     PINNED,
@@ -218,6 +219,7 @@ class SequenceRows(SequencePages):
             if num_tokens is not None and as_count("num_tokens", num_tokens) != length:
                 raise InvalidArgument("num_tokens", num_tokens, f"there are {length} tokens")
         self._ids.expect(seq_id)
+        number = self._namespace(namespace)
         tables, prefix = self.tables._slab, self._prefix
         if tokens is None or self.prefix_cache is None:
             if length and tokens is not None and tokens.min() < 0:
@@ -225,8 +227,9 @@ class SequenceRows(SequencePages):
                     pack_status(NEGATIVE_TOKEN, int(tokens.argmin())), "tokens", tokens
                 )
             row = self.pool._run(rows_allocate_cpu, tables, prefix, length, priority)
+            if row >= 0:  # for tokens that `commit` may be told
+                self.tables.arrays.columns[NAMESPACE, row] = number
         else:
-            number = -2 - self.prefix_cache._make_root(namespace)
             row = self.pool._run(rows_allocate_tokens_cpu, tables, prefix, tokens, number, priority)
             if row < 0 and unpack_status(row)[0] == NEGATIVE_TOKEN:
                 raise argument_error(row, "tokens", tokens)
@@ -234,6 +237,16 @@ class SequenceRows(SequencePages):
             raise self._shortage(row, length)
         self._ids.enter(row)
         return int(self.tables.arrays.columns[LOCKED, row]) * self.pool.page_size
+
+    def _namespace(self, namespace: Hashable) -> int:
+        """Return the number of a namespace, for the rows of the block table."""
+        if self.prefix_cache is not None:
+            return -2 - self.prefix_cache._make_root(namespace)
+        try:
+            hash(namespace)
+        except TypeError:
+            raise InvalidArgument("namespace", namespace, "must be hashable") from None
+        return 0
 
     def _shortage(self, status: int, tokens: int) -> JitallocError:
         code, detail = unpack_status(status)

@@ -17,10 +17,13 @@ from jitalloc.kernels.sharing import sharing_check_cpu, sharing_relock_cpu
 from jitalloc.kernels.tables import tables_check_cpu
 from jitalloc.pool import PagePool
 from jitalloc.prefix import PrefixCache
+from jitalloc.prefix_state import UNCACHED
 from jitalloc.prefix_upkeep import PrefixSnapshot
 from jitalloc.rows import SequenceRows
 from jitalloc.snapshot import PoolSnapshot, read_state, write_state
 from jitalloc.state import (
+    LOCK_END,
+    LOCKED,
     MAX_PAGES,
     NUM_ROWS,
     ROW_PAGE_SHIFT,
@@ -108,6 +111,18 @@ class SequenceSaving(SequenceRows):
         status = self.pool._run(sharing_check_cpu, self.tables._slab, self._prefix, locks)
         if status < 0:
             raise corrupt_error(status)
+
+    def _check_paths(self, prefix: PrefixCache) -> None:
+        """Verify that rows from a file lock paths that are there, before these are walked."""
+        columns = self.tables.arrays.columns
+        nexts, prevs = prefix.arrays.next_pages, prefix.arrays.prev_pages
+        for row in np.flatnonzero(columns[LOCKED]).tolist():
+            depth, page = int(columns[LOCKED, row]), int(columns[LOCK_END, row])
+            sound = 0 <= page < nexts.size and UNCACHED != nexts[page] < 0
+            while sound and page >= 0:
+                page, depth = int(prevs[page]), depth - 1
+            if not sound or depth:
+                raise CorruptState(f"row {row} locks a path of cached pages that is not there")
 
     def snapshot(self) -> CacheSnapshot:
         """Return a copy of the complete state, those of the pool and prefix cache included."""
@@ -230,6 +245,7 @@ class SequenceSaving(SequenceRows):
             cache = cls(pool, rows, width, prefix_cache=prefix, **options)
             cache.tables._install(np.ascontiguousarray(slab))
             if prefix is not None:
+                cache._check_paths(prefix)
                 sharing_relock_cpu.run(cache.tables._slab, cache._prefix)
             cache._ids.by_row = ids
             cache._ids.reconcile()

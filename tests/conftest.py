@@ -11,6 +11,7 @@ pytest.register_assert_rewrite(
     "tests.cache_pairs",
     "tests.prefix_pairs",
     "tests.sharing_pairs",
+    "tests.sharing_whole",
     "tests.slot_pairs",
 )
 

@@ -23,6 +23,7 @@ class SharingRow(Row):
     tokens: list[int] = field(default_factory=list)  # those that are known
     namespace: Hashable = None
     path: list[Node] = field(default_factory=list)  # cached pages that it locks
+    was_cut: bool = False  # by a window
 
 
 class SharingCache(Cache):
@@ -279,6 +280,7 @@ class SharingCache(Cache):
         gone = self.cut(at, sink, window)
         done = super()._drop(row, sink, window)
         if gone:
+            at.was_cut = True
             at.tokens = at.tokens[: gone[0] * self.pool.page_size]
             if not any(self.is_cached(page) for page in at.pages[gone[0] :]):
                 self._shorten(at, gone[0])
@@ -297,6 +299,7 @@ class SharingCache(Cache):
         for node in src.path:
             node.locks += 1
         at.tokens, at.namespace, at.path = list(src.tokens), src.namespace, list(src.path)
+        at.was_cut = src.was_cut
 
     def fork_batch(self, src_rows: Sequence[int], dst_rows: Sequence[int]) -> None:
         own = {row: self.rows[row].namespace for row in dst_rows if row in self.rows}

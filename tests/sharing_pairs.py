@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import takewhile
 from random import Random
 from typing import Any
 
@@ -45,6 +46,7 @@ def sharing_model_state(model: SharingCache) -> dict[str, Any]:
         path = [node.page for node in at["path"]]
         namespace = at["namespace"] if at["tokens"] or path else None
         rows[row] = {**at, "path": path, "namespace": namespace}
+        del rows[row]["was_cut"]
     return {**state, "rows": rows}
 
 
@@ -90,23 +92,47 @@ class SharingPair(CachePair):
             sink,
             window,
         )
+        self.sides = [(self.cache, self.cache_model)]
 
     def agree(self) -> None:
         assert pool_state(self.pool) == model_state(self.model)
         assert cached(self.prefix) == cached_model(self.prefix_model)
-        assert sharing_state(self.cache) == sharing_model_state(self.cache_model)
-        assert list(self.cache.ids) == list(self.cache_model.ids)
-        model, stats = self.cache_model, self.cache.stats()
-        pages = (self.model.available, model.reclaimable, model.held)
-        assert (self.cache.num_free, self.cache.num_reclaimable, self.cache.num_held) == pages
-        assert (stats.free_pages, stats.reclaimable_pages, stats.held_pages) == pages
         told, asked = self.prefix.stats(), self.prefix_model
         assert (told.lookups, told.tokens, told.pages) == (asked.lookups, asked.tokens, asked.pages)
         assert told.hit_pages == asked.hit_pages
         assert told.inserted_pages == asked.inserted
         assert told.evicted_pressure == asked.evicted["pressure"]
+        self.agree_on_sequences(self.cache, self.cache_model)
         self.prefix.check()
         self.cache.check(held=self.held())
+
+    def agree_on_sequences(self, cache: PagedKVCache, model: SharingCache) -> None:
+        assert sharing_state(cache) == sharing_model_state(model)
+        assert list(cache.ids) == list(model.ids)
+        stats, pages = cache.stats(), (self.model.available, model.reclaimable, model.held)
+        assert (cache.num_free, cache.num_reclaimable, cache.num_held) == pages
+        assert (stats.free_pages, stats.reclaimable_pages, stats.held_pages) == pages
+        assert self.unlocked(model) == []
+
+    def unlocked(self, model: SharingCache) -> list[int]:
+        """Cached pages that sequences hold without a lock: they would give way for nothing."""
+        locks = {node.page: node.locks for node in self.prefix_model.nodes.values()}
+        whole = [at for at in model.rows.values() if not at.was_cut]
+        cached = [list(takewhile(locks.__contains__, at.pages)) for at in whole]
+        return [page for pages in cached for page in pages if not locks[page]]
+
+    def end_strays(self) -> None:
+        """End forks that hold cached pages which nobody locks; see test_sharing_locks.py."""
+        unlocked = {node.page for node in self.prefix_model.nodes.values() if not node.locks}
+        for side, (_, model) in enumerate(self.sides):
+            for seq_id, row in list(model.ids.items()):
+                if unlocked.intersection(model.rows[row].pages):
+                    self.use(side)
+                    self.do("free", seq_id, commit=False)
+
+    def use(self, side: int) -> None:
+        """Let the calls that follow be those of one cache, where there are several."""
+        self.cache, self.cache_model = self.sides[side]
 
 
 def prompt(pair: SharingPair, random: Random, most: int = 20) -> list[int]:
@@ -130,10 +156,10 @@ def some_rows(pair: SharingPair, random: Random) -> list[int]:
 
 
 def allocate(pair: SharingPair, random: Random) -> None:
+    namespace = random.choice((None, None, None, "other"))
     if random.random() < 0.2:
-        pair.do("allocate", random.randrange(12), random.randrange(12))
+        pair.do("allocate", random.randrange(12), random.randrange(12), namespace=namespace)
     else:
-        namespace = random.choice((None, None, None, "other"))
         tokens = prompt(pair, random)
         pair.do("allocate", random.randrange(12), tokens=tokens, namespace=namespace)
 
@@ -150,9 +176,12 @@ def append(pair: SharingPair, random: Random) -> None:
 def commit(pair: SharingPair, random: Random) -> None:
     seq_id = an_id(pair, random)
     tokens = None
-    if random.random() < 0.3:
-        row = pair.cache_model.ids.get(seq_id)
-        known = pair.cache_model.rows[row].tokens if row is not None else []
+    rows = pair.cache_model.rows
+    row = pair.cache_model.ids.get(seq_id)
+    mine = set(rows[row].pages) if row is not None else set()
+    forks = [at for other, at in rows.items() if other != row and mine.intersection(at.pages)]
+    if random.random() < 0.3 and not forks:  # who tells forks apart contradicts himself
+        known = rows[row].tokens if row is not None else []
         more = prompt(pair, random)[len(known) :]
         tokens = [*known, *more]
         if tokens and random.random() < 0.2:
@@ -238,3 +267,4 @@ def random_turn(pair: SharingPair, random: Random) -> None:
     """One call, most of them right."""
     (step,) = random.choices(list(STEPS), weights=list(STEPS.values()))
     step(pair, random)
+    pair.end_strays()

@@ -43,10 +43,12 @@ from tests.pairs import pool_state
 from tests.pool_faults import ANY, POOL_FAULTS
 from tests.prefix_faults import PREFIX_FAULTS, prefix_caches
 from tests.prefix_pairs import cached
+from tests.sharing_faults import SHARING_FAULTS, sharing_cache
+from tests.sharing_pairs import sharing_state
 from tests.slot_faults import SLOT_FAULTS, add_slots
 from tests.slot_pairs import prefix_state, slot_state
 
-FAULTS = {**POOL_FAULTS, **CACHE_FAULTS, **PREFIX_FAULTS, **SLOT_FAULTS}
+FAULTS = {**POOL_FAULTS, **CACHE_FAULTS, **PREFIX_FAULTS, **SHARING_FAULTS, **SLOT_FAULTS}
 
 
 @pytest.fixture
@@ -67,7 +69,7 @@ def at() -> SimpleNamespace:
     fifo.alloc(3)
     full = PagedKVCache(PagePool(4, 4), 1, 1)
     full.allocate("x", 1)
-    prefixes = vars(prefix_caches())
+    prefixes = {**vars(prefix_caches()), **vars(sharing_cache())}
     made = SimpleNamespace(pool=pool, cache=cache, fifo=fifo, full=full, **prefixes)
     add_slots(made)
     return made
@@ -76,9 +78,11 @@ def at() -> SimpleNamespace:
 def states(at: SimpleNamespace) -> tuple[Any, ...]:
     return (
         *map(pool_state, (at.pool, at.fifo, at.full.pool, at.prefix.pool, at.timed.pool)),
+        pool_state(at.shared.pool),
         *map(cache_state, (at.cache, at.full)),
-        *map(cached, (at.prefix, at.timed)),
-        *(each.stats() for each in (at.prefix, at.timed)),
+        sharing_state(at.shared),
+        *map(cached, (at.prefix, at.timed, at.shared.prefix_cache)),
+        *(each.stats() for each in (at.prefix, at.timed, at.shared.prefix_cache)),
         at.match.locked,
         slot_state(at.slots),
         *map(prefix_state, (at.prefixes, at.pinned)),
@@ -108,6 +112,7 @@ def test_bad_input_is_refused_and_changes_nothing(at: SimpleNamespace, name: str
     at.prefix.check()
     at.prefix.pool.check(held=[1, 2, 3, 4, 5, 6])
     at.timed.check()
+    at.shared.check(held=[7, 8, 9])
     for each in (at.slots, at.prefixes, at.pinned):
         each.check()
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
@@ -68,9 +69,12 @@ class Machine(RuleBasedStateMachine):
     @invariant()
     def sound(self) -> None:
         self.pair.prefix.check()
+        self.pair.end_strays()
 
 
 TestMachine = Machine.TestCase
+if JIT_DISABLED:
+    TestMachine.settings = settings(max_examples=40)
 
 
 def test_pages_are_shared_and_locked(both: SharingPair) -> None:
