@@ -176,7 +176,7 @@ class PrefixUpkeep(PrefixSlab):
                 self._check_owners(snapshot.slab)
             except CorruptState as error:
                 raise InvalidArgument("snapshot", snapshot, f"does not fit: {error}") from error
-            uninterrupted(lambda: self._take_over(snapshot))
+            uninterrupted(lambda: self._take_over(snapshot, alone=True))
 
     def _fits(self, snapshot: PrefixSnapshot, num_pages: int) -> None:
         right = self._new_header(num_pages)
@@ -212,12 +212,15 @@ class PrefixUpkeep(PrefixSlab):
             cache._take_over(PrefixSnapshot(slab, tuple(names.items())))
         return cache
 
-    def _take_over(self, snapshot: PrefixSnapshot) -> None:
-        """Take over what has been found to fit; the caller has locked everyone."""
+    def _take_over(self, snapshot: PrefixSnapshot, alone: bool = False) -> None:
+        """Take over what has been found to fit; the caller has locked everyone.
+
+        Not `alone`: sequences will lock their pages again (`sharing_relock_cpu`).
+        """
         slab = snapshot.slab.copy()
         self._epoch = self._epoch.end(None)
         slab[:HASH_MASK] = self._new_header(int(slab[PAGES]))[:HASH_MASK]
-        prefix_upkeep_unlock_cpu.run(slab)
+        prefix_upkeep_unlock_cpu.run(slab, int(alone))
         self._namespaces = dict(snapshot.namespaces)
         used = max(self._namespaces.values(), default=0)
         self._next_namespace = max(self._next_namespace, used)

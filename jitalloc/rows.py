@@ -38,7 +38,6 @@ from jitalloc.state import (
     LAST_USED,
     LENGTH,
     LOCKED,
-    NAMESPACE,
     PAGE_COPIES,
     PEAK_ACTIVE,
     PINNED,
@@ -226,9 +225,7 @@ class SequenceRows(SequencePages):
                 raise argument_error(
                     pack_status(NEGATIVE_TOKEN, int(tokens.argmin())), "tokens", tokens
                 )
-            row = self.pool._run(rows_allocate_cpu, tables, prefix, length, priority)
-            if row >= 0:  # for tokens that `commit` may be told
-                self.tables.arrays.columns[NAMESPACE, row] = number
+            row = self.pool._run(rows_allocate_cpu, tables, prefix, length, number, priority)
         else:
             row = self.pool._run(rows_allocate_tokens_cpu, tables, prefix, tokens, number, priority)
             if row < 0 and unpack_status(row)[0] == NEGATIVE_TOKEN:

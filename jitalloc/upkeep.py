@@ -47,6 +47,8 @@ from jitalloc.state import (
 )
 from jitalloc.stats import PoolStats
 
+LOOKS = 20
+
 
 class PoolUpkeep(PoolSlab):
     """The part of `PagePool` that deals with the pool as a whole."""
@@ -131,6 +133,24 @@ class PoolUpkeep(PoolSlab):
                 )
 
     def _check_owners(self, held: ArrayLike | None) -> None:
+        # A prefix cache may change between the look at its pages and that at the counts, for its
+        # calls take the pool's lock only: what is broken is so however often one looks.
+        broken, owners, counts = self._look_at_owners(held)
+        for _ in range(LOOKS):
+            if not broken.any():
+                return
+            again, owners, counts = self._look_at_owners(held)
+            broken &= again
+        if broken.any():
+            page = int(np.argmax(broken))
+            raise CorruptState(
+                f"refcount of page {page} is {counts[page]}, but it has {owners[page]} owners"
+            )
+
+    def _look_at_owners(
+        self, held: ArrayLike | None
+    ) -> tuple[NDArray[np.bool_], NDArray[np.int64], NDArray[np.int64]]:
+        """Return which pages have a wrong count, their owners, and their counts."""
         owners = np.zeros(self.num_pages, np.int64)
         for holder in self._holders:
             owners += np.bincount(holder._held_pages(), minlength=self.num_pages)
@@ -138,12 +158,7 @@ class PoolUpkeep(PoolSlab):
         counts[: int(self.null_page)] = 0
         if held is not None:
             owners += self._counted(held)
-        broken = counts < owners if held is None else counts != owners
-        if broken.any():
-            page = int(np.argmax(broken))
-            raise CorruptState(
-                f"refcount of page {page} is {counts[page]}, but it has {owners[page]} owners"
-            )
+        return counts < owners if held is None else counts != owners, owners, counts
 
     def _counted(self, held: ArrayLike) -> NDArray[np.int64]:
         pages = as_pages(held)

@@ -169,8 +169,11 @@ class SharingCache(Cache):
                 raise InvalidArgument("tokens", len(tokens), "more than the sequence has")
             size = self.pool.page_size
             told = {node.page: node.key[1][-size:] for node in self.prefix.nodes.values()}
+            common = [self._alike(at, other) for other in self.rows.values()]
             for i, mine in enumerate(tokens):
                 known = at.tokens[i : i + 1] or told.get(at.pages[i // size], ())[i % size :][:1]
+                for theirs in common:  # what a fork was told of a page they share
+                    known = known or theirs[i : i + 1]
                 if known and known[0] != mine:  # what stands in a cached page is known as well
                     raise InvalidArgument("tokens", mine, "the sequence has another token", i)
             if not self._is_cut(at):
@@ -179,6 +182,13 @@ class SharingCache(Cache):
         self.pool.step += 1
         cached, known = len(at.path), len(at.tokens) // self.pool.page_size
         return (min(cached, known) if self._is_cut(at) else cached) * self.pool.page_size
+
+    def _alike(self, at: SharingRow, other: SharingRow) -> list[int]:
+        """The known tokens of another row in the first pages that both have."""
+        same = 0
+        while at.pages[same : same + 1] and at.pages[same] in other.pages[same : same + 1]:
+            same += 1
+        return other.tokens[: same * self.pool.page_size]
 
     def _is_cut(self, at: SharingRow) -> bool:
         """Whether a window has cut the row: what is left is no prefix."""
@@ -192,10 +202,19 @@ class SharingCache(Cache):
         old = at.path
         if full <= len(old) or self._is_cut(at):
             return 0
-        prefix._expire()
         tokens = tuple(at.tokens[: full * size])
         path = prefix.path(tokens, at.namespace)
         present = len(path)
+        mine = [node.page for node in path] + at.pages[present:full]
+        shared = {row: self._common(at, mine, row) for row in self.rows if self.rows[row] is not at}
+        for i in range(present, full):
+            # Whoever holds a cached page must lock it: those are the forks with all pages up to it.
+            if self.pool.owners[at.pages[i]] != 1 + sum(same > i for same in shared.values()):
+                full = i
+                break
+        if full <= len(old):
+            return 0
+        prefix._expire()
         for i in range(present, full):
             node = Node((at.namespace, tokens[: (i + 1) * size]), at.pages[i])
             prefix.nodes[node.key] = node
@@ -217,15 +236,20 @@ class SharingCache(Cache):
         for node in path[len(old) :]:
             node.locks += 1
         at.path = path
-        for other in self.rows.values():  # forks that hold the same pages lock them too
-            if other is not at and other.path == old and present < full:
-                same = len(old)
-                while same < full and other.pages[same : same + 1] == [at.pages[same]]:
-                    same += 1
-                for node in path[len(old) : same]:
-                    node.locks += 1
-                other.path = path[:same]
+        for other, same in shared.items():
+            for node in path[len(old) : same] if present < full else []:
+                node.locks += 1
+                self.rows[other].path = path[:same]
         return self.pool.give_back(duplicates)
+
+    def _common(self, at: SharingRow, mine: list[int], row: int) -> int:
+        """How many of the pages `mine` of `at` a fork has that locks the same path."""
+        other, same = self.rows[row], len(at.path)
+        if other.path != at.path:
+            return 0
+        while same < len(mine) and other.pages[same : same + 1] == [mine[same]]:
+            same += 1
+        return same
 
     def _unlock(self, path: list[Node]) -> None:
         """Locks given back are one use of the path, as in `Prefixes.release`."""

@@ -9,8 +9,7 @@ import numpy as np
 
 from jitalloc._jit import fail, helper
 from jitalloc.errors import PAGE_CACHED, PAGE_FREE, REFCOUNT_OVERFLOW
-from jitalloc.kernels.children import child_link, hash_link
-from jitalloc.kernels.joints import split_after
+from jitalloc.kernels.children import child_link
 from jitalloc.kernels.owners import page_fault
 from jitalloc.kernels.paths import demote, path_raise, path_touch, path_use
 from jitalloc.kernels.pool import pool_views
@@ -21,9 +20,7 @@ from jitalloc.kernels.runs import (
     run_expiries,
     run_of,
     run_records,
-    token_column,
 )
-from jitalloc.kernels.search import descend
 from jitalloc.prefix_state import (
     BY_FIFO,
     BY_PRIORITY,
@@ -118,31 +115,11 @@ def refresh(prefix, end, new, priority, expiry, now):
 
 
 @helper
-def adopt(pool, prefix, end, pages, out):
-    """Insert `pages`, whose tokens stand in their rows, behind `end`; nothing is touched.
-
-    `end` is a cached page or a root. Writes the canonical pages into `out` (which may be `pages`
-    itself). Returns how many were present already, or a status word, and then nothing has
-    changed. The path is in order again only after `refresh`.
-    """
-    split_after(prefix, end)
-    present, last = descend(prefix, end, token_column(prefix), pages, pages.size, out)
-    status = link_new(pool, prefix, last, pages, present)
-    if status < 0:
-        return status
-    if present < pages.size:
-        hash_link(prefix, np.int64(pages[present]))
-    for i in range(present, pages.size):
-        out[i] = pages[i]
-    return present
-
-
-@helper
 def grow_run(pool, prefix, end, page):
     """Let `page`, whose tokens stand in its row, follow `end` in its run, locked; or do nothing.
 
     For a sequence that fills one page after another: nobody else has locked or continued what
-    ends with `end`, nor holds `page`. The same as `adopt`, `path_lock` and `path_join`, but for
+    ends with `end`, nor holds `page`. The same as `link_new`, `path_lock` and `path_join`, but for
     the hash, the queue and the list of children. The path is in order again after `refresh`.
     """
     if end < 0 or prefix[POLICY] == BY_PRIORITY or prefix[POLICY] == BY_FIFO:

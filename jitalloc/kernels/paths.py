@@ -11,7 +11,14 @@ import numpy as np
 from jitalloc._jit import helper
 from jitalloc.kernels.children import child_to_front
 from jitalloc.kernels.joints import join_runs, may_join, split_run
-from jitalloc.kernels.queues import oldest_protected, push, put_back, queue_unlink, raise_priority
+from jitalloc.kernels.queues import (
+    oldest_protected,
+    push,
+    put_back,
+    put_in_order,
+    queue_unlink,
+    raise_priority,
+)
 from jitalloc.kernels.runs import prev_pages, run_class, run_of, run_records
 from jitalloc.prefix_state import (
     BY_FIFO,
@@ -65,11 +72,15 @@ def path_join(prefix, end):
 
 @helper
 def path_put_back(prefix, end):
-    """Put the runs of a path back that are parked and can be evicted."""
-    prevs = prev_pages(prefix)
+    """Put the unlocked runs of a path that are parked back to where they belong.
+
+    For locks that are given back without a touch.
+    """
+    runs, prevs = run_records(prefix), prev_pages(prefix)
     while end >= 0:
         run = run_of(prefix, end)
-        put_back(prefix, run)
+        if runs[run, RUN_LOCKS] == 0:
+            put_in_order(prefix, run)
         end = np.int64(prevs[run])
 
 

@@ -12,7 +12,7 @@ from jitalloc.kernels.children import bucket_column, hash_link
 from jitalloc.kernels.invariants import is_run
 from jitalloc.kernels.list_invariants import prefix_fault
 from jitalloc.kernels.paths import demote
-from jitalloc.kernels.queues import put_back, queue_ends
+from jitalloc.kernels.queues import put_in_order, queue_ends
 from jitalloc.kernels.runs import (
     next_pages,
     prev_pages,
@@ -169,9 +169,11 @@ def prefix_upkeep_resize_cpu(prefix, new):
     return np.int64(0)
 
 
-@kernel("int64(int64[::1])")
-def prefix_upkeep_unlock_cpu(prefix):
-    # Takes every lock and pin away; for a slab that nobody else has yet.
+@kernel("int64(int64[::1], int64)")
+def prefix_upkeep_unlock_cpu(prefix, alone):
+    # Takes every lock and pin away; for a slab that nobody else has yet. What was parked for a
+    # lock is queued again, children or not: `demote` finds there what is protected. It waits
+    # for the locks of sequences, where there will be some (`alone` is 0).
     runs = run_records(prefix)
     prefix[LOCKED] = 0
     prefix[PINNED] = 0
@@ -185,6 +187,7 @@ def prefix_upkeep_unlock_cpu(prefix):
         prefix[PROTECTED] = 0
     for run in range(prefix[PAGES]):
         if is_run(prefix, run):
-            put_back(prefix, np.int64(run))
-    demote(prefix)
+            put_in_order(prefix, np.int64(run))
+    if alone != 0:
+        demote(prefix)
     return np.int64(0)

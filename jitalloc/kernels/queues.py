@@ -112,13 +112,21 @@ def push(prefix, run):
 
 @helper
 def put_back(prefix, run):
-    """Put `run` back to where its stamp belongs, if it can be evicted and is parked.
+    """Put `run` back to where its stamp belongs, if it can be evicted and is parked."""
+    runs = run_records(prefix)
+    if runs[run, RUN_LOCKS] == 0 and runs[run, RUN_CHILD] < 0:
+        put_in_order(prefix, run)
+
+
+@helper
+def put_in_order(prefix, run):
+    """Put `run`, if it is parked, into its queue where its stamp belongs.
 
     The scan begins at the end that evictions take from, for what stood there when the run was
     parked has mostly gone.
     """
     runs, ends = run_records(prefix), queue_ends(prefix)
-    if runs[run, RUN_LOCKS] > 0 or runs[run, RUN_CHILD] >= 0 or runs[run, RUN_STATE] & QUEUED != 0:
+    if runs[run, RUN_STATE] & QUEUED != 0:
         return
     stamps = run_stamps(prefix)
     queue = run_class(prefix, run)

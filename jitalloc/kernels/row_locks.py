@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from jitalloc._jit import bit, helper
+from jitalloc._jit import bit, counting, helper
 from jitalloc.kernels.joints import split_after
 from jitalloc.kernels.paths import NO_PAGE, UNUSED, demote, path_lock, path_touch, path_unlock
+from jitalloc.kernels.pool import pool_views
 from jitalloc.kernels.queues import expire
 from jitalloc.kernels.runs import next_pages, prev_pages
 from jitalloc.kernels.tables import tables_column, tables_row, tables_taken
@@ -100,23 +101,54 @@ def is_cut(tables, row):
 
 
 @helper
-def lock_sharers(tables, prefix, row, depth, full, end):
-    """Let the forks of `row` lock the cached pages `depth .. full-1` that they share with it.
+def same_pages(tables, row, other, depth, full, end):
+    """Return up to which page, from `depth` on, the row `other` has those of `row`.
 
-    They hold those pages, so they must not give way when `row` ends. Forks of one row lock the
-    same path (up to `end`) until their pages part.
+    0 where it does not lock the same path up to `end`: then it is no fork that could lock on.
     """
     locked, lock_end = tables_column(tables, LOCKED), tables_column(tables, LOCK_END)
-    taken, pages = tables_taken(tables), tables_row(tables, row)
+    if tables_taken(tables)[other >> 6] & bit(other) == np.uint64(0) or other == row:
+        return np.int64(0)
+    if locked[other] != depth or (depth > 0 and lock_end[other] != end):
+        return np.int64(0)
+    mine, theirs = tables_row(tables, row), tables_row(tables, other)
+    same = depth
+    while same < full and theirs[same] == mine[same]:
+        same += 1
+    return same
+
+
+@counting
+def lockable(pool, tables, row, depth, start, full, end):
+    """Return the first page of `row`, from `start` on, with an owner that could not lock it.
+
+    Such a page must not be cached: it would seem to give way, and yet not go free. Its owners
+    may be the row and forks that have all pages before it too; not a fork that a window has
+    cut, and not the user.
+    """
+    _free_pages, refcount, _released = pool_views(pool)
+    pages = tables_row(tables, row)
+    parting = np.zeros(full - depth + 1, np.int64)  # how many forks have so many pages in common
+    forks = np.int64(0)
     for other in range(tables[NUM_ROWS]):
-        if taken[other >> 6] & bit(other) == np.uint64(0) or other == row:
-            continue
-        if locked[other] != depth or (depth > 0 and lock_end[other] != end):
-            continue
-        theirs = tables_row(tables, other)
-        same = depth
-        while same < full and theirs[same] == pages[same]:
-            same += 1
+        same = same_pages(tables, row, other, depth, full, end)
+        if same > depth:
+            parting[same - depth] += 1
+            forks += 1
+    for page in range(depth, full):
+        if page >= start and refcount[pages[page]] != 1 + forks:
+            return np.int64(page)
+        forks -= parting[page + 1 - depth]
+    return full
+
+
+@helper
+def lock_sharers(tables, prefix, row, depth, full, end):
+    """Let the forks of `row` lock the cached pages `depth .. full-1` that they share with it."""
+    locked, lock_end = tables_column(tables, LOCKED), tables_column(tables, LOCK_END)
+    pages = tables_row(tables, row)
+    for other in range(tables[NUM_ROWS]):
+        same = same_pages(tables, row, other, depth, full, end)
         if same > depth:
             last = np.int64(pages[same - 1])
             split_after(prefix, last)

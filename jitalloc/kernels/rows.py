@@ -33,6 +33,7 @@ from jitalloc.state import (
     LAST_USED,
     LENGTH,
     MAX_PAGES,
+    NAMESPACE,
     NULL,
     NUM_ROWS,
     PEAK_ACTIVE,
@@ -164,8 +165,8 @@ def copy_row(pool, tables, prefix, src, dst):
     length[dst] = length[src]
 
 
-@kernel("int64(int64[::1], int64[::1], int64[::1], int64, int64)")
-def rows_allocate_cpu(pool, tables, prefix, num_tokens, priority):
+@kernel("int64(int64[::1], int64[::1], int64[::1], int64, int64, int64)")
+def rows_allocate_cpu(pool, tables, prefix, num_tokens, namespace, priority):
     pool, tables, prefix = borrow(pool), borrow(tables), borrow(prefix)
     if not try_lock(pool):
         return fail(BUSY, 0)
@@ -179,6 +180,7 @@ def rows_allocate_cpu(pool, tables, prefix, num_tokens, priority):
             row = status
         else:
             open_row(pool, tables, row, num_tokens, priority)
+            tables_column(tables, NAMESPACE)[row] = namespace  # of tokens told later
             pool[STEP] += 1
     unlock(pool)
     return row

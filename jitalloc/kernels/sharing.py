@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from jitalloc._jit import borrow, counting, fail, helper, kernel, try_lock, unlock
+from jitalloc._jit import bit, borrow, counting, fail, helper, kernel, try_lock, unlock
 from jitalloc.errors import (
     BAD_ROW_LOCK,
     BUSY,
@@ -21,12 +21,15 @@ from jitalloc.errors import (
     STATUS_BITS,
     TOKEN_DIFFERS,
 )
-from jitalloc.kernels.insertion import adopt, grow_run, refresh
+from jitalloc.kernels.children import hash_link
+from jitalloc.kernels.insertion import grow_run, link_new, refresh
+from jitalloc.kernels.joints import split_after
 from jitalloc.kernels.owners import pool_release
 from jitalloc.kernels.paths import (
     NO_PAGE,
     UNUSED,
     USED,
+    demote,
     path_join,
     path_lock,
     path_put_back,
@@ -42,11 +45,12 @@ from jitalloc.kernels.row_locks import (
     is_cached,
     is_cut,
     lock_sharers,
+    lockable,
     row_lock_fault,
 )
 from jitalloc.kernels.runs import next_pages, run_records, token_column
-from jitalloc.kernels.search import find
-from jitalloc.kernels.tables import tables_column, tables_pages_of, tables_row
+from jitalloc.kernels.search import descend, find
+from jitalloc.kernels.tables import tables_column, tables_pages_of, tables_row, tables_taken
 from jitalloc.prefix_state import (
     DEFAULT,
     HIT_PAGES,
@@ -127,14 +131,38 @@ def copy_tokens(tables, prefix, src, dst):
 
 
 @helper
-def first_difference(tables, prefix, row, tokens):
+def known_of(pool, tables, prefix, row, count):
+    """Return how many of the first `count` tokens of `row` anybody knows who holds its pages."""
+    _free_pages, refcount, _released = pool_views(pool)
+    known, size = tables_column(tables, KNOWN), tables[ROW_PAGE_SIZE]
+    pages, taken = tables_row(tables, row), tables_taken(tables)
+    most = known[row]
+    first, last = most // size, tables_pages_of(tables, count)
+    for j in range(first, last):
+        if refcount[pages[j]] > 1 and not is_cached(prefix, pages[j]):
+            break
+    else:
+        return most
+    for other in range(tables[NUM_ROWS]):
+        if taken[other >> 6] & bit(other) == np.uint64(0) or known[other] <= most:
+            continue
+        theirs = tables_row(tables, other)
+        same = np.int64(0)
+        while same < last and theirs[same] == pages[same]:
+            same += 1
+        most = max(most, min(known[other], same * size))
+    return most
+
+
+@helper
+def first_difference(pool, tables, prefix, row, tokens):
     """Return the first position where `tokens` differ from the known ones of `row`, or -1.
 
-    What stands in a cached page is known, whoever told it.
+    What stands in a cached page is known, and so is what a fork was told of a page they share.
     """
     column, pages = token_column(prefix), tables_row(tables, row)
     size = tables[ROW_PAGE_SIZE]
-    known = tables_column(tables, KNOWN)[row]
+    known = known_of(pool, tables, prefix, row, np.int64(tokens.size))
     for i in range(tokens.size):
         page = np.int64(pages[i // size])
         if (i < known or is_cached(prefix, page)) and column[page * size + i % size] != tokens[i]:
@@ -189,14 +217,18 @@ def share_prefix(pool, tables, prefix, row, tokens, namespace):
 
 
 @counting
-def row_adopt(pool, prefix, end, pages):
-    """Insert `pages` of a row behind `end`, and put those that were cached already in their place.
+def row_adopt(pool, tables, prefix, row, depth, full, end):
+    """Insert the pages `depth .. full-1` of `row` behind `end`; nothing is touched nor locked.
 
-    Returns how many those are, or a status word, and how many pages that sets free.
+    Those that are cached already are replaced by the cached ones. Behind them, pages enter as
+    far as all of their owners will lock them (`lockable`). Returns how many were cached, up to
+    which page of the row all are cached now, and how many pages that sets free.
     """
     _free_pages, refcount, _released = pool_views(pool)
+    pages = tables_row(tables, row)[depth:full]
     canonical = np.empty(pages.size, np.int32)
-    present = adopt(pool, prefix, end, pages, canonical)
+    split_after(prefix, end)
+    present, last = descend(prefix, end, token_column(prefix), pages, pages.size, canonical)
     duplicates = np.int64(0)
     for j in range(present):
         own = pages[j]
@@ -205,7 +237,15 @@ def row_adopt(pool, prefix, end, pages):
             refcount[pages[j]] += np.int32(1)
             canonical[duplicates] = own
             duplicates += 1
-    return present, pool_release(pool, canonical[:duplicates])
+    stop = full
+    for j in range(present, pages.size):
+        if refcount[pages[j]] != 1:
+            stop = lockable(pool, tables, row, depth, depth + present, full, end)
+            break
+    if stop > depth + present:
+        link_new(pool, prefix, last, pages[: stop - depth], present)
+        hash_link(prefix, np.int64(pages[present]))
+    return present, stop, pool_release(pool, canonical[:duplicates])
 
 
 @helper
@@ -224,25 +264,24 @@ def row_commit(pool, tables, prefix, row, limit):
         return np.int64(0)
     _free_pages, refcount, _released = pool_views(pool)
     end = lock_end[row] if depth > 0 else -2 - tables_column(tables, NAMESPACE)[row]
-    pages = tables_row(tables, row)[depth:full]
-    present, released = np.int64(0), np.int64(0)
-    grown = pages.size == 1 and grow_run(pool, prefix, end, np.int64(pages[0]))
+    pages = tables_row(tables, row)
+    present, stop, released = np.int64(0), full, np.int64(0)
+    grown = full == depth + 1 and grow_run(pool, prefix, end, np.int64(pages[depth]))
     if not grown:
-        present, released = row_adopt(pool, prefix, end, pages)
-        if present < 0:  # a page is cached elsewhere, or has all owners it can have: it stays out
+        present, stop, released = row_adopt(pool, tables, prefix, row, depth, full, end)
+        if stop == depth:
             return np.int64(0)
-    last = np.int64(pages[pages.size - 1])
-    refresh(prefix, last, pages.size - present, prefix[DEFAULT], np.int64(NEVER), pool[STEP])
+    last, new = np.int64(pages[stop - 1]), stop - depth - present
+    refresh(prefix, last, new, prefix[DEFAULT], np.int64(NEVER), pool[STEP])
     if not grown:
         path_lock(prefix, last, end, UNUSED)
         path_join(prefix, last)  # else each page that a sequence fills would stay its own run
-    locked[row] = full
+    locked[row] = stop
     lock_end[row] = last
-    shared = False
-    for j in range(present, pages.size):  # the sequence and the cache are two owners
-        shared = shared or refcount[pages[j]] > 2
-    if shared:
-        lock_sharers(tables, prefix, row, depth, full, end)
+    for j in range(depth + present, stop):
+        if refcount[pages[j]] > 2:  # the sequence and the cache are two owners
+            lock_sharers(tables, prefix, row, depth, stop, end)
+            break
     return released
 
 
@@ -252,7 +291,7 @@ def sharing_commit_cpu(pool, tables, prefix, row, tokens):
     if not try_lock(pool):
         return fail(BUSY, 0)
     known = tables_column(tables, KNOWN)
-    at = first_difference(tables, prefix, row, tokens)
+    at = first_difference(pool, tables, prefix, row, tokens)
     status = fail(TOKEN_DIFFERS, at) if at >= 0 else np.int64(0)
     if status == 0:
         fault = negative_token(tokens, np.int64(0))
@@ -312,4 +351,5 @@ def sharing_relock_cpu(tables, prefix):
     for row in range(tables[NUM_ROWS]):
         if tables_column(tables, LOCKED)[row] > 0:
             path_lock(prefix, tables_column(tables, LOCK_END)[row], NO_PAGE, UNUSED)
+    demote(prefix)  # only now: what is locked is not
     return np.int64(0)
