@@ -126,7 +126,7 @@ def kernel(signature: str, counted: bool = False) -> Callable[[Callable[..., Any
     """Make a module-level function a `Kernel` of one Numba signature, compiled when first run.
 
     `counted`: references to arrays are counted. Only what allocates an array needs that: a caller
-    keeps what it hands over, and to count takes 0.1 us an argument and a third of the compilation.
+    keeps what it hands over, and to count takes time at each call and a tenth of the compilation.
     """
 
     def wrap(function: Callable[..., Any]) -> Kernel:
