@@ -23,7 +23,7 @@ class SharingRow(Row):
     tokens: list[int] = field(default_factory=list)  # those that are known
     namespace: Hashable = None
     path: list[Node] = field(default_factory=list)  # cached pages that it locks
-    was_cut: bool = False  # by a window
+    gap: int = 0  # 1 + the tokens before what a window dropped
 
 
 class SharingCache(Cache):
@@ -176,7 +176,7 @@ class SharingCache(Cache):
                     known = known or theirs[i : i + 1]
                 if known and known[0] != mine:  # what stands in a cached page is known as well
                     raise InvalidArgument("tokens", mine, "the sequence has another token", i)
-            if not self._is_cut(at):
+            if not at.gap:
                 at.tokens = [*tokens, *at.tokens[len(tokens) :]]
         self._commit(row, at.length)
         self.pool.step += 1
@@ -296,6 +296,7 @@ class SharingCache(Cache):
         released = super().truncate(seq_id, num_tokens)
         at = self.rows[self.row(seq_id)]
         at.tokens = at.tokens[:num_tokens]
+        at.gap *= num_tokens >= at.gap
         self._shorten(at, pages_of(num_tokens, self.pool.page_size))
         return released
 
@@ -304,7 +305,9 @@ class SharingCache(Cache):
         gone = self.cut(at, sink, window)
         done = super()._drop(row, sink, window)
         if gone:
-            at.was_cut = True
+            first = gone[0] * self.pool.page_size + 1
+            at.gap = min(at.gap or first, first)
+            at.gap *= at.length >= at.gap
             at.tokens = at.tokens[: gone[0] * self.pool.page_size]
             if not any(self.is_cached(page) for page in at.pages[gone[0] :]):
                 self._shorten(at, gone[0])
@@ -323,7 +326,7 @@ class SharingCache(Cache):
         for node in src.path:
             node.locks += 1
         at.tokens, at.namespace, at.path = list(src.tokens), src.namespace, list(src.path)
-        at.was_cut = src.was_cut
+        at.gap = src.gap
 
     def fork_batch(self, src_rows: Sequence[int], dst_rows: Sequence[int]) -> None:
         own = {row: self.rows[row].namespace for row in dst_rows if row in self.rows}

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from itertools import takewhile
 from random import Random
 from typing import Any
 
 from jitalloc import PagedKVCache, PrefixCache
-from jitalloc.state import KNOWN, LOCK_END, LOCKED, NAMESPACE
+from jitalloc.state import GAP, KNOWN, LOCK_END, LOCKED, NAMESPACE
 from tests import oracle_prefix
 from tests.cache_pairs import CachePair, cache_model_state, cache_state
 from tests.oracle_sharing import SharingCache
@@ -34,6 +33,7 @@ def sharing_state(cache: PagedKVCache) -> dict[str, Any]:
         assert column[KNOWN] <= min(at["length"], len(at["pages"]) * size)
         at["tokens"] = tokens[: column[KNOWN]]
         at["path"] = path[::-1]
+        at["gap"] = column[GAP]
         at["namespace"] = names.get(column[NAMESPACE]) if at["tokens"] or path else None
     return state
 
@@ -46,7 +46,6 @@ def sharing_model_state(model: SharingCache) -> dict[str, Any]:
         path = [node.page for node in at["path"]]
         namespace = at["namespace"] if at["tokens"] or path else None
         rows[row] = {**at, "path": path, "namespace": namespace}
-        del rows[row]["was_cut"]
     return {**state, "rows": rows}
 
 
@@ -117,18 +116,7 @@ class SharingPair(CachePair):
     def unlocked(self, model: SharingCache) -> list[int]:
         """Cached pages that sequences hold without a lock: they would give way for nothing."""
         locks = {node.page: node.locks for node in self.prefix_model.nodes.values()}
-        whole = [at for at in model.rows.values() if not at.was_cut]
-        cached = [list(takewhile(locks.__contains__, at.pages)) for at in whole]
-        return [page for pages in cached for page in pages if not locks[page]]
-
-    def end_strays(self) -> None:
-        """End forks that hold cached pages which nobody locks; see test_sharing_locks.py."""
-        unlocked = {node.page for node in self.prefix_model.nodes.values() if not node.locks}
-        for side, (_, model) in enumerate(self.sides):
-            for seq_id, row in list(model.ids.items()):
-                if unlocked.intersection(model.rows[row].pages):
-                    self.use(side)
-                    self.do("free", seq_id, commit=False)
+        return [p for at in model.rows.values() for p in at.pages if locks.get(p) == 0]
 
     def use(self, side: int) -> None:
         """Let the calls that follow be those of one cache, where there are several."""
@@ -267,4 +255,3 @@ def random_turn(pair: SharingPair, random: Random) -> None:
     """One call, most of them right."""
     (step,) = random.choices(list(STEPS), weights=list(STEPS.values()))
     step(pair, random)
-    pair.end_strays()

@@ -156,8 +156,6 @@ def resize(pair: WholePair, random: Random) -> None:
 
 def restore(pair: WholePair, random: Random) -> None:
     """What happens in between is forgotten; refused while another cache has sequences."""
-    if pair.prefix.policy == "slru" and pair.prefix.num_locked:
-        return  # see test_locks_of_protected_pages_survive_a_restore
     other = next(cache for cache, _ in pair.sides if cache is not pair.cache)
     if len(other):
         pair.refused(lambda: pair.cache.restore(pair.cache.snapshot()))
@@ -174,8 +172,6 @@ def restore(pair: WholePair, random: Random) -> None:
 
 def restore_prefix(pair: WholePair, random: Random) -> None:
     """Alone it is restored only where no sequence locks anything."""
-    if pair.prefix.policy == "slru" and pair.prefix.num_locked:
-        return  # see test_a_protected_page_is_restored_unlocked
     if any(at.path for _, model in pair.sides for at in model.rows.values()):
         pair.refused(lambda: pair.prefix.restore(pair.prefix.snapshot()))
         return
@@ -222,5 +218,4 @@ def whole_turn(pair: WholePair, random: Random, step: Step | None = None) -> Non
         (step,) = random.choices(list(WHOLE_STEPS), weights=list(WHOLE_STEPS.values()))
     pair.use(random.choice((0, 0, 1)))
     step(pair, random)
-    pair.end_strays()
     pair.serve_slots()

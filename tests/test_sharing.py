@@ -69,7 +69,6 @@ class Machine(RuleBasedStateMachine):
     @invariant()
     def sound(self) -> None:
         self.pair.prefix.check()
-        self.pair.end_strays()
 
 
 TestMachine = Machine.TestCase

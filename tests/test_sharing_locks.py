@@ -56,7 +56,6 @@ def test_forks_of_a_fork_lock_what_each_holds(cache: PagedKVCache, commit_first:
         free_up(cache)
 
 
-@pytest.mark.xfail(strict=True, reason="a fork locks only what it shares from its first page on")
 @pytest.mark.parametrize("commit_first", [False, True])
 def test_a_fork_cut_by_a_window_locks_what_it_holds(
     cache: PagedKVCache, commit_first: bool
@@ -71,7 +70,6 @@ def test_a_fork_cut_by_a_window_locks_what_it_holds(
     free_up(cache)
 
 
-@pytest.mark.xfail(strict=True, reason="a fork locks only what it shares from its first page on")
 def test_a_fork_of_what_met_a_duplicate_locks_what_it_holds(cache: PagedKVCache) -> None:
     cache.allocate("a", tokens=TEXT[:12])
     cache.fork("a", "b")
@@ -97,7 +95,6 @@ def test_a_namespace_must_be_hashable_even_if_nothing_is_cached() -> None:
     assert len(cache) == 0
 
 
-@pytest.mark.xfail(strict=True, reason="what is restored is demoted before it is locked again")
 def test_locks_of_protected_pages_survive_a_restore() -> None:
     pool = PagePool(10, 1)
     prefix = PrefixCache(pool, policy="slru", protected_share=0.2)
@@ -127,6 +124,5 @@ prefix.check()
 """
 
 
-@pytest.mark.xfail(strict=True, reason="never ends: a protected page with children is in no queue")
 def test_a_protected_page_is_restored_unlocked() -> None:
-    subprocess.run([sys.executable, "-c", PROTECTED], check=True, timeout=5)
+    subprocess.run([sys.executable, "-c", PROTECTED], check=True, timeout=120)

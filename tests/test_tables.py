@@ -206,6 +206,7 @@ BAD_COLUMNS: dict[int, tuple[int, ...]] = {
     state.LOCKED: (-1, 2**31),
     state.LOCK_END: (-1, 1, 2**31),
     state.NAMESPACE: (-1, 2**31),
+    state.GAP: (-1, 2**31),
 }
 
 

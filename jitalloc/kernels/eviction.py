@@ -26,6 +26,7 @@ from jitalloc.kernels.tables import (
 from jitalloc.state import (
     BORN,
     EVICTIONS,
+    GAP,
     KNOWN,
     LAST_USED,
     LENGTH,
@@ -71,6 +72,12 @@ def cut_window(pool, tables, prefix, row, sink_tokens, window_tokens):
     if has_prefix(prefix) and stop > start:
         known = tables_column(tables, KNOWN)
         known[row] = min(known[row], start * tables[ROW_PAGE_SIZE])
+        # What stands behind a gap has seen tokens that are gone: it never enters the cache.
+        gap, at = tables_column(tables, GAP), start * tables[ROW_PAGE_SIZE] + 1
+        if gap[row] == 0 or at < gap[row]:
+            gap[row] = at
+        if kept < gap[row]:
+            gap[row] = 0
         pages = tables_row(tables, row)
         for j in range(start, tables_pages_of(tables, kept)):
             if is_cached(prefix, pages[j]):

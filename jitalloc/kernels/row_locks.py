@@ -16,6 +16,7 @@ from jitalloc.kernels.runs import next_pages, prev_pages
 from jitalloc.kernels.tables import tables_column, tables_row, tables_taken
 from jitalloc.prefix_state import BY_FIFO, POLICY, UNCACHED
 from jitalloc.state import (
+    GAP,
     KNOWN,
     LOCK_END,
     LOCKED,
@@ -25,7 +26,7 @@ from jitalloc.state import (
     STEP,
 )
 
-SHARED_FACTS = (KNOWN, NAMESPACE, LOCKED, LOCK_END)
+SHARED_FACTS = (KNOWN, NAMESPACE, LOCKED, LOCK_END, GAP)
 
 
 @helper

@@ -49,6 +49,7 @@ from jitalloc.kernels.tokens import (
     tokens_fill,
 )
 from jitalloc.state import (
+    GAP,
     HEAD,
     INT32_MAX,
     KNOWN,
@@ -70,7 +71,7 @@ from jitalloc.state import (
 )
 
 # What a sequence takes over from the one that it continues.
-INHERITED = (LENGTH, KNOWN, NAMESPACE, LOCKED, LOCK_END)
+INHERITED = (LENGTH, KNOWN, NAMESPACE, LOCKED, LOCK_END, GAP)
 
 
 @helper
@@ -376,6 +377,8 @@ def sequences_truncate_cpu(pool, tables, prefix, row, num_tokens):
         pool[STEP] += 1
         known = tables_column(tables, KNOWN)
         known[row] = min(known[row], num_tokens)
+        if num_tokens < tables_column(tables, GAP)[row]:
+            tables_column(tables, GAP)[row] = 0
         row_shorten(pool, tables, prefix, row, start)
     unlock(pool)
     return status

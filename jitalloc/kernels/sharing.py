@@ -65,6 +65,7 @@ from jitalloc.prefix_state import (
 from jitalloc.state import (
     FIRST_PAGE,
     FREE,
+    GAP,
     INT32_MAX,
     KNOWN,
     LENGTH,
@@ -300,7 +301,7 @@ def sharing_commit_cpu(pool, tables, prefix, row, tokens):
     if status < 0:
         unlock(pool)
         return status
-    if tokens.size > known[row] and not is_cut(tables, row):
+    if tokens.size > known[row] and tables_column(tables, GAP)[row] == 0:
         write_tokens(tables, prefix, row, known[row], tokens[known[row] :])
         known[row] = tokens.size
     row_commit(pool, tables, prefix, row, tables_column(tables, LENGTH)[row])

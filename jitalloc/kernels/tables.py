@@ -25,6 +25,7 @@ from jitalloc.state import (
     BORN,
     EVICTIONS,
     FIRST_PAGE,
+    GAP,
     HEADER_SLOTS,
     INT32_MAX,
     KNOWN,
@@ -265,6 +266,9 @@ def tables_row_fault(pool, tables, row, live, owners):
         return BAD_ROW_COLUMN
     known, locked = tables_column(tables, KNOWN)[row], tables_column(tables, LOCKED)[row]
     if known < 0 or known > length or locked < 0 or (length == 0 and locked > 0):
+        return BAD_ROW_COLUMN
+    gap = tables_column(tables, GAP)[row]
+    if gap < 0 or gap > length:
         return BAD_ROW_COLUMN
     end, namespace = tables_column(tables, LOCK_END)[row], tables_column(tables, NAMESPACE)[row]
     if end < 0 or end >= pool[NUM_PAGES] or (locked == 0 and end != 0):
