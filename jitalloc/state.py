@@ -36,7 +36,7 @@ Invariants::
     popcount(taken) == ACTIVE
     pages[r, i] != NULL  <=>  i < ceil(length[r] / page_size);  length[r] == 0 in a free row
     each (r, i) with a page is one owner in refcount[pages[r, i]]
-    0 <= known[r] <= length[r];  0 <= gap[r] <= length[r];  known[r] == locked[r] == 0 without a prefix cache
+    0 <= known[r], gap[r] <= length[r];  known[r] == locked[r] == 0 without a prefix cache
     locked[r] > 0  =>  lock_end[r] is cached, locked[r] pages deep, and locked; else it is 0
     pages[r, i] is the page i of that path for each i < min(locked[r], known[r] / page_size)
 """

@@ -126,3 +126,24 @@ prefix.check()
 
 def test_a_protected_page_is_restored_unlocked() -> None:
     subprocess.run([sys.executable, "-c", PROTECTED], check=True, timeout=120)
+    subprocess.run([sys.executable, "-c", PROTECTED], check=True, timeout=120)
+
+
+def test_what_stands_in_a_cached_page_is_known_to_forks_too() -> None:
+    both = SharingPair()
+    both.must("allocate", "a", 10)
+    both.must("fork", "a", "b")
+    both.must("commit", "a", TEXT[:8])
+    assert both.do("commit", "b", [0, 1, 9]) == (InvalidArgument, "tokens", 9, 2)
+    assert both.must("commit", "b", TEXT[:4]) == 8
+
+
+def test_what_a_window_has_cut_is_told_nothing_more() -> None:
+    both = SharingPair()
+    both.must("allocate", "a", tokens=TEXT)
+    both.must("commit", "a")
+    both.must("apply_streaming_llm", "a", 4, 4)
+    assert both.must("commit", "a", [*TEXT[:4], *TEXT[20:]]) == 4
+    both.must("append", "a", tokens=[1, 2, 3, 4, 5])
+    both.must("free", "a")
+    assert both.prefix.num_cached == 6
