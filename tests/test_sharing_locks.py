@@ -126,7 +126,6 @@ prefix.check()
 
 def test_a_protected_page_is_restored_unlocked() -> None:
     subprocess.run([sys.executable, "-c", PROTECTED], check=True, timeout=120)
-    subprocess.run([sys.executable, "-c", PROTECTED], check=True, timeout=120)
 
 
 def test_what_stands_in_a_cached_page_is_known_to_forks_too() -> None:
