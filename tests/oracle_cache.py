@@ -107,8 +107,7 @@ class PrefixModel:
             self.place[each] = (0, 0)
             self.uses[each] = 0
             self.children[self._parents[each]] += 1
-        if new or self.policy != "fifo":
-            self._touch(path)
+        self._touch(new if self.policy == "fifo" else path)
         self._demote()
         return new
 

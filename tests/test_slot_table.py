@@ -6,11 +6,24 @@ from random import Random
 
 import numpy as np
 import pytest
+from numba import njit
 
 from jitalloc import SlotEntry, SlotPrefixCache
-from jitalloc.kernels.slot_table import table_erase, table_get, table_home, table_key, table_put
+from jitalloc.kernels import slot_table
 from jitalloc.slot_prefix_state import prefix_slab_words, table_bits
 from tests.slot_pairs import PrefixPair
+
+# Helpers can be called from kernels only; compiled for themselves they can from here.
+table_erase, table_get, table_home, table_key, table_put = (
+    njit(getattr(each, "py_func", each))
+    for each in (
+        slot_table.table_erase,
+        slot_table.table_get,
+        slot_table.table_home,
+        slot_table.table_key,
+        slot_table.table_put,
+    )
+)
 
 
 def test_the_table_is_a_dict() -> None:
