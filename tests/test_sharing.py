@@ -41,7 +41,7 @@ PAIRS: list[dict[str, Any]] = [
 @pytest.mark.parametrize("seed", range(2 if JIT_DISABLED else 8))
 def test_random_histories(options: dict[str, Any], seed: int) -> None:
     random, pair = Random(f"{options} {seed}"), SharingPair(**options)
-    for _ in range(60 if JIT_DISABLED else 200):
+    for _ in range(120 if JIT_DISABLED else 200):
         random_turn(pair, random)
     assert pair.prefix_model.hit_pages, "nothing was ever shared"
 
