@@ -154,6 +154,20 @@ def test_no_file_is_too_long(path: Path) -> None:
     assert lines(path) <= 400
 
 
+TOP_LEVEL = {"pyproject.toml", "README.md", "LICENSE", "jitalloc", "tests", "asv_benchmarks"}
+TOP_LEVEL |= {"asv.conf.json"}
+
+
+def test_nothing_else_stands_at_the_top() -> None:
+    if not (ROOT / ".git").exists():
+        pytest.skip("no checkout: what is committed is not known")
+    listed = subprocess.run(
+        ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    top = {name.split("/")[0] for name in listed.stdout.splitlines()}
+    assert {name for name in top if name[0] != "."} == TOP_LEVEL
+
+
 def test_the_median_file_is_short() -> None:
     assert statistics.median(lines(path) for path in MODULES) < 150
 
