@@ -9,6 +9,7 @@ holds the beginning of a prompt.
 from importlib.metadata import PackageNotFoundError, version
 
 from jitalloc._jit import warmup
+from jitalloc.cuda import CudaPagePool as _CudaPagePool  # noqa: F401  (known to PagePool by it)
 from jitalloc.errors import (
     AllPinned,
     CorruptState,

@@ -42,6 +42,7 @@ OUT_OF_ROWS = 22  # detail: rows available
 TABLE_WIDTH = 23
 POSITION_RANGE = 24
 PAGE_IN_USE = 25  # detail: page
+OUT_SHORT = 55  # a buffer on the GPU holds fewer elements than the call makes; detail: its size
 TOKEN_DIFFERS = 49  # detail: position
 NEGATIVE_TOKEN = 50  # detail: position
 PAGE_CACHED = 26

@@ -58,8 +58,10 @@ class PagePool(TokenSlots):
         Which free page is handed out first. `sorted`: the lowest id of the freelist; freed
         pages wait until `merge` sorts them in, which happens by itself when an allocation runs
         short. `fifo`: the page that has been free longest. `lifo`: the page freed last.
-    device : {"cpu"}
-        Where the arrays live.
+    device : {"cpu", "cuda"}
+        Where the arrays live. `cuda` needs the packages of `jitalloc[cuda12]` or
+        `jitalloc[cuda13]`; arrays are then CuPy's, every call is one kernel launch on the current
+        stream, and errors come late (`help(jitalloc.cuda.CudaPagePool)`).
     null_page : bool
         Keep page 0 out of circulation, as a target for padding.
 
@@ -75,7 +77,7 @@ class PagePool(TokenSlots):
     InvalidArgument
         A size is out of range or not an integer, or `order` is unknown.
     WrongDevice
-        `device` is none that this release manages.
+        `device` is unknown, or cannot be used here.
 
     Notes
     -----

@@ -56,6 +56,7 @@ class PrefixSlab:
     ) -> None:
         if not isinstance(pool, PagePool):
             raise InvalidArgument("pool", pool, "must be a PagePool")
+        pool._on_cpu_only("PrefixCache")
         self.pool = pool
         self.page_size = pool.page_size
         self.policy = as_choice("policy", policy, PREFIX_POLICIES)

@@ -73,6 +73,7 @@ class SequenceRows(SequencePages):
     ) -> None:
         if not isinstance(pool, PagePool):
             raise InvalidArgument("pool", pool, "must be a PagePool")
+        pool._on_cpu_only("PagedKVCache")
         if prefix_cache is not None and not isinstance(prefix_cache, PrefixCache):
             raise InvalidArgument("prefix_cache", prefix_cache, "must be a PrefixCache or None")
         if prefix_cache is not None and prefix_cache.pool is not pool:

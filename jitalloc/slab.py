@@ -7,7 +7,7 @@ import time
 import weakref
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,7 +52,27 @@ class PoolSlab:
         "page_size",
     )
 
-    device = "cpu"
+    device: ClassVar[str] = "cpu"
+    _by_device: ClassVar[dict[str, type[PoolSlab]]] = {}
+
+    def __init_subclass__(cls, device: str | None = None) -> None:
+        if device is not None:
+            cls.device = device
+            cls._by_device[device] = cls
+
+    def __new__(
+        cls,
+        num_pages: int,
+        page_size: int = 16,
+        *,
+        order: str = "sorted",
+        device: str = "cpu",
+        null_page: bool = False,
+    ) -> Self:
+        """Return a pool of the class that manages `device`."""
+        there = cls._by_device.get(device) if isinstance(device, str) else None
+        made = there if there is not None and issubclass(there, cls) else cls
+        return object.__new__(made)  # a device that is not its own is refused by __init__
 
     def __init__(
         self,
@@ -64,8 +84,8 @@ class PoolSlab:
         null_page: bool = False,
     ) -> None:
         order = as_choice("order", order, ORDERS)
-        if not isinstance(device, str) or device != "cpu":
-            raise WrongDevice("device", device, "this release manages pools on the 'cpu'")
+        if not isinstance(device, str) or device != self.device:
+            raise WrongDevice("device", device, f"this pool can live on {self.device!r} only")
         if not isinstance(null_page, bool):
             raise InvalidArgument("null_page", null_page, "must be a bool")
         num_pages = as_count("num_pages", num_pages, 1 + null_page)
@@ -110,6 +130,11 @@ class PoolSlab:
                 stack.enter_context(holder.lock)
             stack.enter_context(self._shape)
             yield
+
+    def _on_cpu_only(self, call: str) -> None:
+        """Refuse a call that pools on other devices do not have."""
+        if self.device != "cpu":
+            raise WrongDevice("pool.device", self.device, f"{call} needs a pool on the 'cpu'")
 
     def _page_error(self, status: int, pages: NDArray[np.int32]) -> InvalidPage:
         return page_error(status, pages, int(self.null_page), self.num_pages - 1)

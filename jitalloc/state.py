@@ -79,6 +79,31 @@ LOCK: Final = 13  # 0: nobody is inside; 1: a kernel is; RETIRED: another slab t
 
 RETIRED: Final = 2
 
+# Record of a pool on the GPU: what its calls leave for the host, in an int64 array of its own.
+TICKET: Final = 0  # blocks of the call that are done; 0 between calls
+CALLS: Final = 1  # calls so far
+FAULT_STATUS: Final = 2  # status word of the first call that failed, or 0
+FAULT_CALL: Final = 3  # how many calls came before it
+FAULT_KIND: Final = 4  # which of CALL_KINDS it was
+FAULT_VALUE: Final = 5  # the offending element, or the pages available where a run was asked for
+FAULT_WANTED: Final = 6  # pages or elements that the call needed
+RECORD_SLOTS: Final = 8
+
+CALL_KINDS: Final = (
+    "alloc",
+    "alloc_run",
+    "alloc_batch",
+    "admit",
+    "merge",
+    "share",
+    "free",
+    "free_slots",
+    "refcount",
+    "alloc_extend",
+    "alloc_decode",
+    "clear",
+)
+
 SORTED: Final = 0
 FIFO: Final = 1
 LIFO: Final = 2
@@ -159,9 +184,9 @@ def pool_slab_words(num_pages: int) -> int:
     return HEADER_SLOTS + 2 * words(num_pages) + 2 * (num_pages // 2 + 1)
 
 
-def pool_arrays(slab: NDArray[np.int64]) -> PoolArrays:
-    """Cut the named views out of a pool's slab (whose header must be filled)."""
-    n = int(slab[NUM_PAGES])
+def pool_arrays(slab: NDArray[np.int64], num_pages: int | None = None) -> PoolArrays:
+    """Cut the named views out of a pool's slab, whose header tells `num_pages` if nobody does."""
+    n = int(slab[NUM_PAGES]) if num_pages is None else num_pages
     w, h = words(n), n // 2 + 1
     bitmaps = HEADER_SLOTS + 2 * w
     return PoolArrays(

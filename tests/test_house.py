@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 
 import jitalloc
-from jitalloc import _jit
+from jitalloc import _cuda, _jit
+from tests.cuda_steps import CUDA_STEPS, WITHOUT_TWIN
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "jitalloc"
@@ -35,6 +36,7 @@ ORDER = [
     ["prefix_state"],
     ["slot_state", "slot_prefix_state"],
     ["_jit"],
+    ["_cuda"],
     ["kernels"],
     ["arguments"],
     ["moves"],
@@ -46,6 +48,7 @@ ORDER = [
     ["owners"],
     ["tokens"],
     ["pool"],
+    ["cuda"],
     ["epochs"],
     ["matches"],
     ["prefix_slab"],
@@ -84,6 +87,11 @@ KERNEL_ORDER += ["runs", "children", "wheel", "queues", "joints", "paths", "comp
 KERNEL_ORDER += ["insertion", "prefix", "reclaim", "invariants", "list_invariants", "prefix_upkeep"]
 KERNEL_ORDER += ["tables", "row_locks", "sharing", "rows", "sequences", "eviction"]
 KERNEL_ORDER += ["slots", "slot_table", "slot_tree", "slot_entries", "slot_prefix"]
+# Files of kernels/cuda/ that hold no twins.
+CUDA_SHARED = {"scan"}
+CUDA_FILES = sorted(
+    path.stem for path in (PACKAGE / "kernels" / "cuda").glob("*.py") if path.stem[0] != "_"
+)
 
 
 def sources(folder: Path) -> list[Path]:
@@ -149,6 +157,14 @@ def test_kernels_are_built_from_those_before(noun: str) -> None:
             assert KERNEL_ORDER.index(other) < KERNEL_ORDER.index(noun)
 
 
+@pytest.mark.parametrize("noun", CUDA_FILES)
+def test_cuda_kernels_are_built_from_those_before(noun: str) -> None:
+    order = [*CUDA_SHARED, *KERNEL_ORDER]
+    for module in imports(PACKAGE / "kernels" / "cuda" / f"{noun}.py"):
+        if module.startswith("jitalloc.kernels.cuda."):
+            assert order.index(module.split(".")[3]) < order.index(noun)
+
+
 @pytest.mark.parametrize("path", sources(ROOT), ids=name_of)
 def test_no_file_is_too_long(path: Path) -> None:
     assert lines(path) <= 400
@@ -172,9 +188,9 @@ def test_the_median_file_is_short() -> None:
     assert statistics.median(lines(path) for path in MODULES) < 150
 
 
-@pytest.mark.parametrize("noun", KERNEL_FILES)
-def test_kernels_take_few_arguments(noun: str) -> None:
-    for node in ast.walk(ast.parse((PACKAGE / "kernels" / f"{noun}.py").read_text())):
+@pytest.mark.parametrize("file", sources(PACKAGE / "kernels"), ids=lambda path: path.name)
+def test_kernels_take_few_arguments(file: Path) -> None:
+    for node in ast.walk(ast.parse(file.read_text())):
         if isinstance(node, ast.FunctionDef):
             assert len(node.args.args) <= 8, node.name
             others = [*node.args.kwonlyargs, node.args.vararg, node.args.kwarg]
@@ -185,13 +201,16 @@ def test_kernels_take_few_arguments(noun: str) -> None:
 @pytest.mark.parametrize("path", MODULES, ids=name_of)
 def test_backends_come_in_by_one_door(path: Path) -> None:
     used = {module.split(".")[0] for module in imports(path)}
-    if room_of(path) != "_jit":
+    if room_of(path) not in ("_jit", "_cuda"):
         assert not used & {"numba", "cupy", "llvmlite", "cuda"}
+    if room_of(path) != "_cuda":
+        assert not any(re.match(r"cupy|cuda|numba\.cuda", module) for module in imports(path))
 
 
 @pytest.mark.parametrize("module", ["jitalloc", "jitalloc.cli", "jitalloc.sequences"])
 def test_importing_loads_nothing_of_cuda(module: str) -> None:
-    code = f"import sys, {module}; print([name for name in sys.modules if 'cu' in name])"
+    # What a `.pth` file of the environment loads is there before.
+    code = f"import sys; old = {{*sys.modules}}; import {module}; print({{*sys.modules}} - old)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     loaded = set(ast.literal_eval(done.stdout))
     backends = [name for name in loaded if re.match(r"(cupy|numba\.cuda|numba_cuda|cuda)\b", name)]
@@ -214,6 +233,23 @@ def test_kernels_are_named_by_noun_verb_and_device(noun: str) -> None:
     for name in mine:
         assert re.fullmatch(rf"{noun}_[a-z_]+_(cpu|cuda)", name)
         assert _jit.kernels()[name].name == name
+
+
+@pytest.mark.parametrize("noun", CUDA_FILES)
+def test_cuda_kernels_stand_in_the_file_named_like_that_of_their_twins(noun: str) -> None:
+    module = importlib.import_module(f"jitalloc.kernels.cuda.{noun}")
+    mine = [name for name, each in vars(module).items() if isinstance(each, _cuda.CudaKernel)]
+    assert bool(mine) == (noun not in CUDA_SHARED)
+    for name in mine:
+        assert re.fullmatch(rf"{noun}_[a-z_]+_cuda", name)
+        assert name.replace("_cuda", "_cpu") in _jit.kernels()
+        assert _cuda.cuda_kernels()[name].name == name
+
+
+def test_every_cuda_kernel_is_simulated() -> None:
+    # test_cuda_twins.py runs these steps, test_cuda_compile.py compiles what is registered.
+    assert set(_cuda.cuda_kernels()) == set(CUDA_STEPS)
+    assert set(WITHOUT_TWIN) <= set(_jit.kernels())
 
 
 FORBIDDEN = re.compile(r"\b(TODO|FIXME|XXX|HACK|NotImplementedError)\b")

@@ -1,0 +1,41 @@
+"""What callers hand in, made into what CUDA kernels take, or refused; nothing waits for the GPU."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from jitalloc._cuda import Device
+from jitalloc.errors import InvalidArgument
+
+
+def as_device(
+    device: Device, name: str, values: Any, dtype: np.dtype[Any], size: int | None = None
+) -> Any:
+    """Return `values` as a contiguous array of the device; `size`: the length it must have."""
+    array = device.adopt(name, values)
+    if array.ndim != 1:
+        raise InvalidArgument(name, array.shape, "must have one dimension")
+    if array.dtype != dtype:
+        raise InvalidArgument(name, str(array.dtype), f"must be {dtype} on the GPU")
+    if size is not None and array.size != size:
+        raise InvalidArgument(name, array.size, f"must have {size} elements like the others")
+    return device.contiguous(array)
+
+
+def as_device_out(
+    device: Device, name: str, out: Any, dtype: np.dtype[Any], size: int | None = None
+) -> Any:
+    """Return the buffer `out`, or a new one where it is None; `size`: the length it must have."""
+    if out is None:
+        return device.empty(0 if size is None else size, dtype)
+    array = device.adopt(name, out)
+    if array.ndim != 1 or array.dtype != dtype:
+        shown = f"{array.dtype}{list(array.shape)}"
+        raise InvalidArgument(name, shown, f"must be a one-dimensional array of {dtype}")
+    if not array.flags.c_contiguous or (size is not None and array.size != size):
+        raise InvalidArgument(
+            name, array.size, f"must be contiguous and hold exactly {size} elements"
+        )
+    return array

@@ -1,0 +1,311 @@
+"""PagePool on the GPU: the calls of the CPU, each one launch on the current stream."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any, NoReturn, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from jitalloc._cuda import CudaKernel, device
+from jitalloc.arguments import as_count
+from jitalloc.cuda.arguments import as_device, as_device_out
+from jitalloc.cuda.faults import fault_error
+from jitalloc.errors import CorruptState, InvalidArgument, OutOfPages, WrongDevice
+from jitalloc.kernels.cuda.owners import (
+    owners_count_cuda,
+    owners_free_cuda,
+    owners_free_slots_cuda,
+    owners_share_cuda,
+)
+from jitalloc.kernels.cuda.pool import (
+    pool_admit_cuda,
+    pool_alloc_batch_cuda,
+    pool_alloc_cuda,
+    pool_alloc_run_cuda,
+    pool_merge_cuda,
+)
+from jitalloc.kernels.cuda.tokens import tokens_decode_cuda, tokens_extend_cuda
+from jitalloc.kernels.cuda.upkeep import upkeep_clear_cuda
+from jitalloc.pool import PageBatch, PagePool
+from jitalloc.snapshot import PoolSnapshot
+from jitalloc.state import (
+    FAULT_STATUS,
+    FREE,
+    HEADER_SLOTS,
+    INT32,
+    INT64,
+    NUM_PAGES,
+    RECORD_SLOTS,
+    RELEASED,
+    STEP,
+    pool_arrays,
+)
+from jitalloc.stats import PoolStats
+
+ITEMS = 4  # elements of a thread before a call takes another block
+MOST_BLOCKS = 512
+
+
+class CudaPagePool(PagePool, device="cuda"):
+    """A `PagePool` whose arrays live on the GPU; made by `PagePool(..., device="cuda")`.
+
+    The calls are those of the CPU, with the same results and the same state, and these differences.
+
+    - Arrays are CuPy's, or anything on the GPU with `__cuda_array_interface__` or DLPack: page ids
+      `int32`, lengths, counts and slots `int64`. Host memory is refused, never copied.
+    - A call is one launch on CuPy's current stream and waits for nothing, unless its docstring says
+      so. Counts that the CPU returns as an int come as `int64[1]` on the GPU.
+    - A call that fails there changes nothing and fills its results with NULL. The first failure is
+      kept; the next call that waits raises it, as the exception of the CPU with a note on which
+      call it was, and forgets it.
+    - Calls on one pool have to be ordered: one stream, or events between streams.
+    - Given fixed shapes and caller buffers, every call that does not wait can be captured in a CUDA
+      graph. `restore` makes the arrays anew, so graphs captured before it are stale.
+    """
+
+    __slots__ = ("_gpu", "_record", "_state", "_words")
+
+    def _install(self, slab: NDArray[np.int64]) -> None:
+        gpu = self._gpu = device()
+        self.num_pages = int(slab[NUM_PAGES])
+        words = np.zeros(RECORD_SLOTS + slab.size, np.int64)
+        words[RECORD_SLOTS:] = slab
+        self._words = gpu.upload(words)
+        self._record, self._slab = self._words[:RECORD_SLOTS], self._words[RECORD_SLOTS:]
+        self.arrays = pool_arrays(self._slab, self.num_pages)
+        self._state = (gpu.wrap(self._slab), gpu.wrap(self._record))
+
+    def _start(self, kernel: CudaKernel, elements: int, *arrays: Any) -> None:
+        """Launch `kernel` with a thread for each `ITEMS` of `elements`; 0: in one block."""
+        gpu = self._gpu
+        blocks = min(-(-elements // (ITEMS * gpu.threads)) or 1, MOST_BLOCKS)
+        gpu.launch(kernel, blocks, gpu.threads, *self._state, *map(gpu.wrap, arrays))
+
+    def _settled(self) -> NDArray[np.int64]:
+        """Wait for all calls so far, raise the first failure, or return the header."""
+        words = self._gpu.download(self._words[: RECORD_SLOTS + HEADER_SLOTS])
+        if words[FAULT_STATUS]:
+            self._gpu.clear(self._record[FAULT_STATUS:])
+            raise fault_error(words, self.page_size, self.null_page, self.num_pages)
+        return words[RECORD_SLOTS:]
+
+    def _copy_on_cpu(self) -> PagePool:
+        """Wait, raise the first failure, or return a pool of the CPU in the same state."""
+        self._settled()
+        slab = self._gpu.download(self._slab)
+        if slab[NUM_PAGES] != self.num_pages:
+            raise CorruptState(
+                f"pool header[{NUM_PAGES}] is {slab[NUM_PAGES]}, the pool has {self.num_pages}"
+            )
+        pool = PagePool(
+            1 + self.null_page, self.page_size, order=self.order, null_page=self.null_page
+        )
+        pool._install(slab)
+        return pool
+
+    @property
+    def num_free(self) -> int:
+        """Pages in the freelist. Waits for the GPU."""
+        return int(self._settled()[FREE])
+
+    @property
+    def num_released(self) -> int:
+        """Pages that were freed and wait for `merge`. Waits for the GPU."""
+        return int(self._settled()[RELEASED])
+
+    @property
+    def available(self) -> int:
+        """Pages that can be allocated now. Waits for the GPU."""
+        header = self._settled()
+        return int(header[FREE] + header[RELEASED])
+
+    @property
+    def step(self) -> int:
+        """The logical clock: successful calls so far that may change the pool. Waits."""
+        return int(self._settled()[STEP])
+
+    def alloc(self, n: int, *, contiguous: bool = False, out: Any = None) -> Any:
+        """Take `n` pages, each with one owner, or none: see `PagePool.alloc`.
+
+        Where they are not there, the result is NULL, and `OutOfPages` is raised later. Only for
+        more pages than the pool has, it is raised at once.
+        """
+        if type(n) is not int or not 0 <= n <= self.num_pages:
+            n = as_count("n", n)
+            if n > self.num_pages:
+                raise OutOfPages(n, self.available)
+        if contiguous and self.order != "sorted":
+            raise InvalidArgument(
+                "contiguous", True, f"needs a pool of order 'sorted', this one is {self.order!r}"
+            )
+        pages = as_device_out(self._gpu, "out", out, INT32, n)
+        if contiguous:
+            self._start(pool_alloc_run_cuda, 0, pages)
+        else:
+            self._start(pool_alloc_cuda, n, pages)
+        return pages
+
+    def try_alloc(self, n: int) -> Any:
+        """Take `n` pages, or return None where they are not there. Waits for the GPU."""
+        return self.alloc(n) if as_count("n", n) <= self.available else None
+
+    def alloc_batch(self, counts: Any, *, indptr: Any = None, out: Any = None) -> PageBatch:
+        """Take `counts[i]` pages for each of B sequences: see `PagePool.alloc_batch`.
+
+        Parameters
+        ----------
+        counts : int64[B]
+        indptr : int32[B + 1], optional
+            Buffer for where the pages of each sequence begin.
+        out : int32[any], optional
+            Buffer for the pages, NULL behind the last. Without it the call waits for the GPU, to
+            learn how many there are.
+        """
+        gpu = self._gpu
+        counts = as_device(gpu, "counts", counts, INT64)
+        starts = as_device_out(gpu, "indptr", indptr, INT32, counts.size + 1)
+        pages = as_device_out(gpu, "out", out, INT32, self.num_pages if out is None else None)
+        self._start(pool_alloc_batch_cuda, pages.size, counts, starts, pages)
+        if out is None:
+            self._settled()
+            pages = pages[: int(gpu.download(starts[-1:])[0])]
+        return PageBatch(starts, pages)
+
+    def admit(self, counts: Any, *, out: Any = None) -> Any:
+        """Return how many leading sequences of a batch would fit, as `int64[1]` on the GPU."""
+        gpu = self._gpu
+        counts = as_device(gpu, "counts", counts, INT64)
+        fit = as_device_out(gpu, "out", out, INT64, 1)
+        self._start(pool_admit_cuda, 0, counts, fit)
+        return fit
+
+    def merge(self, *, out: Any = None) -> Any:
+        """Merge the released pages into the freelist; how many, as `int64[1]` on the GPU."""
+        merged = as_device_out(self._gpu, "out", out, INT64, 1)
+        self._start(pool_merge_cuda, 0, merged)
+        return merged
+
+    def share(self, pages: Any) -> None:
+        """Add one owner to each page, all or nothing: see `PagePool.share`."""
+        self._start(owners_share_cuda, 0, as_device(self._gpu, "pages", pages, INT32))
+
+    def free(self, pages: Any, *, out: Any = None) -> Any:
+        """Take one owner off each page: see `PagePool.free`.
+
+        Returns how many pages were released, as `int64[1]` on the GPU.
+        """
+        pages = as_device(self._gpu, "pages", pages, INT32)
+        count = as_device_out(self._gpu, "out", out, INT64, 1)
+        self._start(owners_free_cuda, 0, pages, count)
+        return count
+
+    def free_slots(self, slots: Any, *, out: Any = None) -> Any:
+        """Take one owner off each page that holds one of `slots`: see `PagePool.free_slots`.
+
+        Returns how many pages were released, as `int64[1]` on the GPU.
+        """
+        slots = as_device(self._gpu, "slots", slots, INT64)
+        count = as_device_out(self._gpu, "out", out, INT64, 1)
+        self._start(owners_free_slots_cuda, 0, slots, count)
+        return count
+
+    def refcount(self, pages: Any, *, out: Any = None) -> Any:
+        """Return how many owners each page has: see `PagePool.refcount`."""
+        pages = as_device(self._gpu, "pages", pages, INT32)
+        counts = as_device_out(self._gpu, "out", out, INT32, pages.size)
+        self._start(owners_count_cuda, 0, pages, counts)
+        return counts
+
+    def alloc_extend(
+        self, prefix_lens: Any, seq_lens: Any, last_slots: Any, *, out: Any = None
+    ) -> Any:
+        """Return slots for a batch of prompt extensions: see `PagePool.alloc_extend`.
+
+        Parameters
+        ----------
+        prefix_lens, seq_lens, last_slots : int64[B]
+        out : int64[any], optional
+            Buffer for the slots, NULL behind the last. Without it the call waits for the GPU, to
+            learn how many there are.
+        """
+        gpu = self._gpu
+        prefix_lens = as_device(gpu, "prefix_lens", prefix_lens, INT64)
+        batch = prefix_lens.size
+        seq_lens = as_device(gpu, "seq_lens", seq_lens, INT64, batch)
+        last_slots = as_device(gpu, "last_slots", last_slots, INT64, batch)
+        total = None
+        if out is None:
+            grown = gpu.download(seq_lens) - gpu.download(prefix_lens)
+            total = int(np.clip(grown, 0, self.num_pages * self.page_size).sum())
+        slots = as_device_out(gpu, "out", out, INT64, total)
+        self._start(tokens_extend_cuda, slots.size, prefix_lens, seq_lens, last_slots, slots)
+        if out is None:
+            self._settled()
+        return slots
+
+    def alloc_decode(self, seq_lens: Any, last_slots: Any, *, out: Any = None) -> Any:
+        """Return the slot of one new token for each sequence: see `PagePool.alloc_decode`.
+
+        `out` may be `last_slots` itself; if the call fails, it is NULL like any other.
+        """
+        gpu = self._gpu
+        seq_lens = as_device(gpu, "seq_lens", seq_lens, INT64)
+        last_slots = as_device(gpu, "last_slots", last_slots, INT64, seq_lens.size)
+        slots = as_device_out(gpu, "out", out, INT64, seq_lens.size)
+        self._start(tokens_decode_cuda, 0, seq_lens, last_slots, slots)
+        return slots
+
+    def clear(self) -> None:
+        """Make every page free again, ids ascending in every order: see `PagePool.clear`."""
+        self._start(upkeep_clear_cuda, self.num_pages)
+
+    def stats(self) -> PoolStats:
+        """Return totals, counters and fragmentation. Waits for the GPU and copies the state."""
+        return self._copy_on_cpu().stats()
+
+    def check(self, held: Any = None) -> None:
+        """Raise the first failure, or verify every invariant page by page: see `PagePool.check`.
+
+        Waits for the GPU and copies the state. `held` may lie on either side.
+        """
+        pool = self._copy_on_cpu()
+        if hasattr(held, "__cuda_array_interface__"):
+            held = self._gpu.download(self._gpu.adopt("held", held))
+        pool.check(held)
+
+    def snapshot(self) -> PoolSnapshot:
+        """Return a copy of the complete state on the CPU, for pools of any device. Waits."""
+        return self._copy_on_cpu().snapshot()
+
+    def _take_over(self, snapshot: PoolSnapshot, then: Callable[[], None] = lambda: None) -> None:
+        then()
+        self.page_size = snapshot.page_size
+        self.order = snapshot.order
+        self.null_page = snapshot.null_page
+        self._install(snapshot.slab)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Self:
+        """Return a new pool on the GPU with the state that `save` wrote: see `PagePool.load`."""
+        saved = PagePool.load(path).snapshot()
+        pool = cls(1 + saved.null_page, saved.page_size, device="cuda", null_page=saved.null_page)
+        pool.restore(saved)
+        return pool
+
+    def resize(self, num_pages: int) -> NoReturn:
+        """Refuse by `WrongDevice`: a pool on the GPU keeps its size."""
+        self._refuse("resize")
+
+    def defragment(self) -> NoReturn:
+        """Refuse by `WrongDevice`: pages of a pool on the GPU keep their ids."""
+        self._refuse("defragment")
+
+    def free_group(self) -> NoReturn:
+        """Refuse by `WrongDevice`: the caller gathers what it frees on the GPU."""
+        self._refuse("free_group")
+
+    def _refuse(self, call: str) -> NoReturn:
+        raise WrongDevice("pool.device", self.device, f"{call} needs a pool on the 'cpu'")

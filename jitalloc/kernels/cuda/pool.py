@@ -1,0 +1,317 @@
+"""Twins of the page pool's loops: allocation, contiguous runs, batches, admission, merge."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from jitalloc._cuda import MOST_THREADS, cuda_kernel, device_helper, gpu, shared_helper
+from jitalloc.errors import NEGATIVE, NO_RUN, OUT_OF_PAGES, OUT_SHORT, STATUS_BITS, TOO_MANY
+from jitalloc.kernels import pool
+from jitalloc.kernels.cuda.scan import (
+    NONE,
+    SHARED_WORDS,
+    any_thread,
+    block_highest_before,
+    block_min,
+    block_scan,
+    is_last_block,
+)
+from jitalloc.state import (
+    CALL_KINDS,
+    CALLS,
+    FAULT_CALL,
+    FAULT_KIND,
+    FAULT_STATUS,
+    FAULT_VALUE,
+    FAULT_WANTED,
+    FIRST_PAGE,
+    FREE,
+    HEAD,
+    INT32_MAX,
+    MERGES,
+    NULL,
+    NUM_PAGES,
+    RELEASED,
+    STEP,
+)
+
+ALLOC = CALL_KINDS.index("alloc")
+ALLOC_RUN = CALL_KINDS.index("alloc_run")
+ALLOC_BATCH = CALL_KINDS.index("alloc_batch")
+ADMIT = CALL_KINDS.index("admit")
+
+SPAN = 8  # pages of a thread at a time where all pages are looked at: 32 bytes, one sector
+
+fail = shared_helper(pool.fail)
+bit = shared_helper(pool.bit)
+pool_views = shared_helper(pool.pool_views)
+pool_advance = shared_helper(pool.pool_advance)
+
+
+@device_helper
+def fault_key(code, position):
+    """Return what stands for a failure until the first is known: the lowest key is that one."""
+    return (np.int64(position) << STATUS_BITS) | code
+
+
+@device_helper
+def end_call(slab, record, kind, status, value, wanted):
+    """Book the end of a call, by one thread of its last block."""
+    if status >= 0:
+        slab[STEP] += 1
+    elif record[FAULT_STATUS] == 0:
+        record[FAULT_STATUS] = status
+        record[FAULT_CALL] = record[CALLS]
+        record[FAULT_KIND] = kind
+        record[FAULT_VALUE] = value
+        record[FAULT_WANTED] = wanted
+    record[CALLS] += 1
+
+
+@device_helper
+def fill_null(out, start, first, step):
+    """Write NULL to `out[start:]`, every `step`-th element from `first` on."""
+    for i in range(start + first, out.size, step):
+        out[i] = NULL
+
+
+@device_helper
+def block_freelist(slab, shared, put):
+    """Write the ids of all pages without an owner to `free_pages[put:]`, ascending."""
+    free_pages, refcount, _released = pool_views(slab)
+    n = slab[NUM_PAGES]
+    for tile in range(0, n, SPAN * gpu.blockDim.x):
+        first = np.int64(tile + SPAN * gpu.threadIdx.x)
+        mine = np.int64(0)
+        for page in range(first, min(first + SPAN, n)):
+            if refcount[page] == 0:
+                mine |= np.int64(1) << np.int64(page - first)
+        before, total = block_scan(shared, np.int64(gpu.popc(mine)))
+        at = put + before
+        for j in range(SPAN):
+            if (mine >> np.int64(j)) & 1:
+                free_pages[at] = first + j
+                at += 1
+        put += total
+    gpu.syncthreads()
+
+
+@device_helper
+def block_merge(slab, shared):
+    """Merge the released pages into the sorted freelist, by one block; return how many."""
+    waiting = slab[RELEASED]
+    gpu.syncthreads()
+    if waiting > 0:
+        _free_pages, _refcount, released = pool_views(slab)
+        block_freelist(slab, shared, slab[HEAD] - waiting)
+        for w in range(gpu.threadIdx.x, released.size, gpu.blockDim.x):
+            released[w] = np.uint64(0)
+        if gpu.threadIdx.x == 0:
+            slab[HEAD] -= waiting
+            slab[FREE] += waiting
+            slab[RELEASED] = 0
+            slab[MERGES] += 1
+        gpu.syncthreads()
+    return waiting
+
+
+@device_helper
+def ring_place(at, size):
+    """Return the place `at` of a ring of `size`, where it is past the end but once."""
+    return at - size if at >= size else at
+
+
+@device_helper
+def hand_out(slab, out, n, first, step):
+    """Copy the next `n` ids to `out`, one owner each: every `step`-th from `first` on."""
+    free_pages, refcount, _released = pool_views(slab)
+    head, size = slab[HEAD], slab[NUM_PAGES]
+    for i in range(first, n, step):
+        page = free_pages[ring_place(head + i, size)]
+        refcount[page] = 1
+        out[i] = page
+    fill_null(out, n, first, step)
+
+
+@device_helper
+def take(slab, record, shared, out, n, status):
+    """Hand out `n` ids, or NULL where `status` tells of a failure, by all blocks.
+
+    Returns whether this is the last block, which has seen all of it done.
+    """
+    available = slab[FREE] + slab[RELEASED]
+    now = slab[FREE]
+    first, step = gpu.grid(1), gpu.gridsize(1)
+    if status < 0 or n > available:
+        fill_null(out, 0, first, step)
+    elif n <= now:
+        hand_out(slab, out, n, first, step)
+    if not is_last_block(record, shared):
+        return False
+    if status >= 0 and now < n <= available:
+        block_merge(slab, shared)
+        hand_out(slab, out, n, gpu.threadIdx.x, gpu.blockDim.x)
+        gpu.syncthreads()
+    return True
+
+
+@device_helper
+def end_take(slab, record, kind, n, status, value):
+    """Book a call that `take` has served, by one thread."""
+    available = slab[FREE] + slab[RELEASED]
+    if status >= 0 and n > available:
+        status = fail(OUT_OF_PAGES, available)
+    if status >= 0:
+        pool_advance(slab, slab[HEAD] + n, n)
+    end_call(slab, record, kind, status, value, n)
+
+
+@cuda_kernel("void(int64[::1], int64[::1], int32[::1])")
+def pool_alloc_cuda(slab, record, out):
+    shared = gpu.shared.array(SHARED_WORDS, np.int64)
+    n = np.int64(out.size)
+    if take(slab, record, shared, out, n, np.int64(0)) and gpu.threadIdx.x == 0:
+        end_take(slab, record, ALLOC, n, np.int64(0), np.int64(0))
+
+
+@device_helper
+def block_total(shared, counts):
+    """Return the sum of `counts`, or a status word where one is negative or the sum too large."""
+    total = np.int64(0)
+    for tile in range(0, counts.size, gpu.blockDim.x):
+        i = np.int64(tile + gpu.threadIdx.x)
+        count = np.int64(counts[i]) if i < counts.size else np.int64(0)
+        mine = min(max(count, np.int64(0)), np.int64(INT32_MAX + 1))
+        before, tile_total = block_scan(shared, mine)
+        key = NONE
+        if count < 0:
+            key = fault_key(NEGATIVE, i)
+        elif total + before + mine > INT32_MAX:
+            key = fault_key(TOO_MANY, i)
+        total += tile_total
+        if any_thread(key != NONE):
+            return -block_min(shared, key)
+    return total
+
+
+@device_helper
+def block_indptr(shared, counts, indptr):
+    """Write where the pages of each sequence begin."""
+    end = np.int64(0)
+    for tile in range(0, counts.size, gpu.blockDim.x):
+        i = np.int64(tile + gpu.threadIdx.x)
+        before, total = block_scan(shared, np.int64(counts[i]) if i < counts.size else np.int64(0))
+        if i < counts.size:
+            indptr[i] = end + before
+        end += total
+    if gpu.threadIdx.x == 0:
+        indptr[counts.size] = end
+
+
+@cuda_kernel("void(int64[::1], int64[::1], int64[::1], int32[::1], int32[::1])")
+def pool_alloc_batch_cuda(slab, record, counts, indptr, out):
+    shared = gpu.shared.array(SHARED_WORDS, np.int64)
+    total = block_total(shared, counts)
+    available = slab[FREE] + slab[RELEASED]
+    status, n = np.int64(0), total
+    if total < 0:
+        status, n = total, np.int64(0)
+    elif total > available:
+        status = fail(OUT_OF_PAGES, available)
+    elif total > out.size:
+        status = fail(OUT_SHORT, out.size)
+    if not take(slab, record, shared, out, n, status):
+        return
+    if status < 0:
+        fill_null(indptr, 0, gpu.threadIdx.x, gpu.blockDim.x)
+    else:
+        block_indptr(shared, counts, indptr)
+    if gpu.threadIdx.x == 0:
+        value = counts[-total >> STATUS_BITS] if total < 0 else np.int64(0)
+        end_take(slab, record, ALLOC_BATCH, n, status, value)
+
+
+@cuda_kernel("void(int64[::1], int64[::1], int64[::1], int64[::1])")
+def pool_admit_cuda(slab, record, counts, out):
+    shared = gpu.shared.array(SHARED_WORDS, np.int64)
+    left = slab[FREE] + slab[RELEASED]
+    total = np.int64(0)
+    worst, most = NONE, NONE
+    for tile in range(0, counts.size, gpu.blockDim.x):
+        i = np.int64(tile + gpu.threadIdx.x)
+        count = np.int64(counts[i]) if i < counts.size else np.int64(0)
+        mine = min(max(count, np.int64(0)), np.int64(INT32_MAX + 1))
+        before, tile_total = block_scan(shared, mine)
+        if count < 0:
+            worst = min(worst, fault_key(NEGATIVE, i))
+        if total + before + mine > left:
+            most = min(most, i)
+        total += tile_total
+    worst, most = block_min(shared, worst), block_min(shared, most)
+    if gpu.threadIdx.x == 0:
+        if worst != NONE:
+            out[0] = NULL
+            end_call(slab, record, ADMIT, -worst, counts[worst >> STATUS_BITS], np.int64(0))
+        else:
+            out[0] = min(most, np.int64(counts.size))
+            record[CALLS] += 1
+
+
+@cuda_kernel("void(int64[::1], int64[::1], int64[::1])")
+def pool_merge_cuda(slab, record, out):
+    shared = gpu.shared.array(SHARED_WORDS, np.int64)
+    count = block_merge(slab, shared)
+    if gpu.threadIdx.x == 0:
+        out[0] = count
+        slab[STEP] += 1
+        record[CALLS] += 1
+
+
+@device_helper
+def block_runs(slab, shared, n):
+    """Return `(first page of the lowest run of n free pages or NONE, length of the longest)`."""
+    _free_pages, refcount, _released = pool_views(slab)
+    first, end = slab[FIRST_PAGE], slab[NUM_PAGES]
+    share = (end - first + gpu.blockDim.x - 1) // gpu.blockDim.x
+    begin = min(first + share * gpu.threadIdx.x, end)
+    stop = min(begin + share, end)
+    after_used = first
+    for page in range(begin, stop):
+        if refcount[page] > 0:
+            after_used = np.int64(page + 1)
+    run = begin - block_highest_before(shared, after_used, first)
+    lowest, longest = NONE, np.int64(0)
+    for page in range(begin, stop):
+        run = run + 1 if refcount[page] == 0 else np.int64(0)
+        longest = max(longest, run)
+        if run >= n and lowest == NONE:
+            lowest = np.int64(page + 1 - n)
+    return block_min(shared, lowest), -block_min(shared, -longest)
+
+
+@cuda_kernel("void(int64[::1], int64[::1], int32[::1])")
+def pool_alloc_run_cuda(slab, record, out):
+    shared = gpu.shared.array(MOST_THREADS, np.int64)
+    n = np.int64(out.size)
+    available = slab[FREE] + slab[RELEASED]
+    lowest, longest = slab[FIRST_PAGE], np.int64(0)
+    if n > 0:
+        lowest, longest = block_runs(slab, shared, n)
+    me, step = gpu.threadIdx.x, gpu.blockDim.x
+    if lowest == NONE:
+        fill_null(out, 0, me, step)
+        if me == 0:
+            short = n > available
+            status = fail(OUT_OF_PAGES, available) if short else fail(NO_RUN, longest)
+            end_call(slab, record, ALLOC_RUN, status, available, n)
+        return
+    _free_pages, refcount, _released = pool_views(slab)
+    block_merge(slab, shared)
+    for i in range(me, n, step):
+        out[i] = lowest + i
+        refcount[lowest + i] = 1
+    gpu.syncthreads()
+    block_freelist(slab, shared, slab[HEAD] + n)
+    if me == 0:
+        pool_advance(slab, slab[HEAD] + n, n)
+        end_call(slab, record, ALLOC_RUN, np.int64(0), np.int64(0), n)

@@ -1,0 +1,126 @@
+"""A pool on the GPU beside its model; the steps of `twin_steps.py` run on it as they are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from jitalloc import NULL, PageBatch, PagePool, PoolSnapshot, errors
+from jitalloc.cuda import CudaPagePool
+from jitalloc.state import PoolArrays, pool_arrays
+from tests.pairs import PoolPair
+
+INT32, INT64 = np.dtype(np.int32), np.dtype(np.int64)
+
+
+class HostView:
+    """Speaks like a pool of the CPU and calls one on the GPU: arrays go up, results come down.
+
+    A call that fails raises what the device kept, after a look that its results are NULL.
+    """
+
+    def __init__(self, pool: CudaPagePool) -> None:
+        self.device_pool = pool
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.device_pool, name)
+
+    @property
+    def arrays(self) -> PoolArrays:
+        gpu = self.device_pool._gpu
+        assert gpu.download(self.device_pool._record)[0] == 0, "a ticket is left over"
+        return pool_arrays(gpu.download(self.device_pool._slab))
+
+    def up(self, values: Any, dtype: np.dtype[Any]) -> Any:
+        return self.device_pool._gpu.upload(np.array(values, dtype))
+
+    def settle(self, call: Callable[[], Any]) -> Any:
+        """Run a call; its results as NumPy arrays, or what `check` raises."""
+        pool = self.device_pool
+        results = call()
+        parts = results if isinstance(results, tuple) else (results,)
+        down = [pool._gpu.download(each) for each in parts if each is not None]
+        try:
+            pool._settled()
+        except errors.JitallocError:
+            assert all((each == NULL).all() for each in down), "results of a failed call"
+            raise
+        if len(down) == 1:
+            return down[0]
+        return tuple(down) if down else None
+
+    def count(self, call: Callable[[], Any]) -> int:
+        (value,) = self.settle(call)
+        return int(value)
+
+    def alloc(self, n: int, *, contiguous: bool = False) -> Any:
+        return self.settle(lambda: self.device_pool.alloc(n, contiguous=contiguous))
+
+    def alloc_batch(self, counts: Any) -> PageBatch:
+        """With a buffer that is a little too long, where that is not known beforehand."""
+        counts = np.array(counts, INT64)
+        total = min(int(np.clip(counts, 0, None).sum()), self.device_pool.num_pages)
+        out = self.up(np.zeros(total + 3), INT32)
+        indptr, pages = self.settle(
+            lambda: tuple(self.device_pool.alloc_batch(self.up(counts, INT64), out=out))
+        )
+        assert (pages[total:] == NULL).all()
+        return PageBatch(indptr, pages[:total])
+
+    def admit(self, counts: Any) -> int:
+        return self.count(lambda: self.device_pool.admit(self.up(counts, INT64)))
+
+    def merge(self) -> int:
+        return self.count(self.device_pool.merge)
+
+    def share(self, pages: Any) -> None:
+        self.settle(lambda: self.device_pool.share(self.up(pages, INT32)))
+
+    def free(self, pages: Any) -> int:
+        return self.count(lambda: self.device_pool.free(self.up(pages, INT32)))
+
+    def free_slots(self, slots: Any) -> int:
+        return self.count(lambda: self.device_pool.free_slots(self.up(slots, INT64)))
+
+    def refcount(self, pages: Any) -> Any:
+        return self.settle(lambda: self.device_pool.refcount(self.up(pages, INT32)))
+
+    def alloc_extend(self, prefix_lens: Any, seq_lens: Any, last_slots: Any) -> Any:
+        arguments = [np.array(each, INT64) for each in (prefix_lens, seq_lens, last_slots)]
+        most = self.device_pool.num_pages * self.device_pool.page_size
+        total = int(np.clip(arguments[1] - arguments[0], 0, most).sum())
+        out = self.up(np.zeros(total + 5), INT64)
+        slots = self.settle(
+            lambda: self.device_pool.alloc_extend(*(self.up(a, INT64) for a in arguments), out=out)
+        )
+        assert (slots[total:] == NULL).all()
+        return slots[:total]
+
+    def alloc_decode(self, seq_lens: Any, last_slots: Any, *, out: Any = None) -> Any:
+        seq_lens, last = self.up(seq_lens, INT64), self.up(last_slots, INT64)
+        buffer = last if out is last_slots else None
+        slots = self.settle(lambda: self.device_pool.alloc_decode(seq_lens, last, out=buffer))
+        if out is not None:
+            out[:] = slots
+        return slots
+
+    def clear(self) -> None:
+        self.settle(self.device_pool.clear)
+
+    def snapshot(self) -> PoolSnapshot:
+        return self.device_pool.snapshot()
+
+
+class CudaPair(PoolPair):
+    """A pool on the GPU and its model."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.pool: Any = HostView(PagePool(*args, **options, device="cuda"))  # type: ignore[arg-type]
+
+    def free_group(self, calls: Sequence[Sequence[int]]) -> tuple[Any, ...]:
+        """There are no groups on the GPU: one call frees them all."""
+        pages = [page for call in calls for page in call]
+        return self.call("free", pages)

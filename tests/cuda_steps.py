@@ -1,0 +1,23 @@
+"""The step that runs each CUDA kernel: the one of its twin. `test_house.py` holds this complete."""
+
+from __future__ import annotations
+
+from tests.twin_steps import POOL_STEPS, Step
+
+# Kernels of the CPU that have no twin, and why a pool on the GPU does without.
+WITHOUT_TWIN = {
+    "pool_total_cpu": "sizes a buffer that the caller of a GPU brings",
+    "tokens_total_cpu": "sizes a buffer that the caller of a GPU brings",
+    "upkeep_check_cpu": "runs on a copy of the state",
+    "upkeep_stats_cpu": "runs on a copy of the state",
+    "upkeep_copy_cpu": "a copy is made by the array library",
+    "upkeep_retire_cpu": "no other thread is inside: calls are ordered by the stream",
+    "upkeep_unlock_cpu": "no other thread is inside: calls are ordered by the stream",
+    "upkeep_resize_cpu": "a pool on the GPU keeps its size",
+    "upkeep_defragment_cpu": "pages of a pool on the GPU keep their ids",
+}
+CUDA_STEPS: dict[str, Step] = {
+    name.replace("_cpu", "_cuda"): step
+    for name, step in POOL_STEPS.items()
+    if name not in WITHOUT_TWIN
+}

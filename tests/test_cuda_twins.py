@@ -1,0 +1,65 @@
+"""Every CUDA kernel against the model: bit-identical results and state, in numba's simulator.
+
+    NUMBA_ENABLE_CUDASIM=1 NUMBA_DISABLE_JIT=1 pytest tests/test_cuda_twins.py
+
+Without these two set, the tests are skipped; on a machine with a GPU they run there by `-m gpu`.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from random import Random
+from typing import Any
+
+import pytest
+
+from jitalloc import _cuda
+from tests import twin_steps
+from tests.cuda_pairs import CudaPair
+from tests.cuda_steps import CUDA_STEPS
+from tests.test_twins import POOLS, describe
+
+simulated = pytest.mark.skipif(not _cuda.SIMULATED, reason="NUMBA_ENABLE_CUDASIM is not set")
+ROUNDS = 20
+BACKGROUND = [*twin_steps.BACKGROUND, twin_steps.decode, twin_steps.alloc_batch]
+
+
+@pytest.fixture(autouse=True)
+def threads_take_turns() -> Iterator[None]:
+    """Let Python switch threads often: the simulator waits for them in a busy loop."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(2e-5)
+    yield
+    sys.setswitchinterval(before)
+
+
+def run(name: str, options: dict[str, Any], rounds: int, most: int = 64) -> None:
+    random, pair = Random(f"{name} {describe(options)}"), CudaPair(**options)
+    for _ in range(rounds):
+        CUDA_STEPS[name](pair, random)
+        random.choice(BACKGROUND)(pair, random)
+
+
+@simulated
+@pytest.mark.parametrize("options", POOLS, ids=describe)
+@pytest.mark.parametrize("name", sorted(CUDA_STEPS))
+def test_kernel_does_what_the_model_does(
+    name: str, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if name == "pool_alloc_run_cuda" and options["order"] != "sorted":
+        pytest.skip("contiguous pages in a sorted pool only")
+    monkeypatch.setattr(_cuda.device(), "threads", 4)
+    run(name, options, ROUNDS)
+
+
+@simulated
+@pytest.mark.parametrize("threads", [32, 64])
+@pytest.mark.parametrize("name", sorted(CUDA_STEPS))
+def test_kernel_does_so_in_blocks_of_whole_warps(
+    name: str, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_cuda.device(), "threads", threads)
+    for options in (POOLS[5], POOLS[6]):
+        if name != "pool_alloc_run_cuda" or options["order"] == "sorted":
+            run(name, options, 2)
