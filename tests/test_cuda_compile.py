@@ -1,0 +1,61 @@
+"""Every CUDA kernel, compiled for GPUs of five generations without one: `compile_ptx` and ptxas.
+
+Neither a type error nor a spill shows in the simulator. Needs numba-cuda, and ptxas of the wheel
+nvidia-cuda-nvcc; skipped where they are not installed.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+import jitalloc  # noqa: F401  (registers the kernels)
+from asv_benchmarks.ptxas import CAPABILITIES, assemble, find_ptxas
+from jitalloc import _cuda
+
+SHARED_BYTES = 48 * 1024  # of a block, without asking for more
+REGISTERS = 65536  # of a multiprocessor
+
+pytestmark = [
+    pytest.mark.skipif(_cuda.SIMULATED, reason="the simulator compiles nothing"),
+    pytest.mark.skipif(find_ptxas() is None, reason="no ptxas: pip install jitalloc[cudatest]"),
+    pytest.mark.filterwarnings("ignore"),  # numba-cuda's own
+]
+
+
+@pytest.mark.parametrize("capability", CAPABILITIES, ids=str)
+@pytest.mark.parametrize("name", sorted(_cuda.cuda_kernels()))
+def test_kernel_compiles_without_spills(
+    name: str, capability: tuple[int, int], tmp_path: Path
+) -> None:
+    kernel = _cuda.cuda_kernels()[name]
+    text = kernel.ptx(capability)
+    assert "ld.global.nc" not in text  # the state changes while a kernel runs
+    used = assemble(text, capability, tmp_path)
+    assert used.spills == 0
+    assert used.stack == 0
+    assert used.shared <= SHARED_BYTES
+    assert used.registers * _cuda.CupyDevice.threads <= REGISTERS
+
+
+@pytest.mark.parametrize("name", sorted(_cuda.cuda_kernels()))
+def test_parameters_are_what_a_launch_hands_over(name: str) -> None:
+    kernel = _cuda.cuda_kernels()[name]
+    text = kernel.ptx((9, 0))
+    entry = text.partition(".entry ")[2].partition(")\n{")[0]
+    arrays = kernel.signature.count("[")
+    assert len(re.findall(r"\.param \.u64", entry)) == arrays * _cuda.WORDS_AN_ARRAY
+    assert entry.count(".param") == arrays * _cuda.WORDS_AN_ARRAY
+    assert _cuda.entry_name(text) == entry.partition("(")[0]
+    assert text.count(".entry") == 1
+    # The elements stand at the address in the fifth word of an array; its third word counts them.
+    assert "_param_4]" in text
+
+
+def test_only_the_file_of_scans_has_warp_intrinsics() -> None:
+    folder = Path(_cuda.__file__).parent / "kernels" / "cuda"
+    for file in folder.glob("*.py"):
+        found = re.search(r"shfl|ballot|match_any|activemask|laneid", file.read_text())
+        assert not found or file.stem == "scan"
