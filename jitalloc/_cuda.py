@@ -9,6 +9,7 @@ and launches on its current stream, or Python that numba's simulator runs.
 from __future__ import annotations
 
 import importlib
+import sys
 import threading
 from collections.abc import Callable
 from functools import cache
@@ -40,7 +41,27 @@ class _Gpu:
     def __getattr__(self, name: str) -> Any:
         from numba.cuda.simulator import kernel as running
 
-        return getattr(running._kernel_context, name)
+        found = getattr(running._kernel_context, name)
+        return _SharedMemory(found._allocations) if name == "shared" else found
+
+
+class _SharedMemory:
+    """Makes an array for each place in the source that asks for one, as the simulator does.
+
+    Its own looks whether there is one and then makes it: two threads may come out with two.
+    """
+
+    lock = threading.Lock()
+
+    def __init__(self, arrays: dict[Any, NDArray[Any]]) -> None:
+        self._arrays = arrays
+
+    def array(self, size: int, dtype: Any) -> NDArray[Any]:
+        place = sys._getframe(1)
+        with self.lock:
+            return self._arrays.setdefault(
+                (place.f_code.co_filename, place.f_lineno), np.full(size, 77, dtype)
+            )
 
 
 gpu: Any = _Gpu()

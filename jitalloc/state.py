@@ -102,6 +102,8 @@ CALL_KINDS: Final = (
     "alloc_extend",
     "alloc_decode",
     "clear",
+    "resize",
+    "defragment",
 )
 
 SORTED: Final = 0

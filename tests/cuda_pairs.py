@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from jitalloc import NULL, PageBatch, PagePool, PoolSnapshot, errors
+from jitalloc import NULL, Moves, PageBatch, PagePool, PoolSnapshot, errors
 from jitalloc.cuda import CudaPagePool
 from jitalloc.state import PoolArrays, pool_arrays
 from tests.pairs import PoolPair
@@ -108,6 +108,12 @@ class HostView:
 
     def clear(self) -> None:
         self.settle(self.device_pool.clear)
+
+    def resize(self, num_pages: int) -> None:
+        self.settle(lambda: self.device_pool.resize(num_pages))
+
+    def defragment(self) -> Moves:
+        return Moves(*self.settle(lambda: tuple(self.device_pool.defragment())))
 
     def snapshot(self) -> PoolSnapshot:
         return self.device_pool.snapshot()

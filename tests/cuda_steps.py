@@ -13,8 +13,6 @@ WITHOUT_TWIN = {
     "upkeep_copy_cpu": "a copy is made by the array library",
     "upkeep_retire_cpu": "no other thread is inside: calls are ordered by the stream",
     "upkeep_unlock_cpu": "no other thread is inside: calls are ordered by the stream",
-    "upkeep_resize_cpu": "a pool on the GPU keeps its size",
-    "upkeep_defragment_cpu": "pages of a pool on the GPU keep their ids",
 }
 CUDA_STEPS: dict[str, Step] = {
     name.replace("_cpu", "_cuda"): step

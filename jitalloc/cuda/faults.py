@@ -14,10 +14,12 @@ from jitalloc.errors import (
     NO_RUN,
     OUT_OF_PAGES,
     OUT_SHORT,
+    PAGE_IN_USE,
     PAGE_REASONS,
     InvalidArgument,
     JitallocError,
     OutOfPages,
+    PageInUse,
     argument_error,
     page_error,
     unpack_status,
@@ -56,6 +58,8 @@ def _error(
         return OutOfPages(wanted, value, longest_run=detail)
     if code == OUT_SHORT:
         return InvalidArgument("out", detail, f"the call makes {wanted} elements")
+    if code == PAGE_IN_USE:
+        return PageInUse("num_pages", wanted, f"page {value} is held and would be cut off")
     values = {detail: value}
     if code in PAGE_REASONS:
         return page_error(status, values, int(null_page), num_pages - 1)

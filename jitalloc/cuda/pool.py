@@ -28,7 +28,12 @@ from jitalloc.kernels.cuda.pool import (
     pool_merge_cuda,
 )
 from jitalloc.kernels.cuda.tokens import tokens_decode_cuda, tokens_extend_cuda
-from jitalloc.kernels.cuda.upkeep import upkeep_clear_cuda
+from jitalloc.kernels.cuda.upkeep import (
+    upkeep_clear_cuda,
+    upkeep_defragment_cuda,
+    upkeep_resize_cuda,
+)
+from jitalloc.moves import Moves
 from jitalloc.pool import PageBatch, PagePool
 from jitalloc.snapshot import PoolSnapshot
 from jitalloc.state import (
@@ -42,6 +47,7 @@ from jitalloc.state import (
     RELEASED,
     STEP,
     pool_arrays,
+    pool_slab_words,
 )
 from jitalloc.stats import PoolStats
 
@@ -63,20 +69,24 @@ class CudaPagePool(PagePool, device="cuda"):
       call it was, and forgets it.
     - Calls on one pool have to be ordered: one stream, or events between streams.
     - Given fixed shapes and caller buffers, every call that does not wait can be captured in a CUDA
-      graph. `restore` makes the arrays anew, so graphs captured before it are stale.
+      graph. `restore` and `resize` make the arrays anew: graphs captured before are stale.
     """
 
     __slots__ = ("_gpu", "_record", "_state", "_words")
 
     def _install(self, slab: NDArray[np.int64]) -> None:
         gpu = self._gpu = device()
-        self.num_pages = int(slab[NUM_PAGES])
         words = np.zeros(RECORD_SLOTS + slab.size, np.int64)
         words[RECORD_SLOTS:] = slab
-        self._words = gpu.upload(words)
-        self._record, self._slab = self._words[:RECORD_SLOTS], self._words[RECORD_SLOTS:]
-        self.arrays = pool_arrays(self._slab, self.num_pages)
-        self._state = (gpu.wrap(self._slab), gpu.wrap(self._record))
+        self._use(gpu.upload(words), int(slab[NUM_PAGES]))
+
+    def _use(self, words: Any, num_pages: int) -> None:
+        """Take an array of record and slab on the GPU as the pool's."""
+        self.num_pages = num_pages
+        self._words = words
+        self._record, self._slab = words[:RECORD_SLOTS], words[RECORD_SLOTS:]
+        self.arrays = pool_arrays(self._slab, num_pages)
+        self._state = (self._gpu.wrap(self._slab), self._gpu.wrap(self._record))
 
     def _start(self, kernel: CudaKernel, elements: int, *arrays: Any) -> None:
         """Launch `kernel` with a thread for each `ITEMS` of `elements`; 0: in one block."""
@@ -295,17 +305,41 @@ class CudaPagePool(PagePool, device="cuda"):
         pool.restore(saved)
         return pool
 
-    def resize(self, num_pages: int) -> NoReturn:
-        """Refuse by `WrongDevice`: a pool on the GPU keeps its size."""
-        self._refuse("resize")
+    def resize(self, num_pages: int) -> None:
+        """Grow or shrink the pool; waits for the GPU: see `PagePool.resize`."""
+        num_pages = as_count("num_pages", num_pages, 1 + self.null_page)
+        self._settled()
+        words = np.zeros(RECORD_SLOTS + pool_slab_words(num_pages), np.int64)
+        words[RECORD_SLOTS + NUM_PAGES] = num_pages
+        new = self._gpu.upload(words)
+        self._start(upkeep_resize_cuda, 0, new[RECORD_SLOTS:])
+        self._settled()
+        new[:RECORD_SLOTS] = self._record
+        self._use(new, num_pages)
 
-    def defragment(self) -> NoReturn:
-        """Refuse by `WrongDevice`: pages of a pool on the GPU keep their ids."""
-        self._refuse("defragment")
+    def defragment(self, *, src: Any = None, dst: Any = None, out: Any = None) -> Moves:
+        """Pack the used pages to the lowest ids: see `PagePool.defragment`.
+
+        Parameters
+        ----------
+        src, dst : int32[any], optional
+            Buffers for the pages that move, NULL behind the last; half of the pool is enough.
+            Without both the call waits for the GPU, to learn how many there are.
+        out : int64[1], optional
+            Buffer for how many move.
+        """
+        gpu, half = self._gpu, self.num_pages // 2
+        brought = src is not None and dst is not None
+        src = as_device_out(gpu, "src", src, INT32, half if src is None else None)
+        dst = as_device_out(gpu, "dst", dst, INT32, half if dst is None else None)
+        count = as_device_out(gpu, "out", out, INT64, 1)
+        self._start(upkeep_defragment_cuda, 0, src, dst, count)
+        if brought:
+            return Moves(src, dst)
+        self._settled()
+        moved = int(gpu.download(count)[0])
+        return Moves(src[:moved], dst[:moved])
 
     def free_group(self) -> NoReturn:
         """Refuse by `WrongDevice`: the caller gathers what it frees on the GPU."""
-        self._refuse("free_group")
-
-    def _refuse(self, call: str) -> NoReturn:
-        raise WrongDevice("pool.device", self.device, f"{call} needs a pool on the 'cpu'")
+        raise WrongDevice("pool.device", self.device, "free_group needs a pool on the 'cpu'")

@@ -1,18 +1,20 @@
-"""Twins of the loops over a whole pool: clear."""
+"""Twins of the loops over a whole pool: clear, resize, defragment."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from jitalloc._cuda import cuda_kernel, gpu
-from jitalloc.kernels.cuda.pool import end_call, pool_views
-from jitalloc.kernels.cuda.scan import SHARED_WORDS, is_last_block
+from jitalloc._cuda import cuda_kernel, device_helper, gpu
+from jitalloc.errors import OUT_SHORT, PAGE_IN_USE
+from jitalloc.kernels.cuda.pool import bit, end_call, fail, fill_null, pool_views, ring_place
+from jitalloc.kernels.cuda.scan import NONE, SHARED_WORDS, block_min, block_scan, is_last_block
 from jitalloc.state import (
     CALL_KINDS,
     FIRST_PAGE,
     FREE,
     FREED,
     HEAD,
+    HEADER_SLOTS,
     NUM_PAGES,
     ORDER,
     RELEASED,
@@ -20,6 +22,8 @@ from jitalloc.state import (
 )
 
 CLEAR = CALL_KINDS.index("clear")
+RESIZE = CALL_KINDS.index("resize")
+DEFRAGMENT = CALL_KINDS.index("defragment")
 
 
 @cuda_kernel("void(int64[::1], int64[::1])")
@@ -35,7 +39,120 @@ def upkeep_clear_cuda(slab, record):
         released[w] = np.uint64(0)
     if is_last_block(record, shared) and gpu.threadIdx.x == 0:
         slab[FREED] += n - first - slab[FREE] - slab[RELEASED]
-        slab[HEAD] = first if slab[ORDER] == SORTED else first % n
+        slab[HEAD] = first
         slab[FREE] = n - first
         slab[RELEASED] = 0
         end_call(slab, record, CLEAR, np.int64(0), np.int64(0), np.int64(0))
+
+
+@device_helper
+def block_gather(shared, refcount, begin, end, used, out):
+    """Write the pages of `begin .. end - 1` with owners (or without) to `out`, by one block.
+
+    Returns how many there are; those that `out` has no room for are left out.
+    """
+    count = np.int64(0)
+    for tile in range(begin, end, gpu.blockDim.x):
+        page = np.int64(tile + gpu.threadIdx.x)
+        chosen = page < end and (refcount[page] > 0) == used
+        before, total = block_scan(shared, np.int64(1) if chosen else np.int64(0))
+        if chosen and count + before < out.size:
+            out[count + before] = page
+        count += total
+    gpu.syncthreads()
+    return count
+
+
+@cuda_kernel("void(int64[::1], int64[::1], int32[::1], int32[::1], int64[::1])")
+def upkeep_defragment_cuda(slab, record, src, dst, out):
+    shared = gpu.shared.array(SHARED_WORDS, np.int64)
+    free_pages, refcount, released = pool_views(slab)
+    me, step = gpu.threadIdx.x, gpu.blockDim.x
+    n, first = slab[NUM_PAGES], slab[FIRST_PAGE]
+    end = n - slab[FREE] - slab[RELEASED]  # used pages will fill first .. end-1
+    moves = block_gather(shared, refcount, end, n, True, src)
+    room = min(np.int64(src.size), np.int64(dst.size))
+    if moves > room:
+        fill_null(src, 0, me, step)
+        fill_null(dst, 0, me, step)
+        if me == 0:
+            out[0] = -1
+            end_call(slab, record, DEFRAGMENT, fail(OUT_SHORT, room), np.int64(0), moves)
+        return
+    block_gather(shared, refcount, first, end, False, dst)
+    for i in range(me, moves, step):
+        refcount[dst[i]] = refcount[src[i]]
+        refcount[src[i]] = 0
+    fill_null(src, moves, me, step)
+    fill_null(dst, moves, me, step)
+    for w in range(me, released.size, step):
+        released[w] = np.uint64(0)
+    for page in range(end + me, n, step):
+        free_pages[page] = page
+    gpu.syncthreads()
+    if me == 0:
+        out[0] = moves
+        slab[HEAD] = end if slab[ORDER] == SORTED else end % n
+        slab[FREE] = n - end
+        slab[RELEASED] = 0
+        end_call(slab, record, DEFRAGMENT, np.int64(0), np.int64(0), moves)
+
+
+@device_helper
+def block_kept(slab, shared, new_free, end, put):
+    """Write the free ids below `end` to `new_free[put:]` in their order; return how many.
+
+    With `put` below 0 they are counted only.
+    """
+    free_pages, _refcount, _released = pool_views(slab)
+    head, size, free = slab[HEAD], slab[NUM_PAGES], slab[FREE]
+    count = np.int64(0)
+    for tile in range(0, free, gpu.blockDim.x):
+        i = np.int64(tile + gpu.threadIdx.x)
+        page = np.int64(free_pages[ring_place(head + i, size)]) if i < free else end
+        before, total = block_scan(shared, np.int64(1) if page < end else np.int64(0))
+        if page < end and put >= 0:
+            new_free[put + count + before] = page
+        count += total
+    return count
+
+
+@cuda_kernel("void(int64[::1], int64[::1], int64[::1])")
+def upkeep_resize_cuda(slab, record, new):
+    # `new` holds its NUM_PAGES and zeros; where the call fails it stays so.
+    shared = gpu.shared.array(SHARED_WORDS, np.int64)
+    _free_pages, refcount, released = pool_views(slab)
+    new_free, new_count, new_released = pool_views(new)
+    me, step = gpu.threadIdx.x, gpu.blockDim.x
+    n, end = slab[NUM_PAGES], new[NUM_PAGES]
+    held = NONE
+    for page in range(end + me, n, step):
+        if refcount[page] > 0:
+            held = min(held, np.int64(page))
+    held = block_min(shared, held)
+    if held != NONE:
+        if me == 0:
+            end_call(slab, record, RESIZE, fail(PAGE_IN_USE, held), held, end)
+        return
+    waiting = np.int64(0)
+    for page in range(me, min(n, end), step):
+        new_count[page] = refcount[page]
+        if released[page >> 6] & bit(page) != np.uint64(0):
+            gpu.atomic.or_(new_released, page >> 6, bit(page))
+            waiting += 1
+    _before, waiting = block_scan(shared, waiting)
+    kept = block_kept(slab, shared, new_free, end, np.int64(-1))
+    free = kept + max(end - n, np.int64(0))
+    head = end - free if slab[ORDER] == SORTED else np.int64(0)  # a sorted freelist ends at N
+    block_kept(slab, shared, new_free, end, head)
+    for page in range(n + me, end, step):
+        new_free[head + kept + page - n] = page
+    for slot in range(me, HEADER_SLOTS, step):
+        if slot != NUM_PAGES:
+            new[slot] = slab[slot]
+    gpu.syncthreads()
+    if me == 0:
+        new[FREE] = free
+        new[RELEASED] = waiting
+        new[HEAD] = head
+        end_call(new, record, RESIZE, np.int64(0), np.int64(0), end)

@@ -1,0 +1,151 @@
+"""No call on the GPU waits for it, and each is one launch: seen by a device that notes both.
+
+`NUMBA_ENABLE_CUDASIM=1 NUMBA_DISABLE_JIT=1 pytest tests/test_cuda_waits.py`
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from jitalloc import PagePool, _cuda
+from jitalloc.cuda import CudaPagePool
+
+pytestmark = pytest.mark.skipif(not _cuda.SIMULATED, reason="NUMBA_ENABLE_CUDASIM is not set")
+
+
+class Recorded(_cuda.SimulatedArray):
+    """An array that tells when its contents are asked for."""
+
+    seen: list[str] = []  # noqa: RUF012
+
+    def _note(self, what: str) -> None:
+        self.seen.append(what)
+
+    def __int__(self) -> int:
+        self._note("int")
+        return int(np.asarray(self).item())
+
+    __index__ = __int__
+
+    def __bool__(self) -> bool:
+        self._note("bool")
+        return bool(np.asarray(self))
+
+    def __getitem__(self, index: Any) -> Any:
+        found = super().__getitem__(index)
+        if not isinstance(found, np.ndarray):
+            self._note("getitem")
+        return found
+
+    def __iter__(self) -> Any:
+        self._note("iter")
+        return iter(np.asarray(self))
+
+    def item(self, *args: Any) -> Any:
+        self._note("item")
+        return super().item(*args)
+
+    def tolist(self) -> Any:
+        self._note("tolist")
+        return super().tolist()
+
+    def get(self) -> Any:
+        self._note("get")
+        return np.asarray(self)
+
+
+class RecordingDevice(_cuda.SimulatedDevice):
+    """Notes what waits for the device, and how often kernels start."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.waits: list[str] = []
+        self.starts: list[str] = []
+        Recorded.seen = self.waits
+
+    def empty(self, size: int, dtype: Any) -> Any:
+        return super().empty(size, dtype).view(Recorded)
+
+    def upload(self, values: Any) -> Any:
+        self.waits.append("upload")  # from memory that is not pinned
+        return super().upload(values).view(Recorded)
+
+    def download(self, values: Any) -> Any:
+        self.waits.append("download")
+        return super().download(values)
+
+    def wrap(self, values: Any) -> Any:
+        return super().wrap(values.view(_cuda.SimulatedArray))
+
+    def launch(self, kernel: Any, blocks: int, threads: int, *arrays: Any) -> None:
+        self.starts.append(kernel.name)
+        super().launch(kernel, blocks, threads, *arrays)
+
+
+# What waits by its docstring: the calls that return numbers, or results of a size not yet known.
+CALLS: dict[str, Callable[[Any, Any], Any]] = {
+    "alloc": lambda p, at: p.alloc(2),
+    "alloc, contiguous": lambda p, at: p.alloc(2, contiguous=True),
+    "alloc with a merge": lambda p, at: p.alloc(6),
+    "alloc that fails": lambda p, at: p.alloc(8),
+    "alloc_batch": lambda p, at: p.alloc_batch(at["counts"], out=at["pages"]),
+    "admit": lambda p, at: p.admit(at["counts"]),
+    "merge": lambda p, at: p.merge(),
+    "share": lambda p, at: p.share(at["held"]),
+    "free": lambda p, at: p.free(at["held"]),
+    "free that fails": lambda p, at: p.free(at["pages"]),
+    "free_slots": lambda p, at: p.free_slots(at["slots"]),
+    "refcount": lambda p, at: p.refcount(at["held"]),
+    "alloc_extend": lambda p, at: p.alloc_extend(
+        at["zero"], at["slots"], at["null"], out=at["out"]
+    ),
+    "alloc_decode": lambda p, at: p.alloc_decode(at["one"], at["null"]),
+    "clear": lambda p, at: p.clear(),
+    "defragment": lambda p, at: p.defragment(src=at["held"], dst=at["pages"]),
+}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_a_call_is_one_launch_and_waits_for_nothing(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gpu = RecordingDevice()
+    monkeypatch.setattr("jitalloc.cuda.pool.device", lambda: gpu)
+    pool: Any = PagePool(8, 4, device="cuda")
+    pool.free(pool.alloc(5)[3:])
+    at = {
+        "counts": gpu.upload(np.array([1, 0, 2])),
+        "pages": gpu.upload(np.array([7, 7, 7], np.int32)),
+        "held": gpu.upload(np.array([0, 2], np.int32)),
+        "slots": gpu.upload(np.array([3, 5, 4])),
+        "zero": gpu.upload(np.zeros(3, np.int64)),
+        "one": gpu.upload(np.ones(3, np.int64)),
+        "null": gpu.upload(np.full(3, -1)),
+        "out": gpu.upload(np.zeros(16, np.int64)),
+    }
+    gpu.waits.clear()
+    gpu.starts.clear()
+    CALLS[name](pool, at)
+    assert gpu.waits == []
+    assert len(gpu.starts) == 1
+
+
+def test_the_recorder_sees_what_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu = RecordingDevice()
+    monkeypatch.setattr("jitalloc.cuda.pool.device", lambda: gpu)
+    pool: Any = PagePool(8, 4, device="cuda")
+    for look in (lambda: pool.num_free, pool.stats, lambda: int(pool.alloc(1)[0])):
+        gpu.waits.clear()
+        look()
+        assert gpu.waits
+
+
+def test_every_call_that_starts_a_kernel_is_recorded() -> None:
+    launched = {name.partition(",")[0].partition(" ")[0] for name in CALLS}
+    mine = {name for name, each in vars(CudaPagePool).items() if callable(each) and name[0] != "_"}
+    waits = {"try_alloc", "stats", "check", "snapshot", "load", "resize"}
+    assert mine - waits - {"free_group"} == launched
