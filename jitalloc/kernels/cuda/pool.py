@@ -42,10 +42,20 @@ ADMIT = CALL_KINDS.index("admit")
 
 SPAN = 8  # pages of a thread at a time where all pages are looked at: 32 bytes, one sector
 
-fail = shared_helper(pool.fail)
-bit = shared_helper(pool.bit)
 pool_views = shared_helper(pool.pool_views)
 pool_advance = shared_helper(pool.pool_advance)
+
+
+@device_helper
+def fail(code, detail):
+    """Return the status word of `code` and `detail`."""
+    return -((np.int64(detail) << STATUS_BITS) | code)
+
+
+@device_helper
+def bit(page):
+    """Return the mask of `page` in its 64-bit word."""
+    return np.uint64(1) << np.uint64(page & 63)
 
 
 @device_helper
