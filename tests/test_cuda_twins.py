@@ -2,7 +2,7 @@
 
     NUMBA_ENABLE_CUDASIM=1 NUMBA_DISABLE_JIT=1 pytest tests/test_cuda_twins.py
 
-Without these two set, the tests are skipped; on a machine with a GPU they run there by `-m gpu`.
+Without these two set, the tests are skipped.
 """
 
 from __future__ import annotations
