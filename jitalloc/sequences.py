@@ -10,7 +10,6 @@ from numpy.typing import ArrayLike, NDArray
 
 from jitalloc.arguments import as_count, as_integers, as_lengths, as_tokens
 from jitalloc.errors import (
-    CHANGED,
     NEGATIVE,
     NEGATIVE_TOKEN,
     OUT_OF_PAGES,
@@ -181,26 +180,17 @@ class PagedKVCache(SequenceEviction):
                 "tokens", ids.size, f"must have {total} elements, one a new token"
             )
         with self.lock:
-            while True:
-                # More slots than that cannot be had: the kernel then says why, and the buffer
-                # of a mistaken call stays small.
-                room = (batch + self.pool.num_pages) * self.pool.page_size
-                slots = np.empty(min(total, room), np.int64)
-                copied = np.empty((2, batch), np.int32)
-                copies = self.pool._run(
-                    sequences_append_cpu,
-                    self.tables._slab,
-                    self._prefix,
-                    rows,
-                    counts,
-                    ids,
-                    slots,
-                    copied,
-                )
-                if copies >= 0:
-                    return Appended(slots, Moves(copied[0, :copies], copied[1, :copies]))
-                if room >= total or unpack_status(copies)[0] != CHANGED:
-                    raise self._append_error(copies, rows, np.broadcast_to(counts, batch), ids)
+            # More slots than that cannot be had: the kernel then says why, and the buffer of a
+            # mistaken call stays small.
+            most = (batch + self.pool.num_pages) * self.pool.page_size
+            slots, copied = np.empty(min(total, most), np.int64), np.empty((2, batch), np.int32)
+            tables, prefix = self.tables._slab, self._prefix
+            copies = self.pool._run(
+                sequences_append_cpu, tables, prefix, rows, counts, ids, slots, copied
+            )
+            if copies < 0:
+                raise self._append_error(copies, rows, np.broadcast_to(counts, batch), ids)
+            return Appended(slots, Moves(copied[0, :copies], copied[1, :copies]))
 
     def _append_error(
         self,

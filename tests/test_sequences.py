@@ -109,6 +109,14 @@ def test_exhaustion_in_a_batch_undoes_it(order: str) -> None:
     pair.must("append_batch", [0, 1, 2], [4, 4, 4])
 
 
+def test_more_than_the_whole_pool_is_refused_in_a_wide_table() -> None:
+    pair = CachePair(num_pages=4, max_pages=1000)
+    pair.must("allocate", "a", 1)
+    assert pair.do("append", "a", 3000)[:3] == (OutOfPages, 750, 3)
+    assert pair.do("append", "a", 16)[:3] == (OutOfPages, 4, 3)
+    pair.must("append", "a", 15)
+
+
 def test_a_row_that_would_be_too_long_undoes_the_batch(pair: CachePair) -> None:
     pair.must("allocate", "a", 2)
     pair.must("allocate", "b", 30)

@@ -233,7 +233,9 @@ def sequences_append_cpu(pool, tables, prefix, rows, counts, tokens, slots, copi
             total += counts[i if counts.size > 1 else 0]
         status = need
         if need >= 0:
-            status = np.int64(0) if total == slots.size else fail(CHANGED, 0)
+            # More than the whole pool is refused for that, however small the buffer is.
+            fits = total == slots.size or need > pool[NUM_PAGES]
+            status = np.int64(0) if fits else fail(CHANGED, 0)
         if status == 0:
             status = make_room(pool, prefix, need)
         if status == 0:
