@@ -9,7 +9,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from jitalloc.arguments import as_count, as_pages, as_tokens
 from jitalloc.errors import (
-    NEGATIVE,
+    NEGATIVE_TOKEN,
     InvalidArgument,
     JitallocError,
     argument_error,
@@ -97,6 +97,6 @@ class PrefixInsertion(PrefixReclaim):
     def _insert_error(
         self, status: int, tokens: NDArray[np.int32], pages: NDArray[np.int32]
     ) -> JitallocError:
-        if unpack_status(status)[0] == NEGATIVE:
+        if unpack_status(status)[0] == NEGATIVE_TOKEN:
             return argument_error(status, "tokens", tokens)
         return self.pool._page_error(status, pages)

@@ -9,7 +9,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from jitalloc.arguments import as_lengths, as_tokens
 from jitalloc.errors import (
-    NEGATIVE,
+    NEGATIVE_TOKEN,
     InvalidArgument,
     PinBudget,
     argument_error,
@@ -231,7 +231,7 @@ class PrefixCache(PrefixLocks):
             status = self._run(prefix_pin_cpu, self._root(namespace), tokens, record)
             if status < 0:
                 code, detail = unpack_status(status)
-                if code == NEGATIVE:
+                if code == NEGATIVE_TOKEN:
                     raise argument_error(status, "tokens", tokens)
                 raise PinBudget(detail, int(self._slab[PIN_BUDGET]))
             match.num_pages = int(record[MATCH_PAGES])

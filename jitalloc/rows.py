@@ -358,14 +358,20 @@ class SequenceRows(SequencePages):
             pinned=bool(facts[PINNED]),
         )
 
+    def _pages(self) -> tuple[int, int, int]:
+        """Return how many pages are free, reclaimable and held, at one moment."""
+        counts = np.empty(3, np.int64)
+        with self.lock:
+            self.pool._run(sharing_pages_cpu, self._prefix, counts)
+        free, reclaimable, held = counts.tolist()
+        return free, reclaimable, held
+
     def stats(self) -> SequenceStats:
         """Return totals and counters, in O(max_sequences); `pool.stats()` has those of pages."""
         with self.lock:
             header = self.tables.arrays.header.tolist()
             tokens = int(self.tables.arrays.columns[LENGTH].sum())
-            pages = np.empty(3, np.int64)
-            self.pool._run(sharing_pages_cpu, self._prefix, pages)
-            free, reclaimable, held = pages.tolist()
+            free, reclaimable, held = self._pages()
         return SequenceStats(
             active=header[ACTIVE],
             peak_active=header[PEAK_ACTIVE],

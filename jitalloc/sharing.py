@@ -4,26 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 
-import numpy as np
 from numpy.typing import ArrayLike
 
 from jitalloc.arguments import as_tokens
 from jitalloc.errors import InvalidArgument, argument_error
-from jitalloc.kernels.sharing import sharing_commit_cpu, sharing_pages_cpu
+from jitalloc.kernels.sharing import sharing_commit_cpu
 from jitalloc.saving import SequenceSaving
 from jitalloc.state import LENGTH, NO_TOKENS
 
 
 class SequenceSharing(SequenceSaving):
     """The part of `PagedKVCache` that shares pages with others through a prefix cache."""
-
-    def _pages(self) -> tuple[int, int, int]:
-        """Return how many pages are free, reclaimable and held, at one moment."""
-        counts = np.empty(3, np.int64)
-        with self.lock:
-            self.pool._run(sharing_pages_cpu, self._prefix, counts)
-        free, reclaimable, held = counts.tolist()
-        return free, reclaimable, held
 
     @property
     def num_free(self) -> int:

@@ -12,6 +12,7 @@ from jitalloc._jit import helper
 from jitalloc.kernels.children import child_to_front
 from jitalloc.kernels.joints import join_runs, may_join, split_run
 from jitalloc.kernels.queues import (
+    expire,
     oldest_protected,
     push,
     put_back,
@@ -124,10 +125,10 @@ def path_lock(prefix, end, stop, uses):
 
 
 @helper
-def path_unlock(prefix, end, stop):
-    """Take one lock off every page of a path, up to the page `stop` (-1: all of it)."""
+def path_unlock(prefix, end):
+    """Take one lock off every page of a path; `path_release` puts what it parked in order again."""
     runs, prevs = run_records(prefix), prev_pages(prefix)
-    while end >= 0 and end != stop:
+    while end >= 0:
         run = run_of(prefix, end)
         runs[run, RUN_LOCKS] -= 1
         if runs[run, RUN_LOCKS] == 0:
@@ -153,21 +154,6 @@ def path_pin(prefix, end, sign):
 
 
 @helper
-def path_pages(prefix, end, out):
-    """Write the pages of a path into `out`, from its back; return how many there are.
-
-    Where `out` is too short the pages next to the root are left out.
-    """
-    prevs = prev_pages(prefix)
-    put = out.size
-    while end >= 0 and put > 0:
-        put -= 1
-        out[put] = end
-        end = np.int64(prevs[end])
-    return np.int64(out.size - put)
-
-
-@helper
 def demote(prefix):
     """Policy `slru`: let the oldest protected pages fall back until the rest fits the capacity."""
     if prefix[POLICY] != BY_SLRU:
@@ -186,3 +172,13 @@ def demote(prefix):
         queue_unlink(prefix, run)
         runs[run, RUN_STATE] &= ~(MOST_USES << USES_SHIFT)
         push(prefix, run)
+
+
+@helper
+def path_release(prefix, end, now):
+    """Give back the locks on a path: its pages have been used until `now`, the pool's step."""
+    expire(prefix, now)
+    path_unlock(prefix, end)
+    if prefix[POLICY] != BY_FIFO:
+        path_touch(prefix, end)
+    demote(prefix)

@@ -5,25 +5,21 @@ from __future__ import annotations
 import numpy as np
 
 from jitalloc._jit import borrow, fail, helper, kernel, try_lock, unlock
-from jitalloc.errors import BUSY, NEGATIVE, NOT_LOCKED, OVER_PIN_BUDGET, RENAMED
+from jitalloc.errors import BUSY, NEGATIVE_TOKEN, NOT_LOCKED, OVER_PIN_BUDGET, RENAMED
 from jitalloc.kernels.children import hash_link
 from jitalloc.kernels.insertion import expiry_at, link_new, refresh
 from jitalloc.kernels.paths import (
     NO_PAGE,
     UNUSED,
     USED,
-    demote,
     path_lock,
     path_pin,
-    path_touch,
-    path_unlock,
+    path_release,
     path_use,
 )
-from jitalloc.kernels.queues import expire
 from jitalloc.kernels.runs import prev_pages, run_of, run_records, token_column
 from jitalloc.kernels.search import find, find_partial
 from jitalloc.prefix_state import (
-    BY_FIFO,
     EPOCH,
     HELD_LOCK,
     HELD_NOT,
@@ -40,7 +36,6 @@ from jitalloc.prefix_state import (
     PIN_BUDGET,
     PINNED,
     PINS_SHIFT,
-    POLICY,
     ROW,
     RUN_LENGTH,
     RUN_STATE,
@@ -59,7 +54,7 @@ def negative_token(tokens, start):
     if signs < 0:
         for j in range(rest.size):
             if rest[j] < 0:
-                return fail(NEGATIVE, start + j)
+                return fail(NEGATIVE_TOKEN, start + j)
     return np.int64(0)
 
 
@@ -73,6 +68,16 @@ def write_match(prefix, record, held, count, end):
 
 
 @helper
+def count_lookup(prefix, end, tokens, count):
+    """Book a look-up of `tokens` that found the `count` pages up to `end`."""
+    path_use(prefix, end)
+    prefix[LOOKUPS] += 1
+    prefix[TOKENS_ASKED] += tokens.size
+    prefix[PAGES_ASKED] += tokens.size // prefix[ROW]
+    prefix[HIT_PAGES] += count
+
+
+@helper
 def match_one(prefix, root, tokens, record, out):
     """Find and lock the longest cached prefix of `tokens`; return 0 or a status word."""
     count, end = find(prefix, root, tokens, out)
@@ -80,13 +85,9 @@ def match_one(prefix, root, tokens, record, out):
     if status < 0:
         return status
     path_lock(prefix, end, NO_PAGE, USED)
-    path_use(prefix, end)
+    count_lookup(prefix, end, tokens, count)
     find_partial(prefix, root, end, tokens, count * prefix[ROW], record)
     write_match(prefix, record, HELD_LOCK, count, end)
-    prefix[LOOKUPS] += 1
-    prefix[TOKENS_ASKED] += tokens.size
-    prefix[PAGES_ASKED] += tokens.size // prefix[ROW]
-    prefix[HIT_PAGES] += count
     return np.int64(0)
 
 
@@ -136,15 +137,12 @@ def held_fault(prefix, record, held):
 
 
 @helper
-def release_one(prefix, record):
+def release_one(prefix, record, now):
     """Give back the locks of a match, and its pins where it has them."""
     end = np.int64(record[MATCH_END])
     if record[MATCH_HELD] == HELD_PIN:
         path_pin(prefix, end, np.int64(-1))
-    path_unlock(prefix, end, -1)
-    if prefix[POLICY] != BY_FIFO:
-        path_touch(prefix, end)
-    demote(prefix)
+    path_release(prefix, end, now)
     record[MATCH_HELD] = HELD_NOT
 
 
@@ -159,9 +157,8 @@ def prefix_release_cpu(pool, prefix, records, count, held):
         if code != 0:
             unlock(pool)
             return fail(code, i)
-    expire(prefix, pool[STEP])
     for i in range(count):
-        release_one(prefix, records[i * MATCH_FIELDS :])
+        release_one(prefix, records[i * MATCH_FIELDS :], pool[STEP])
     pool[STEP] += 1
     unlock(pool)
     return np.int64(0)

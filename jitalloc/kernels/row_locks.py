@@ -9,12 +9,11 @@ import numpy as np
 
 from jitalloc._jit import bit, counting, helper
 from jitalloc.kernels.joints import split_after
-from jitalloc.kernels.paths import NO_PAGE, UNUSED, demote, path_lock, path_touch, path_unlock
+from jitalloc.kernels.paths import NO_PAGE, UNUSED, path_lock, path_release
 from jitalloc.kernels.pool import pool_views
-from jitalloc.kernels.queues import expire
 from jitalloc.kernels.runs import next_pages, prev_pages
 from jitalloc.kernels.tables import tables_column, tables_row, tables_taken
-from jitalloc.prefix_state import BY_FIFO, POLICY, UNCACHED
+from jitalloc.prefix_state import UNCACHED
 from jitalloc.state import (
     GAP,
     KNOWN,
@@ -42,16 +41,6 @@ def is_cached(prefix, page):
 
 
 @helper
-def release_path(pool, prefix, end):
-    """Give back the locks on a path: its pages have been used until now."""
-    expire(prefix, pool[STEP])
-    path_unlock(prefix, end, -1)
-    if prefix[POLICY] != BY_FIFO:
-        path_touch(prefix, end)
-    demote(prefix)
-
-
-@helper
 def row_lock(tables, prefix, src, dst):
     """Let the sequence in `dst` know the tokens and lock the pages that the one in `src` does."""
     if has_prefix(prefix):
@@ -67,7 +56,7 @@ def row_unlock(pool, tables, prefix, row):
     """Give back the locks of the sequence in `row`."""
     locked, lock_end = tables_column(tables, LOCKED), tables_column(tables, LOCK_END)
     if locked[row] > 0:
-        release_path(pool, prefix, lock_end[row])
+        path_release(prefix, lock_end[row], pool[STEP])
         locked[row] = 0
         lock_end[row] = 0
 
@@ -90,7 +79,7 @@ def row_shorten(pool, tables, prefix, row, keep):
         above = np.int64(0)
     lock_end[row] = above
     locked[row] = keep
-    release_path(pool, prefix, end)
+    path_release(prefix, end, pool[STEP])
 
 
 @helper
@@ -99,6 +88,16 @@ def is_cut(tables, row):
     depth = tables_column(tables, LOCKED)[row]
     end = tables_column(tables, LOCK_END)[row]
     return depth > 0 and tables_row(tables, row)[depth - 1] != end
+
+
+@helper
+def common_pages(tables, row, other, start, stop):
+    """Return the first page from `start` to `stop` in which two rows differ, or `stop`."""
+    mine, theirs = tables_row(tables, row), tables_row(tables, other)
+    page = start
+    while page < stop and theirs[page] == mine[page]:
+        page += 1
+    return page
 
 
 @helper
@@ -112,11 +111,7 @@ def same_pages(tables, row, other, depth, full, end):
         return np.int64(0)
     if locked[other] != depth or (depth > 0 and lock_end[other] != end):
         return np.int64(0)
-    mine, theirs = tables_row(tables, row), tables_row(tables, other)
-    same = depth
-    while same < full and theirs[same] == mine[same]:
-        same += 1
-    return same
+    return common_pages(tables, row, other, depth, full)
 
 
 @counting

@@ -12,17 +12,15 @@ from jitalloc.errors import (
     BUSY,
     CHANGED,
     NEGATIVE,
-    NEGATIVE_TOKEN,
     POSITION_RANGE,
     REFCOUNT_OVERFLOW,
     ROW_NOT_EMPTY,
-    STATUS_BITS,
     TABLE_WIDTH,
 )
-from jitalloc.kernels.paths import NO_PAGE, UNUSED, path_lock
+from jitalloc.kernels.paths import NO_PAGE, UNUSED, path_lock, path_release
 from jitalloc.kernels.pool import pool_advance, pool_reserve, pool_views
 from jitalloc.kernels.prefix import negative_token
-from jitalloc.kernels.row_locks import has_prefix, release_path, row_shorten
+from jitalloc.kernels.row_locks import SHARED_FACTS, has_prefix, row_shorten
 from jitalloc.kernels.rows import (
     copy_row,
     drop_pages,
@@ -58,7 +56,6 @@ from jitalloc.state import (
     LOCK_END,
     LOCKED,
     MAX_PAGES,
-    NAMESPACE,
     NULL,
     NUM_PAGES,
     PAGE_COPIES,
@@ -71,7 +68,7 @@ from jitalloc.state import (
 )
 
 # What a sequence takes over from the one that it continues.
-INHERITED = (LENGTH, KNOWN, NAMESPACE, LOCKED, LOCK_END, GAP)
+INHERITED = (LENGTH, *SHARED_FACTS)
 
 
 @helper
@@ -223,9 +220,7 @@ def sequences_append_cpu(pool, tables, prefix, rows, counts, tokens, slots, copi
         return fail(BUSY, 0)
     status = live_rows(tables, rows)
     if status == 0:
-        fault = negative_token(tokens, np.int64(0))
-        if fault < 0:
-            status = fail(NEGATIVE_TOKEN, -fault >> STATUS_BITS)
+        status = negative_token(tokens, np.int64(0))
     if status == 0:
         need = append_need(pool, tables, rows, counts, copied[0])
         total = np.int64(0)
@@ -357,7 +352,7 @@ def sequences_reorder_cpu(pool, tables, prefix, rows, parents, facts, pages):
     pool[STEP] += 1
     for i in range(batch):  # last: what a parent and its child lock both stays locked throughout
         if facts[i, 0] != NULL:
-            release_path(pool, prefix, facts[i, 0])
+            path_release(prefix, facts[i, 0], pool[STEP])
     unlock(pool)
     return np.int64(0)
 

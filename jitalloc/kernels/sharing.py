@@ -15,7 +15,6 @@ from jitalloc.errors import (
     BAD_ROW_LOCK,
     BUSY,
     LOCKS_MISSING,
-    NEGATIVE_TOKEN,
     OUT_OF_PAGES,
     REFCOUNT_OVERFLOW,
     STATUS_BITS,
@@ -34,13 +33,13 @@ from jitalloc.kernels.paths import (
     path_lock,
     path_put_back,
     path_unlock,
-    path_use,
 )
 from jitalloc.kernels.pool import pool_take, pool_views
-from jitalloc.kernels.prefix import negative_token
+from jitalloc.kernels.prefix import count_lookup, negative_token
 from jitalloc.kernels.queues import expire
 from jitalloc.kernels.reclaim import evict, prefix_evictable
 from jitalloc.kernels.row_locks import (
+    common_pages,
     has_prefix,
     is_cached,
     is_cut,
@@ -53,13 +52,9 @@ from jitalloc.kernels.search import descend, find
 from jitalloc.kernels.tables import tables_column, tables_pages_of, tables_row, tables_taken
 from jitalloc.prefix_state import (
     DEFAULT,
-    HIT_PAGES,
-    LOOKUPS,
     NEVER,
-    PAGES_ASKED,
     PRESSURE,
     RUN_LOCKS,
-    TOKENS_ASKED,
     UNCACHED,
 )
 from jitalloc.state import (
@@ -147,10 +142,7 @@ def known_of(pool, tables, prefix, row, count):
     for other in range(tables[NUM_ROWS]):
         if taken[other >> 6] & bit(other) == np.uint64(0) or known[other] <= most:
             continue
-        theirs = tables_row(tables, other)
-        same = np.int64(0)
-        while same < last and theirs[same] == pages[same]:
-            same += 1
+        same = common_pages(tables, row, np.int64(other), np.int64(0), last)
         most = max(most, min(known[other], same * size))
     return most
 
@@ -181,10 +173,7 @@ def share_prefix(pool, tables, prefix, row, tokens, namespace):
     size, root = tables[ROW_PAGE_SIZE], -2 - namespace
     pages = tables_row(tables, row)[: tables_pages_of(tables, tokens.size)]
     count, end = find(prefix, root, tokens, pages)
-    status = np.int64(0)
-    fault = negative_token(tokens, count * size)  # cached tokens are not negative
-    if fault < 0:
-        status = fail(NEGATIVE_TOKEN, -fault >> STATUS_BITS)
+    status = negative_token(tokens, count * size)  # cached tokens are not negative
     for j in range(count):
         if refcount[pages[j]] == INT32_MAX:
             status = fail(REFCOUNT_OVERFLOW, 0)
@@ -194,18 +183,14 @@ def share_prefix(pool, tables, prefix, row, tokens, namespace):
         if status < 0:  # what can be shared is at hand too
             status = fail(OUT_OF_PAGES, (-status >> STATUS_BITS) + count)
     if status < 0:
-        path_unlock(prefix, end, -1)
+        path_unlock(prefix, end)
         path_put_back(prefix, end)
         for j in range(pages.size):
             pages[j] = NULL
         return status
     path_lock(prefix, end, NO_PAGE, USED)
-    path_unlock(prefix, end, -1)
-    path_use(prefix, end)
-    prefix[LOOKUPS] += 1
-    prefix[TOKENS_ASKED] += tokens.size
-    prefix[PAGES_ASKED] += tokens.size // size
-    prefix[HIT_PAGES] += count
+    path_unlock(prefix, end)
+    count_lookup(prefix, end, tokens, count)
     for j in range(count):
         refcount[pages[j]] += np.int32(1)
     pool_take(pool, pages[count:])
@@ -295,9 +280,7 @@ def sharing_commit_cpu(pool, tables, prefix, row, tokens):
     at = first_difference(pool, tables, prefix, row, tokens)
     status = fail(TOKEN_DIFFERS, at) if at >= 0 else np.int64(0)
     if status == 0:
-        fault = negative_token(tokens, np.int64(0))
-        if fault < 0:
-            status = fail(NEGATIVE_TOKEN, -fault >> STATUS_BITS)
+        status = negative_token(tokens, np.int64(0))
     if status < 0:
         unlock(pool)
         return status
