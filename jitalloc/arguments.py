@@ -73,7 +73,8 @@ def as_integers(name: str, values: Any, dtype: np.dtype[Any]) -> NDArray[Any]:
 
 def as_tokens(tokens: Any) -> NDArray[np.int32]:
     """Return token ids as a contiguous `int32[n]`."""
-    return np.ascontiguousarray(as_integers("tokens", tokens, INT32))
+    ids: NDArray[np.int32] = as_integers("tokens", tokens, INT32)
+    return ids if ids.flags.c_contiguous else np.ascontiguousarray(ids)
 
 
 def as_pages(pages: Any) -> NDArray[np.int32]:

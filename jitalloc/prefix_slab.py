@@ -18,14 +18,14 @@ from jitalloc.kernels.prefix_upkeep import prefix_upkeep_roots_cpu
 from jitalloc.moves import PageHolder, ranks
 from jitalloc.pool import PagePool
 from jitalloc.prefix_state import (
-    CACHED,
     CAPACITY,
     DEFAULT,
     EPOCH,
-    LOCKED,
     MOST_PRIORITY,
+    NUM_CACHED,
+    NUM_LOCKED,
+    NUM_PINNED,
     PIN_BUDGET,
-    PINNED,
     PREFIX_POLICIES,
     PrefixArrays,
     empty_prefix,
@@ -152,28 +152,28 @@ class PrefixSlab:
         return self._next_namespace
 
     def __len__(self) -> int:
-        return int(self._slab[CACHED])
+        return int(self._slab[NUM_CACHED])
 
     @property
     def num_cached(self) -> int:
         """Pages in the cache."""
-        return int(self._slab[CACHED])
+        return int(self._slab[NUM_CACHED])
 
     @property
     def num_locked(self) -> int:
         """Cached pages that some match, pin or sequence holds a lock on."""
-        return int(self._slab[LOCKED])
+        return int(self._slab[NUM_LOCKED])
 
     @property
     def num_evictable(self) -> int:
         """Cached pages that `evict` could take now: `num_cached - num_locked`."""
         slab = self._slab
-        return int(slab[CACHED] - slab[LOCKED])
+        return int(slab[NUM_CACHED] - slab[NUM_LOCKED])
 
     @property
     def num_pinned(self) -> int:
         """Cached pages that are pinned."""
-        return int(self._slab[PINNED])
+        return int(self._slab[NUM_PINNED])
 
     @property
     def nbytes_per_page(self) -> float:

@@ -26,8 +26,8 @@ Invariants, between any two calls::
     RUN_LOCKS of a run >= sum of RUN_LOCKS of its children
     a run with RUN_LOCKS == 0 and without a child is queued; others may be (they are parked
         when an eviction meets them)
-    CACHED, LOCKED, PINNED: pages with next_pages != UNCACHED, RUN_LOCKS > 0, pins > 0
-    PROTECTED: pages of class 1 with RUN_LOCKS == 0 (policy `slru`)
+    NUM_CACHED, NUM_LOCKED, NUM_PINNED: pages with next_pages != UNCACHED, RUN_LOCKS > 0, pins > 0
+    NUM_PROTECTED: pages of class 1 with RUN_LOCKS == 0 (policy `slru`)
     each cached page is one owner in the pool's refcount
 """
 
@@ -58,10 +58,10 @@ CAPACITY: Final = 6  # how many pages may be protected
 DEFAULT: Final = 7  # the priority without an end
 # what a resize takes over,
 HASH_MASK: Final = 8  # ANDed on each hash: all ones, but for tests that force collisions
-CACHED: Final = 9
-LOCKED: Final = 10
-PINNED: Final = 11
-PROTECTED: Final = 12
+NUM_CACHED: Final = 9
+NUM_LOCKED: Final = 10
+NUM_PINNED: Final = 11
+NUM_PROTECTED: Final = 12
 CLOCK: Final = 13  # the last stamp given
 TOP: Final = 14  # first of the list of runs at a root, the most recently used first
 WHEEL_NOW: Final = 15  # every expiry in the wheel is at or past it

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike
 
-from jitalloc.arguments import as_count
+from jitalloc.arguments import as_count, as_tokens
 from jitalloc.errors import (
     ALL_PINNED,
     ENTRY_PINNED,
@@ -23,7 +23,6 @@ from jitalloc.kernels.slot_entries import (
 from jitalloc.slot_calls import as_slot
 from jitalloc.slot_pins import MOST_VERSIONS, SlotPins, as_entry, refuse
 from jitalloc.slot_records import SlotEntry, SlotMatch
-from jitalloc.slot_tree import as_tokens
 from jitalloc.state import INT32_MAX, INT64
 
 _empty = np.empty

@@ -8,7 +8,7 @@ from jitalloc.slot_entries import SlotEntries
 from jitalloc.slot_prefix_state import (
     CAPACITY,
     MAX_TOKENS,
-    PREFIX_CORRUPT_REASONS,
+    SLOT_PREFIX_CORRUPT_REASONS,
     TABLE_BITS,
     table_bits,
 )
@@ -31,7 +31,7 @@ class SlotPrefixCache(SlotEntries):
     ----------
     capacity, max_tokens
         As above.
-    arrays : PrefixArrays
+    arrays : SlotPrefixArrays
         Named views into the state, to look at.
 
     Raises
@@ -83,4 +83,4 @@ class SlotPrefixCache(SlotEntries):
                 )
         status = self._run(slot_prefix_check_cpu)
         if status < 0:
-            raise corrupt_error(status, PREFIX_CORRUPT_REASONS)
+            raise corrupt_error(status, SLOT_PREFIX_CORRUPT_REASONS)

@@ -84,34 +84,34 @@ NODE_TOKEN: Final = 7  # first token of the edge from the parent
 NODE_COLUMNS: Final = 8
 
 # What `check` finds, and what it says. The detail is a header slot, an entry or a node.
-BAD_PREFIX_HEADER: Final = 104
+BAD_SLOT_PREFIX_HEADER: Final = 104
 BAD_ENTRY: Final = 105
 BAD_ENTRY_TOKENS: Final = 106
 BAD_ENTRY_STACK: Final = 107
-BAD_QUEUE: Final = 108
+BAD_SLOT_QUEUE: Final = 108
 BAD_NODE: Final = 109
 BAD_NODE_STACK: Final = 110
 BAD_NODE_NEWEST: Final = 111
-BAD_CHILDREN: Final = 112
+BAD_SLOT_CHILDREN: Final = 112
 BAD_TABLE: Final = 113
 
 
-PREFIX_CORRUPT_REASONS: Final = {
-    BAD_PREFIX_HEADER: "prefix header[{}] contradicts the arrays or the cache's own sizes",
+SLOT_PREFIX_CORRUPT_REASONS: Final = {
+    BAD_SLOT_PREFIX_HEADER: "prefix header[{}] contradicts the arrays or the cache's own sizes",
     BAD_ENTRY: "a column of entry {} is out of its range, or its node or slot leads elsewhere",
     BAD_ENTRY_TOKENS: "the tokens of entry {} are not those of its node",
     BAD_ENTRY_STACK: "the stack of free entries is broken at entry {}",
-    BAD_QUEUE: "the queue is broken at entry {}",
+    BAD_SLOT_QUEUE: "the queue is broken at entry {}",
     BAD_NODE: "a column of node {} is out of its range, or the node should not be there",
     BAD_NODE_STACK: "the stack of free nodes is broken at node {}",
     BAD_NODE_NEWEST: "node {} does not name the entry used last below it",
-    BAD_CHILDREN: "the children of node {} are not linked in the order of their use",
+    BAD_SLOT_CHILDREN: "the children of node {} are not linked in the order of their use",
     BAD_TABLE: "the table holds {} keys, or does not lead to every node and slot",
 }
 
 
 @dataclass(frozen=True, slots=True)
-class PrefixArrays:
+class SlotPrefixArrays:
     """Named views into a slot prefix cache's slab.
 
     Attributes
@@ -137,20 +137,20 @@ def table_bits(capacity: int) -> int:
     return (4 * capacity - 1).bit_length()
 
 
-def prefix_slab_words(capacity: int, max_tokens: int) -> int:
+def slot_prefix_slab_words(capacity: int, max_tokens: int) -> int:
     """Return the length of a slot prefix cache's slab in 8-byte words."""
     records = capacity * (ENTRY_COLUMNS + NODE_COLUMNS)
     text = (capacity * max_tokens + 1) // 2
     return PREFIX_HEADER_SLOTS + records + (2 << table_bits(capacity)) + text
 
 
-def prefix_arrays(slab: NDArray[np.int64]) -> PrefixArrays:
+def slot_prefix_arrays(slab: NDArray[np.int64]) -> SlotPrefixArrays:
     """Cut the named views out of a slot prefix cache's slab (whose header must be filled)."""
     n, width = int(slab[CAPACITY]), int(slab[MAX_TOKENS])
     nodes = PREFIX_HEADER_SLOTS + n * ENTRY_COLUMNS
     table = nodes + n * NODE_COLUMNS
     tokens = table + (2 << int(slab[TABLE_BITS]))
-    return PrefixArrays(
+    return SlotPrefixArrays(
         slab=slab,
         header=slab[:PREFIX_HEADER_SLOTS],
         entries=slab[PREFIX_HEADER_SLOTS:nodes].reshape(n, ENTRY_COLUMNS),

@@ -27,9 +27,9 @@ from jitalloc.slot_prefix_state import (
     TABLE_BITS,
     TOKENS_ASKED,
     TOKENS_FOUND,
-    PrefixArrays,
-    prefix_arrays,
-    prefix_slab_words,
+    SlotPrefixArrays,
+    slot_prefix_arrays,
+    slot_prefix_slab_words,
     table_bits,
 )
 from jitalloc.slot_records import SlotEntry, SlotPrefixStats
@@ -46,13 +46,13 @@ class SlotTable:
     def __init__(self, capacity: int, max_tokens: int = 8192) -> None:
         self.capacity = as_count("capacity", capacity, 1, MOST_ENTRIES)
         self.max_tokens = as_count("max_tokens", max_tokens, 1)
-        slab = np.zeros(prefix_slab_words(self.capacity, self.max_tokens), np.int64)
+        slab = np.zeros(slot_prefix_slab_words(self.capacity, self.max_tokens), np.int64)
         slab[CAPACITY] = self.capacity
         slab[MAX_TOKENS] = self.max_tokens
         slab[TABLE_BITS] = table_bits(self.capacity)
         slab[OLDEST] = NONE
         self._slab = slab
-        self.arrays: PrefixArrays = prefix_arrays(slab)
+        self.arrays: SlotPrefixArrays = slot_prefix_arrays(slab)
         self.clear()
 
     def _run(self, kernel: Kernel, *args: Any) -> int:

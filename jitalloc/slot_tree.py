@@ -2,26 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
-from jitalloc.arguments import as_integers
+from jitalloc.arguments import as_tokens
 from jitalloc.errors import InvalidArgument
 from jitalloc.kernels.slot_tree import slot_tree_find_cpu
 from jitalloc.slab import BUSY_STATUS
 from jitalloc.slot_records import SlotMatch
 from jitalloc.slot_table import SlotTable
-from jitalloc.state import INT32, INT64
+from jitalloc.state import INT64
 
 _empty = np.empty
-
-
-def as_tokens(tokens: Any) -> NDArray[np.int32]:
-    """Return token ids as a contiguous `int32[n]`."""
-    ids: NDArray[np.int32] = as_integers("tokens", tokens, INT32)
-    return ids if ids.flags.c_contiguous else np.ascontiguousarray(ids)
 
 
 class SlotTree(SlotTable):

@@ -33,7 +33,7 @@ class WholePair(SharingPair):
         model = SharingCache(self.model, self.prefix_model, rows, width)
         self.sides.append((other, model))
         self.slots = slot_pairs.SlotPair(8)
-        self.slot_prefixes = slot_pairs.PrefixPair(3, 24)
+        self.slot_prefixes = slot_pairs.SlotPrefixPair(3, 24)
         self.slot_of: dict[tuple[int, Hashable], tuple[int, list[int]]] = {}
 
     def agree(self) -> None:

@@ -43,7 +43,7 @@ def slot_state(slots: SlotAllocator) -> dict[str, Any]:
     }
 
 
-def prefix_state(cache: SlotPrefixCache) -> dict[str, Any]:
+def slot_prefix_facts(cache: SlotPrefixCache) -> dict[str, Any]:
     """The state of a prefix cache, in the words of the model."""
     arrays, stats = cache.arrays, cache.stats()
     assert arrays.header[LOCK] == 0
@@ -110,7 +110,7 @@ class SlotPair(_Pair):
         self.library.check()
 
 
-class PrefixPair(_Pair):
+class SlotPrefixPair(_Pair):
     """A `SlotPrefixCache` and its model."""
 
     def __init__(self, capacity: int, max_tokens: int) -> None:
@@ -119,7 +119,7 @@ class PrefixPair(_Pair):
 
     def agree(self) -> None:
         model = self.model
-        assert prefix_state(self.library) == {
+        assert slot_prefix_facts(self.library) == {
             "entries": [
                 (each.tokens, each.slot, each.version, each.pins) for each in model.entries
             ],

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from jitalloc import SlotEntry
-from tests.slot_pairs import PrefixPair, SlotPair
+from tests.slot_pairs import SlotPair, SlotPrefixPair
 from tests.twin_steps import as_argument
 
 
@@ -81,7 +81,7 @@ SLOT_STEPS: dict[str, Callable[[SlotPair, Random], Any]] = {
 SLOT_BACKGROUND = (alloc, alloc, alloc_batch, alloc_batch, free_one, free_batch, occupy)
 
 
-def some_tokens(pair: PrefixPair, random: Random) -> list[int]:
+def some_tokens(pair: SlotPrefixPair, random: Random) -> list[int]:
     """A query: an entry, cut, extended or changed somewhere, or something new."""
     known = pair.model.entries
     tokens = list(random.choice(known).tokens) if known and random.random() < 0.7 else []
@@ -93,7 +93,7 @@ def some_tokens(pair: PrefixPair, random: Random) -> list[int]:
     return tokens + [random.choice((0, 1, 1, 2, -5)) for _ in range(more)]
 
 
-def some_entry(pair: PrefixPair, random: Random) -> SlotEntry:
+def some_entry(pair: SlotPrefixPair, random: Random) -> SlotEntry:
     """Mostly one that is there."""
     entries = pair.entries()
     if not entries or random.random() < 0.15:
@@ -101,7 +101,7 @@ def some_entry(pair: PrefixPair, random: Random) -> SlotEntry:
     return random.choice(entries)
 
 
-def find(pair: PrefixPair, random: Random) -> None:
+def find(pair: SlotPrefixPair, random: Random) -> None:
     tokens = some_tokens(pair, random)
     pin = random.random() < 0.3 and sum(each.pins for each in pair.model.entries) < 4
     given = as_argument(tokens, random, np.int32)
@@ -110,7 +110,7 @@ def find(pair: PrefixPair, random: Random) -> None:
     )
 
 
-def insert(pair: PrefixPair, random: Random) -> None:
+def insert(pair: SlotPrefixPair, random: Random) -> None:
     slot, version = random.randrange(2 * pair.model.capacity + 2), random.randrange(3)
     tokens = some_tokens(pair, random)
     given = as_argument(tokens, random, np.int32)
@@ -120,46 +120,46 @@ def insert(pair: PrefixPair, random: Random) -> None:
     )
 
 
-def evict(pair: PrefixPair, random: Random) -> None:
+def evict(pair: SlotPrefixPair, random: Random) -> None:
     pair.call("evict")
 
 
-def remove(pair: PrefixPair, random: Random) -> None:
+def remove(pair: SlotPrefixPair, random: Random) -> None:
     pair.call("remove", some_entry(pair, random))
 
 
-def pin(pair: PrefixPair, random: Random) -> None:
+def pin(pair: SlotPrefixPair, random: Random) -> None:
     pair.call("pin", some_entry(pair, random))
 
 
-def release(pair: PrefixPair, random: Random) -> None:
+def release(pair: SlotPrefixPair, random: Random) -> None:
     pinned = [each.show() for each in pair.model.entries if each.pins]
     entry = SlotEntry(*random.choice(pinned)) if pinned else some_entry(pair, random)
     pair.call("release", random.choice((entry, entry, some_entry(pair, random))))
 
 
-def release_all(pair: PrefixPair, random: Random) -> None:
+def release_all(pair: SlotPrefixPair, random: Random) -> None:
     for entry in pair.entries():
         for _ in range(next(e.pins for e in pair.model.entries if e.slot == entry.slot)):
             pair.call("release", entry)
 
 
-def clear_prefixes(pair: PrefixPair, random: Random) -> None:
+def clear_prefixes(pair: SlotPrefixPair, random: Random) -> None:
     pair.call("clear")
     if random.random() < 0.5:
         release_all(pair, random)
         pair.call("clear")
 
 
-def look_up(pair: PrefixPair, random: Random) -> None:
+def look_up(pair: SlotPrefixPair, random: Random) -> None:
     pair.call("entry", random.randrange(-1, 2 * pair.model.capacity + 2))
 
 
-def check_prefixes(pair: PrefixPair, random: Random) -> None:
+def check_prefixes(pair: SlotPrefixPair, random: Random) -> None:
     pair.agree()
 
 
-PREFIX_STEPS: dict[str, Callable[[PrefixPair, Random], Any]] = {
+PREFIX_STEPS: dict[str, Callable[[SlotPrefixPair, Random], Any]] = {
     "slot_entries_evict_cpu": evict,
     "slot_entries_insert_cpu": insert,
     "slot_entries_pin_cpu": pin,

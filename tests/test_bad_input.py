@@ -46,7 +46,7 @@ from tests.prefix_pairs import cached
 from tests.sharing_faults import SHARING_FAULTS, sharing_cache
 from tests.sharing_pairs import sharing_state
 from tests.slot_faults import SLOT_FAULTS, add_slots
-from tests.slot_pairs import prefix_state, slot_state
+from tests.slot_pairs import slot_prefix_facts, slot_state
 
 FAULTS = {**POOL_FAULTS, **CACHE_FAULTS, **PREFIX_FAULTS, **SHARING_FAULTS, **SLOT_FAULTS}
 
@@ -85,7 +85,7 @@ def states(at: SimpleNamespace) -> tuple[Any, ...]:
         *(each.stats() for each in (at.prefix, at.timed, at.shared.prefix_cache)),
         at.match.locked,
         slot_state(at.slots),
-        *map(prefix_state, (at.prefixes, at.pinned)),
+        *map(slot_prefix_facts, (at.prefixes, at.pinned)),
     )
 
 

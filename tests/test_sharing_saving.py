@@ -10,7 +10,7 @@ import pytest
 
 from jitalloc import PagedKVCache, PagePool, PrefixCache, state
 from jitalloc.errors import InvalidArgument, NotLocked, SnapshotError
-from jitalloc.prefix_state import CACHED, HASH_MASK, PAGES, POLICY
+from jitalloc.prefix_state import HASH_MASK, NUM_CACHED, PAGES, POLICY
 from jitalloc.snapshot import read_state, write_state
 from tests.oracle_prefix import POLICIES
 from tests.prefix_pairs import cached
@@ -231,7 +231,7 @@ UNSOUND: dict[str, Any] = {
     "a namespace unhashable": option("namespaces", [["[]", 3]]),
     "other sizes": header(PAGES, 1),
     "another policy in the array": header(POLICY, 1),
-    "more pages than there are": header(CACHED, 1),
+    "more pages than there are": header(NUM_CACHED, 1),
     "another mask": header(HASH_MASK, -1),
     "a path that ends outside": column(state.LOCK_END, 10**6),
     "a path that ends below": column(state.LOCK_END, -5),

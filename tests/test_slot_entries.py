@@ -9,12 +9,12 @@ from jitalloc import SlotAllocator, SlotEntry, SlotPrefixCache
 from jitalloc._jit import JIT_DISABLED
 from jitalloc.errors import AllPinned, EntryPinned, SlotTaken, UnknownEntry
 from jitalloc.slot_prefix_state import ENTRIES_USED, NODES, NODES_USED
-from tests.slot_pairs import PrefixPair, prefix_state
+from tests.slot_pairs import SlotPrefixPair, slot_prefix_facts
 
 
-def filled(capacity: int = 3) -> PrefixPair:
+def filled(capacity: int = 3) -> SlotPrefixPair:
     """Entries 1 2 s in slots s = 0, 1 ..., in version 1."""
-    pair = PrefixPair(capacity, 8)
+    pair = SlotPrefixPair(capacity, 8)
     for slot in range(capacity):
         pair.result("insert", [1, 2, slot], slot, 1)
     return pair
@@ -49,7 +49,7 @@ def test_a_slot_backs_one_entry() -> None:
 
 
 def test_a_prefix_and_its_continuation_are_two_entries() -> None:
-    pair = PrefixPair(3, 8)
+    pair = SlotPrefixPair(3, 8)
     for slot, tokens in enumerate(([1, 2, 3, 4], [1, 2], [1, 2, 3])):
         assert pair.result("insert", tokens, slot, 1) is None
     assert [pair.result("evict")[0] for _ in range(3)] == [4, 2, 3]
@@ -76,10 +76,10 @@ def test_when_all_is_pinned_insert_fails_and_changes_nothing() -> None:
     pair = filled()
     for entry in pair.entries():
         pair.result("pin", entry)
-    before = prefix_state(pair.library), pair.library.arrays.slab.tobytes()
+    before = slot_prefix_facts(pair.library), pair.library.arrays.slab.tobytes()
     assert pair.call("insert", [5], 9, 1)[0] is AllPinned
     assert pair.call("insert", [1, 2], 9, 1)[0] is AllPinned
-    assert (prefix_state(pair.library), pair.library.arrays.slab.tobytes()) == before
+    assert (slot_prefix_facts(pair.library), pair.library.arrays.slab.tobytes()) == before
     pair.result("insert", [1, 2, 0], 0, 1)  # as it is: no other has to give way
     assert pair.call("insert", [1, 2, 0], 9, 1)[0] is EntryPinned
     pair.result("release", SlotEntry(3, 2, 1))
@@ -95,7 +95,7 @@ def test_releasing_is_a_use() -> None:
 
 
 def test_a_pinned_entry_may_be_older_than_one_that_gives_way() -> None:
-    pair = PrefixPair(6, 8)
+    pair = SlotPrefixPair(6, 8)
     for slot, tokens in enumerate(([1, 1], [1, 2], [2, 1], [2, 2], [3, 1], [3, 2])):
         pair.result("insert", tokens, slot, 1)
     for slot in (0, 2, 3, 4):
@@ -107,7 +107,7 @@ def test_a_pinned_entry_may_be_older_than_one_that_gives_way() -> None:
 
 
 def test_a_branch_that_loses_its_newest_falls_behind() -> None:
-    pair = PrefixPair(5, 8)
+    pair = SlotPrefixPair(5, 8)
     for slot, tokens in enumerate(([0, 1, 1], [0, 1, 2], [0, 2, 1], [0, 3, 1], [0, 4])):
         pair.result("insert", tokens, slot, 1)
     pair.result("find", [0, 1, 2])
@@ -134,7 +134,7 @@ def test_a_stale_version_is_no_entry() -> None:
 
 
 def test_a_cache_of_one_entry() -> None:
-    pair = PrefixPair(1, 4)
+    pair = SlotPrefixPair(1, 4)
     assert pair.result("insert", [1, 2], 0, 1) is None
     assert pair.result("insert", [1, 2, 3], 1, 1) == (2, 0, 1)
     assert pair.result("insert", [1, 2], 0, 2) == (3, 1, 1)

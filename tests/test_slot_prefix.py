@@ -46,9 +46,9 @@ from jitalloc.slot_prefix_state import (
     SLOT_EVICTIONS,
     TABLE_BITS,
     TOKENS_FOUND,
-    PrefixArrays,
+    SlotPrefixArrays,
 )
-from tests.slot_pairs import PrefixPair
+from tests.slot_pairs import SlotPrefixPair
 from tests.slot_steps import PREFIX_BACKGROUND, PREFIX_STEPS
 
 
@@ -56,7 +56,7 @@ from tests.slot_steps import PREFIX_BACKGROUND, PREFIX_STEPS
     ("capacity", "max_tokens"), [(1, 3), (2, 6), (4, 4), (9, 7), (9, 200), (60, 9)]
 )
 def test_histories(capacity: int, max_tokens: int) -> None:
-    random, pair = Random(f"{capacity} {max_tokens}"), PrefixPair(capacity, max_tokens)
+    random, pair = Random(f"{capacity} {max_tokens}"), SlotPrefixPair(capacity, max_tokens)
     steps = [*PREFIX_STEPS.values(), *PREFIX_BACKGROUND, *PREFIX_BACKGROUND, *PREFIX_BACKGROUND]
     for _ in range(60 if JIT_DISABLED else 1500):
         random.choice(steps)(pair, random)
@@ -65,7 +65,7 @@ def test_histories(capacity: int, max_tokens: int) -> None:
 def test_the_same_calls_give_the_same_arrays() -> None:
     slabs = []
     for _ in range(2):
-        random, pair = Random(5), PrefixPair(6, 6)
+        random, pair = Random(5), SlotPrefixPair(6, 6)
         for _ in range(100):
             random.choice(PREFIX_BACKGROUND)(pair, random)
         slabs.append(pair.library.arrays.slab.tolist())
@@ -130,27 +130,27 @@ def corruptible() -> SlotPrefixCache:
     return cache
 
 
-def node_of(arrays: PrefixArrays, entry: int) -> int:
+def node_of(arrays: SlotPrefixArrays, entry: int) -> int:
     return int(arrays.entries[entry, ENTRY_NODE])
 
 
-def fork(arrays: PrefixArrays) -> int:
+def fork(arrays: SlotPrefixArrays) -> int:
     """The node of 1 2 5, which has no entry."""
     return int(arrays.nodes[node_of(arrays, 1), NODE_PARENT])
 
 
-Spoil = Callable[[PrefixArrays], None]
+Spoil = Callable[[SlotPrefixArrays], None]
 
 
 def header(slot: int, value: int) -> Spoil:
-    def spoil(arrays: PrefixArrays) -> None:
+    def spoil(arrays: SlotPrefixArrays) -> None:
         arrays.header[slot] = value
 
     return spoil
 
 
 def entry(which: int, column: int, value: int) -> Spoil:
-    def spoil(arrays: PrefixArrays) -> None:
+    def spoil(arrays: SlotPrefixArrays) -> None:
         assert arrays.entries[which, column] != value
         arrays.entries[which, column] = value
 
@@ -158,7 +158,7 @@ def entry(which: int, column: int, value: int) -> Spoil:
 
 
 def node(of_entry: int | None, column: int, value: int) -> Spoil:
-    def spoil(arrays: PrefixArrays) -> None:
+    def spoil(arrays: SlotPrefixArrays) -> None:
         which = fork(arrays) if of_entry is None else node_of(arrays, of_entry)
         assert arrays.nodes[which, column] != value
         arrays.nodes[which, column] = value
@@ -167,20 +167,20 @@ def node(of_entry: int | None, column: int, value: int) -> Spoil:
 
 
 def token(of_entry: int, place: int) -> Spoil:
-    def spoil(arrays: PrefixArrays) -> None:
+    def spoil(arrays: SlotPrefixArrays) -> None:
         arrays.tokens[of_entry, place] += 1
 
     return spoil
 
 
 def bucket(column: int, value: int) -> Spoil:
-    def spoil(arrays: PrefixArrays) -> None:
+    def spoil(arrays: SlotPrefixArrays) -> None:
         arrays.table[int(arrays.table[:, 0].argmax()), column] = value  # a slot: the largest keys
 
     return spoil
 
 
-def swap_siblings(arrays: PrefixArrays) -> None:
+def swap_siblings(arrays: SlotPrefixArrays) -> None:
     first = int(arrays.nodes[fork(arrays), NODE_CHILD])
     second = int(arrays.nodes[first, NODE_NEXT])
     arrays.nodes[fork(arrays), NODE_CHILD] = second
@@ -188,16 +188,16 @@ def swap_siblings(arrays: PrefixArrays) -> None:
     arrays.nodes[first, [NODE_NEXT, NODE_PREV]] = -1, second
 
 
-def lose_a_key(arrays: PrefixArrays) -> None:
+def lose_a_key(arrays: SlotPrefixArrays) -> None:
     arrays.table[int(arrays.table[:, 0].argmax())] = 0
 
 
-def swap_values(arrays: PrefixArrays) -> None:
+def swap_values(arrays: SlotPrefixArrays) -> None:
     one, two = arrays.table[:, 0].argsort()[-2:]
     arrays.table[[one, two], 1] = arrays.table[[two, one], 1]
 
 
-def leave_an_only_child(arrays: PrefixArrays) -> None:
+def leave_an_only_child(arrays: SlotPrefixArrays) -> None:
     arrays.nodes[int(arrays.nodes[fork(arrays), NODE_CHILD]), NODE_NEXT] = -1
 
 

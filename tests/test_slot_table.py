@@ -10,8 +10,8 @@ from numba import njit
 
 from jitalloc import SlotEntry, SlotPrefixCache
 from jitalloc.kernels import slot_table
-from jitalloc.slot_prefix_state import prefix_slab_words, table_bits
-from tests.slot_pairs import PrefixPair
+from jitalloc.slot_prefix_state import slot_prefix_slab_words, table_bits
+from tests.slot_pairs import SlotPrefixPair
 
 # Helpers can be called from kernels only; compiled for themselves they can from here.
 table_erase, table_get, table_home, table_key, table_put = (
@@ -65,14 +65,14 @@ def test_the_table_is_never_full(capacity: int) -> None:
 
 def test_rows_take_no_memory_before_they_are_written() -> None:
     cache = SlotPrefixCache(64, 2**20)  # 256 MiB of rows
-    assert cache.arrays.slab.size == prefix_slab_words(64, 2**20)
+    assert cache.arrays.slab.size == slot_prefix_slab_words(64, 2**20)
     assert cache.arrays.tokens.shape == (64, 2**20)
     cache.insert([1, 2, 3], 0, 1)
     assert cache.find([1, 2, 4]) == (2, 0, 1)
 
 
 def test_an_odd_number_of_odd_rows() -> None:
-    pair = PrefixPair(3, 5)
+    pair = SlotPrefixPair(3, 5)
     for slot in range(3):
         pair.result("insert", [slot] * 5, slot, 1)
     assert pair.result("find", [2] * 5) == (5, 2, 1)

@@ -10,11 +10,11 @@ import pytest
 
 from jitalloc import SlotMatch, SlotPrefixCache
 from tests.oracle_slots import common
-from tests.slot_pairs import PrefixPair
+from tests.slot_pairs import SlotPrefixPair
 
 
 def test_every_length_is_a_hit() -> None:
-    pair = PrefixPair(4, 100)
+    pair = SlotPrefixPair(4, 100)
     tokens = [7 * i % 64 for i in range(100)]
     pair.result("insert", tokens, 5, 2)
     for length in range(1, 101):
@@ -26,7 +26,7 @@ def test_every_length_is_a_hit() -> None:
 
 
 def test_of_several_the_one_used_last() -> None:
-    pair = PrefixPair(4, 8)
+    pair = SlotPrefixPair(4, 8)
     for slot, tokens in enumerate(([1, 2, 3], [1, 2, 4], [1, 2], [9])):
         pair.result("insert", tokens, slot, 1)
     assert pair.result("find", [1, 2]) == (2, 2, 1)
@@ -38,7 +38,7 @@ def test_of_several_the_one_used_last() -> None:
 
 
 def test_a_longer_query_finds_what_it_continues() -> None:
-    pair = PrefixPair(4, 8)
+    pair = SlotPrefixPair(4, 8)
     pair.result("insert", [1, 2], 0, 1)
     pair.result("insert", [1, 2, 3, 4], 1, 1)
     assert pair.result("find", [1, 2, 3, 5]) == (3, 1, 1)
@@ -48,7 +48,7 @@ def test_a_longer_query_finds_what_it_continues() -> None:
 
 def test_the_tokens_decide_not_the_branches() -> None:
     """Where an edge has other tokens, those further down must not lead astray."""
-    pair = PrefixPair(4, 20)
+    pair = SlotPrefixPair(4, 20)
     pair.result("insert", [1, 2, 3, 4, 5, 6, 7, 8], 0, 1)
     pair.result("insert", [1, 2, 3, 4, 5, 6, 9, 9], 1, 1)
     assert pair.result("find", [1, 0, 3, 4, 5, 6, 7, 8]) == (1, 1, 1)
@@ -98,7 +98,7 @@ def test_tokens_of_any_integer_type_and_layout() -> None:
 
 
 def test_negative_and_large_tokens() -> None:
-    pair = PrefixPair(4, 4)
+    pair = SlotPrefixPair(4, 4)
     for slot, first in enumerate((-1, 2**31 - 1, -(2**31), 0)):
         pair.result("insert", [first, first], slot, 0)
     for slot, first in enumerate((-1, 2**31 - 1, -(2**31), 0)):

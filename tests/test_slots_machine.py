@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from jitalloc import SlotEntry
-from tests.slot_pairs import PrefixPair, SlotPair
+from tests.slot_pairs import SlotPair, SlotPrefixPair
 
 tokens = st.lists(st.integers(0, 2), max_size=7)
 slot = st.integers(-1, 8)
@@ -20,7 +20,7 @@ class SlotMachine(RuleBasedStateMachine):
     """One allocator and one cache, which know nothing of each other."""
 
     slots: SlotPair
-    cache: PrefixPair
+    cache: SlotPrefixPair
 
     @initialize(
         max_slots=st.sampled_from((1, 3, 8, 70)),
@@ -28,7 +28,7 @@ class SlotMachine(RuleBasedStateMachine):
         max_tokens=st.integers(1, 6),
     )
     def make(self, max_slots: int, capacity: int, max_tokens: int) -> None:
-        self.slots, self.cache = SlotPair(max_slots), PrefixPair(capacity, max_tokens)
+        self.slots, self.cache = SlotPair(max_slots), SlotPrefixPair(capacity, max_tokens)
 
     # The allocator alone.
 

@@ -18,7 +18,7 @@ from tests.cache_steps import CACHE_STEPS
 from tests.pairs import PoolPair
 from tests.sharing_pairs import SharingPair
 from tests.sharing_steps import SHARING_BACKGROUND, SHARING_STEPS
-from tests.slot_pairs import PrefixPair, SlotPair
+from tests.slot_pairs import SlotPair, SlotPrefixPair
 from tests.slot_steps import PREFIX_BACKGROUND, PREFIX_STEPS, SLOT_BACKGROUND, SLOT_STEPS
 from tests.twin_steps import BACKGROUND, POOL_STEPS
 
@@ -126,7 +126,7 @@ def test_slot_kernel_does_what_the_model_does(name: str, monkeypatch: pytest.Mon
 def test_prefix_kernel_does_what_the_model_does(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     statuses = count_calls(_jit.kernels()[name], monkeypatch)
     for capacity, max_tokens in PREFIXES:
-        random, pair = Random(f"{name} {capacity}"), PrefixPair(capacity, max_tokens)
+        random, pair = Random(f"{name} {capacity}"), SlotPrefixPair(capacity, max_tokens)
         for _ in range(ROUNDS):
             PREFIX_STEPS[name](pair, random)
             random.choice(PREFIX_BACKGROUND)(pair, random)

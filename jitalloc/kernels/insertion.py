@@ -24,10 +24,10 @@ from jitalloc.kernels.runs import (
 from jitalloc.prefix_state import (
     BY_FIFO,
     BY_PRIORITY,
-    CACHED,
     INSERTED,
-    LOCKED,
     NEVER,
+    NUM_CACHED,
+    NUM_LOCKED,
     POLICY,
     QUEUED,
     RUN_CHILD,
@@ -90,7 +90,7 @@ def link_new(pool, prefix, end, pages, start):
     if prefix[POLICY] == BY_PRIORITY:
         run_expiries(prefix)[run] = -1  # below every expiry: `path_raise` gives it its first
     child_link(prefix, run)
-    prefix[CACHED] += pages.size - start
+    prefix[NUM_CACHED] += pages.size - start
     prefix[INSERTED] += pages.size - start
     return np.int64(0)
 
@@ -141,9 +141,9 @@ def grow_run(pool, prefix, end, page):
     nexts[page] = ~run
     runs[run, RUN_END] = page
     runs[run, RUN_LENGTH] += 1
-    prefix[CACHED] += 1
+    prefix[NUM_CACHED] += 1
     prefix[INSERTED] += 1
-    prefix[LOCKED] += 1
+    prefix[NUM_LOCKED] += 1
     return True
 
 

@@ -31,20 +31,20 @@ from jitalloc.prefix_state import (
     BY_LFU,
     BY_PRIORITY,
     BY_SLRU,
-    CACHED,
     CLOCK,
     EVICTED,
     HIT_PAGES,
     INSERTED,
-    LOCKED,
     LOOKUPS,
     MOST_USES,
+    NUM_CACHED,
+    NUM_LOCKED,
+    NUM_PINNED,
+    NUM_PROTECTED,
     PAGES,
     PAGES_ASKED,
-    PINNED,
     PINS_SHIFT,
     POLICY,
-    PROTECTED,
     QUEUE_NEXT,
     QUEUE_PREV,
     QUEUED,
@@ -86,7 +86,7 @@ def count_fault(pool, prefix):
         if prefix[EVICTED + reason] < 0:
             return EVICTED + reason
         gone += prefix[EVICTED + reason]
-    if prefix[INSERTED] - gone != prefix[CACHED]:
+    if prefix[INSERTED] - gone != prefix[NUM_CACHED]:
         return INSERTED
     if prefix[HIT_PAGES] > prefix[PAGES_ASKED]:
         return HIT_PAGES
@@ -211,14 +211,14 @@ def runs_fault(prefix, seen):
                 return found
             children += found
     if children != count:
-        return fail(BAD_PREFIX_COUNT, CACHED)
-    for slot, right in ((CACHED, cached), (LOCKED, locked), (PINNED, pinned)):
+        return fail(BAD_PREFIX_COUNT, NUM_CACHED)
+    for slot, right in ((NUM_CACHED, cached), (NUM_LOCKED, locked), (NUM_PINNED, pinned)):
         if prefix[slot] != right:
             return fail(BAD_PREFIX_HEADER, slot)
-    if prefix[PROTECTED] != protected:
-        return fail(BAD_PREFIX_HEADER, PROTECTED)
+    if prefix[NUM_PROTECTED] != protected:
+        return fail(BAD_PREFIX_HEADER, NUM_PROTECTED)
     nexts = next_pages(prefix)
     for page in range(prefix[PAGES]):
         if nexts[page] != UNCACHED:
             cached -= 1
-    return count if cached == 0 else fail(BAD_PREFIX_COUNT, CACHED)
+    return count if cached == 0 else fail(BAD_PREFIX_COUNT, NUM_CACHED)

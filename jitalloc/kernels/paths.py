@@ -25,12 +25,12 @@ from jitalloc.prefix_state import (
     BY_FIFO,
     BY_SLRU,
     CAPACITY,
-    LOCKED,
     MOST_USES,
-    PINNED,
+    NUM_LOCKED,
+    NUM_PINNED,
+    NUM_PROTECTED,
     PINS_SHIFT,
     POLICY,
-    PROTECTED,
     RUN_END,
     RUN_LENGTH,
     RUN_LOCKS,
@@ -115,9 +115,9 @@ def path_lock(prefix, end, stop, uses):
     while end >= 0 and end != stop:
         run = run_of(prefix, end)
         if runs[run, RUN_LOCKS] == 0:
-            prefix[LOCKED] += runs[run, RUN_LENGTH]
+            prefix[NUM_LOCKED] += runs[run, RUN_LENGTH]
             if prefix[POLICY] == BY_SLRU:
-                prefix[PROTECTED] -= run_class(prefix, run) * runs[run, RUN_LENGTH]
+                prefix[NUM_PROTECTED] -= run_class(prefix, run) * runs[run, RUN_LENGTH]
         runs[run, RUN_LOCKS] += 1
         if uses != 0 and (runs[run, RUN_STATE] >> USES_SHIFT) & 255 < MOST_USES:
             runs[run, RUN_STATE] += 1 << USES_SHIFT
@@ -132,9 +132,9 @@ def path_unlock(prefix, end):
         run = run_of(prefix, end)
         runs[run, RUN_LOCKS] -= 1
         if runs[run, RUN_LOCKS] == 0:
-            prefix[LOCKED] -= runs[run, RUN_LENGTH]
+            prefix[NUM_LOCKED] -= runs[run, RUN_LENGTH]
             if prefix[POLICY] == BY_SLRU:
-                prefix[PROTECTED] += run_class(prefix, run) * runs[run, RUN_LENGTH]
+                prefix[NUM_PROTECTED] += run_class(prefix, run) * runs[run, RUN_LENGTH]
             if prefix[POLICY] == BY_FIFO:  # under the others a touch follows
                 put_back(prefix, run)
         end = np.int64(prevs[run])
@@ -149,7 +149,7 @@ def path_pin(prefix, end, sign):
         before = runs[run, RUN_STATE] >> PINS_SHIFT
         runs[run, RUN_STATE] += sign * PIN
         if min(before, before + sign) == 0:
-            prefix[PINNED] += sign * runs[run, RUN_LENGTH]
+            prefix[NUM_PINNED] += sign * runs[run, RUN_LENGTH]
         end = np.int64(prevs[run])
 
 
@@ -159,9 +159,9 @@ def demote(prefix):
     if prefix[POLICY] != BY_SLRU:
         return
     runs, prevs = run_records(prefix), prev_pages(prefix)
-    while prefix[PROTECTED] > prefix[CAPACITY]:
+    while prefix[NUM_PROTECTED] > prefix[CAPACITY]:
         run = oldest_protected(prefix)
-        excess = prefix[PROTECTED] - prefix[CAPACITY]
+        excess = prefix[NUM_PROTECTED] - prefix[CAPACITY]
         kept = runs[run, RUN_LENGTH] - excess
         if kept > 0:
             tail = end = np.int64(runs[run, RUN_END])

@@ -32,9 +32,9 @@ from jitalloc.prefix_state import (
     MATCH_HELD,
     MATCH_PAGES,
     MOST_PINS,
+    NUM_PINNED,
     PAGES_ASKED,
     PIN_BUDGET,
-    PINNED,
     PINS_SHIFT,
     ROW,
     RUN_LENGTH,
@@ -177,7 +177,7 @@ def pin_fault(prefix, end):
             fresh += runs[run, RUN_LENGTH]
         full = full or pins == MOST_PINS
         end = np.int64(prevs[run])
-    if full or prefix[PINNED] + fresh > prefix[PIN_BUDGET]:
+    if full or prefix[NUM_PINNED] + fresh > prefix[PIN_BUDGET]:
         return fail(OVER_PIN_BUDGET, fresh)
     return np.int64(0)
 

@@ -29,12 +29,12 @@ from jitalloc.prefix_state import (
     COLUMNS_AT,
     FILLED_AT,
     HASH_MASK,
-    LOCKED,
+    NUM_LOCKED,
+    NUM_PINNED,
+    NUM_PROTECTED,
     PAGES,
-    PINNED,
     PINS_SHIFT,
     POLICY,
-    PROTECTED,
     QUEUE_NEXT,
     QUEUE_PREV,
     ROW,
@@ -175,16 +175,16 @@ def prefix_upkeep_unlock_cpu(prefix, alone):
     # lock is queued again, children or not: `demote` finds there what is protected. It waits
     # for the locks of sequences, where there will be some (`alone` is 0).
     runs = run_records(prefix)
-    prefix[LOCKED] = 0
-    prefix[PINNED] = 0
-    prefix[PROTECTED] = 0
+    prefix[NUM_LOCKED] = 0
+    prefix[NUM_PINNED] = 0
+    prefix[NUM_PROTECTED] = 0
     for run in range(prefix[PAGES]):
         if is_run(prefix, run):
             runs[run, RUN_LOCKS] = 0
             runs[run, RUN_STATE] &= (1 << PINS_SHIFT) - 1
-            prefix[PROTECTED] += run_class(prefix, run) * runs[run, RUN_LENGTH]
+            prefix[NUM_PROTECTED] += run_class(prefix, run) * runs[run, RUN_LENGTH]
     if prefix[POLICY] != BY_SLRU:
-        prefix[PROTECTED] = 0
+        prefix[NUM_PROTECTED] = 0
     for run in range(prefix[PAGES]):
         if is_run(prefix, run):
             put_in_order(prefix, np.int64(run))

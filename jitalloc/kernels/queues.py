@@ -21,8 +21,8 @@ from jitalloc.prefix_state import (
     DEFAULT,
     FILLED_AT,
     NEVER,
+    NUM_PROTECTED,
     POLICY,
-    PROTECTED,
     QUEUE_NEXT,
     QUEUE_PREV,
     QUEUED,
@@ -90,7 +90,7 @@ def set_class(prefix, run, new):
     """Give `run`, which must be in no queue, the class `new`."""
     runs = run_records(prefix)
     if prefix[POLICY] == BY_SLRU and runs[run, RUN_LOCKS] == 0:
-        prefix[PROTECTED] += (new - run_class(prefix, run)) * runs[run, RUN_LENGTH]
+        prefix[NUM_PROTECTED] += (new - run_class(prefix, run)) * runs[run, RUN_LENGTH]
     runs[run, RUN_STATE] = (runs[run, RUN_STATE] & ~255) | new
 
 

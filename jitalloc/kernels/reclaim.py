@@ -13,12 +13,12 @@ from jitalloc.kernels.runs import next_pages, prev_pages, run_class, run_of, run
 from jitalloc.kernels.wheel import wheel_unlink
 from jitalloc.prefix_state import (
     BY_SLRU,
-    CACHED,
     CLEARED,
     EVICTED,
-    LOCKED,
+    NUM_CACHED,
+    NUM_LOCKED,
+    NUM_PROTECTED,
     POLICY,
-    PROTECTED,
     RUN_END,
     RUN_LENGTH,
     UNCACHED,
@@ -29,7 +29,7 @@ from jitalloc.state import STEP
 @helper
 def prefix_evictable(prefix):
     """Return how many pages can be evicted: an unlocked page has no locked one behind it."""
-    return prefix[CACHED] - prefix[LOCKED]
+    return prefix[NUM_CACHED] - prefix[NUM_LOCKED]
 
 
 @helper
@@ -49,7 +49,7 @@ def drop_pages_of(prefix, run, count, victims, put):
     """Drop the last `count` pages of a run, writing them to `victims[put:]`."""
     runs, nexts, prevs = run_records(prefix), next_pages(prefix), prev_pages(prefix)
     if prefix[POLICY] == BY_SLRU:
-        prefix[PROTECTED] -= run_class(prefix, run) * count
+        prefix[NUM_PROTECTED] -= run_class(prefix, run) * count
     page = np.int64(runs[run, RUN_END])
     for i in range(count):
         victims[put + i] = page
@@ -78,7 +78,7 @@ def evict(pool, prefix, n, reason):
         count = min(n - done, np.int64(runs[run, RUN_LENGTH]))
         drop_pages_of(prefix, run, count, victims, done)
         done += count
-    prefix[CACHED] -= n
+    prefix[NUM_CACHED] -= n
     prefix[EVICTED + reason] += n
     status = pool_release(pool, victims)
     return status if status < 0 else n
@@ -102,10 +102,10 @@ def reclaim_clear_cpu(pool, prefix):
     if not try_lock(pool):
         return fail(BUSY, 0)
     pool, prefix = borrow(pool), borrow(prefix)
-    if prefix[LOCKED] > 0:
-        status = fail(STILL_LOCKED, prefix[LOCKED])
+    if prefix[NUM_LOCKED] > 0:
+        status = fail(STILL_LOCKED, prefix[NUM_LOCKED])
     else:
-        status = evict(pool, prefix, prefix[CACHED], np.int64(CLEARED))
+        status = evict(pool, prefix, prefix[NUM_CACHED], np.int64(CLEARED))
     if status >= 0:
         pool[STEP] += 1
     unlock(pool)

@@ -10,7 +10,6 @@ from jitalloc.errors import (
     BUSY,
     ENTRY_NOT_PINNED,
     ENTRY_PINNED,
-    NO_ENTRY,
     SLOT_IS_TAKEN,
 )
 from jitalloc.kernels.slot_table import (
@@ -165,15 +164,12 @@ def slot_entries_remove_cpu(slab, slot, version, out):
         return fail(BUSY, 0)
     entries, _nodes, _table = prefix_views(slab)
     entry = entry_find(slab, slot, version)
-    status = np.int64(0)
-    if entry == NONE:
-        status = fail(NO_ENTRY, 0)
-    elif entries[entry, ENTRY_PINS] > 0:
-        status = fail(ENTRY_PINNED, 0)
-    else:
+    if entry >= 0 and entries[entry, ENTRY_PINS] > 0:
+        entry = fail(ENTRY_PINNED, 0)
+    if entry >= 0:
         entry_drop(slab, entry, out)
     unlock(slab)
-    return status
+    return min(entry, np.int64(0))
 
 
 @kernel("int64(int64[::1], int64, int64)")
@@ -182,13 +178,10 @@ def slot_entries_pin_cpu(slab, slot, version):
         return fail(BUSY, 0)
     entries, _nodes, _table = prefix_views(slab)
     entry = entry_find(slab, slot, version)
-    status = np.int64(0)
-    if entry == NONE:
-        status = fail(NO_ENTRY, 0)
-    else:
+    if entry >= 0:
         entry_pin(slab, entries, entry)
     unlock(slab)
-    return status
+    return min(entry, np.int64(0))
 
 
 @kernel("int64(int64[::1], int64, int64)")
@@ -197,16 +190,13 @@ def slot_entries_release_cpu(slab, slot, version):
         return fail(BUSY, 0)
     entries, nodes, _table = prefix_views(slab)
     entry = entry_find(slab, slot, version)
-    status = np.int64(0)
-    if entry == NONE:
-        status = fail(NO_ENTRY, 0)
-    elif entries[entry, ENTRY_PINS] == 0:
-        status = fail(ENTRY_NOT_PINNED, 0)
-    else:
+    if entry >= 0 and entries[entry, ENTRY_PINS] == 0:
+        entry = fail(ENTRY_NOT_PINNED, 0)
+    if entry >= 0:
         entries[entry, ENTRY_PINS] -= 1
         if entries[entry, ENTRY_PINS] == 0:
             slab[PINNED_ENTRIES] -= 1
             queue_append(slab, entries, entry)
         entry_use(slab, entries, nodes, entry)
     unlock(slab)
-    return status
+    return min(entry, np.int64(0))

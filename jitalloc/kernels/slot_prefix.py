@@ -15,15 +15,15 @@ from jitalloc.kernels.slot_table import (
 )
 from jitalloc.kernels.slot_tree import common_prefix
 from jitalloc.slot_prefix_state import (
-    BAD_CHILDREN,
     BAD_ENTRY,
     BAD_ENTRY_STACK,
     BAD_ENTRY_TOKENS,
     BAD_NODE,
     BAD_NODE_NEWEST,
     BAD_NODE_STACK,
-    BAD_PREFIX_HEADER,
-    BAD_QUEUE,
+    BAD_SLOT_CHILDREN,
+    BAD_SLOT_PREFIX_HEADER,
+    BAD_SLOT_QUEUE,
     BAD_TABLE,
     CAPACITY,
     CLOCK,
@@ -146,9 +146,9 @@ def entries_fault(slab, entries, nodes):
         if entries[entry, ENTRY_PINS] > 0:
             pinned += 1
     if live != slab[ENTRIES]:
-        return fail(BAD_PREFIX_HEADER, ENTRIES)
+        return fail(BAD_SLOT_PREFIX_HEADER, ENTRIES)
     if pinned != slab[PINNED_ENTRIES]:
-        return fail(BAD_PREFIX_HEADER, PINNED_ENTRIES)
+        return fail(BAD_SLOT_PREFIX_HEADER, PINNED_ENTRIES)
     return np.int64(0)
 
 
@@ -159,15 +159,15 @@ def queue_fault(slab, entries):
     clock = np.int64(0)
     for _ in range(slab[ENTRIES] - slab[PINNED_ENTRIES]):
         if entry < 0 or entry >= slab[ENTRIES_USED]:
-            return fail(BAD_QUEUE, max(before, 0))
+            return fail(BAD_SLOT_QUEUE, max(before, 0))
         if entries[entry, ENTRY_NODE] == GONE or entries[entry, ENTRY_PINS] != 0:
-            return fail(BAD_QUEUE, entry)
+            return fail(BAD_SLOT_QUEUE, entry)
         if entries[entry, ENTRY_PREV] != before or entries[entry, ENTRY_CLOCK] <= clock:
-            return fail(BAD_QUEUE, entry)
+            return fail(BAD_SLOT_QUEUE, entry)
         clock = entries[entry, ENTRY_CLOCK]
         before, entry = entry, entries[entry, ENTRY_NEXT]
     if entry != NONE or slab[LATEST] != before:
-        return fail(BAD_QUEUE, max(before, 0))
+        return fail(BAD_SLOT_QUEUE, max(before, 0))
     return np.int64(0)
 
 
@@ -213,7 +213,7 @@ def nodes_fault(slab, entries, nodes):
         if not node_is_sound(slab, entries, nodes, node):
             return fail(BAD_NODE, node)
         live += 1
-    return np.int64(0) if live == slab[NODES] else fail(BAD_PREFIX_HEADER, NODES)
+    return np.int64(0) if live == slab[NODES] else fail(BAD_SLOT_PREFIX_HEADER, NODES)
 
 
 @helper
@@ -229,17 +229,17 @@ def children_fault(slab, entries, nodes):
         clock = slab[CLOCK] + 1
         while child != NONE:
             if left == 0 or nodes[child, NODE_PARENT] != node or nodes[child, NODE_PREV] != before:
-                return fail(BAD_CHILDREN, node)
+                return fail(BAD_SLOT_CHILDREN, node)
             left -= 1
             used = entries[nodes[child, NODE_NEWEST], ENTRY_CLOCK]
             if used >= clock:
-                return fail(BAD_CHILDREN, node)
+                return fail(BAD_SLOT_CHILDREN, node)
             clock = used
             best = max(best, used)
             before, child = child, np.int64(nodes[child, NODE_NEXT])
         if newest != NONE and entries[newest, ENTRY_CLOCK] != best:
             return fail(BAD_NODE_NEWEST, node)
-    return np.int64(0) if left == 0 else fail(BAD_CHILDREN, ROOT)
+    return np.int64(0) if left == 0 else fail(BAD_SLOT_CHILDREN, ROOT)
 
 
 @helper
@@ -291,7 +291,7 @@ def prefix_fault(slab):
     """
     slot = prefix_header_fault(slab)
     if slot >= 0:
-        return fail(BAD_PREFIX_HEADER, slot)
+        return fail(BAD_SLOT_PREFIX_HEADER, slot)
     entries, nodes, table = prefix_views(slab)
     status = stacks_fault(slab, entries, nodes)
     if status == 0:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from jitalloc._jit import counting, fail, helper, kernel, try_lock, unlock
-from jitalloc.errors import BUSY, ENTRY_PINNED
+from jitalloc.errors import BUSY, ENTRY_PINNED, NO_ENTRY
 from jitalloc.slot_prefix_state import (
     CAPACITY,
     ENTRIES,
@@ -171,11 +171,11 @@ def entry_show(entries, entry, out):
 
 @helper
 def entry_find(slab, slot, version):
-    """Return the entry of `slot` in this version, or NONE."""
+    """Return the entry of `slot` in this version, or a status word."""
     entries, _nodes, table = prefix_views(slab)
     entry = table_get(table, slot_key(slab, slot))
     if entry == NONE or entries[entry, ENTRY_VERSION] != version:
-        return np.int64(NONE)
+        return fail(NO_ENTRY, 0)
     return entry
 
 

@@ -67,12 +67,18 @@ def book_taken(slab, count):
 
 
 @helper
-def slot_take(free, summary, versions, slot):
-    """Take a free slot."""
+def mark_taken(free, summary, slot):
+    """Take the bit of a slot out of both bitmaps."""
     w = slot >> 6
     free[w] &= ~bit(slot)
     if free[w] == ZERO:
         summary[w >> 6] &= ~bit(w)
+
+
+@helper
+def slot_take(free, summary, versions, slot):
+    """Take a free slot."""
+    mark_taken(free, summary, slot)
     versions[slot] += 1
 
 
@@ -160,10 +166,7 @@ def slots_free_batch_cpu(slab, slots):
             code = SLOT_IS_FREE
         if code != 0:
             for j in range(i):
-                w = np.int64(slots[j]) >> 6
-                free[w] &= ~bit(slots[j])
-                if free[w] == ZERO:
-                    summary[w >> 6] &= ~bit(w)
+                mark_taken(free, summary, np.int64(slots[j]))
             slab[LOWEST] = lowest
             unlock(slab)
             return fail(code, i)
