@@ -301,9 +301,9 @@ else:
         """Return the hash `state` with `word` taken in, both uint64."""
         return (state ^ word) * np.uint64(MIX_FACTOR)
 
-    # Views that borrow. `slab[a:b].view(...)` counts a reference up and down by atomic operations,
-    # and so does every helper for each array that it is given: 10 ns each. An argument outlives the
-    # kernel, so nothing needs to be counted.
+    # Views that borrow. In a kernel that counts, `slab[a:b].view(...)` counts a reference up and
+    # down by atomic operations, and so does every helper for each array that it is given: 10 ns
+    # each. An argument outlives the kernel, so nothing needs to be counted.
 
     def _borrowed(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         slab, start, *shape = args

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from jitalloc._jit import borrow, fail, helper, kernel, try_lock, unlock
+from jitalloc._jit import fail, helper, kernel, try_lock, unlock
 from jitalloc.errors import BUSY, NEGATIVE_TOKEN, NOT_LOCKED, OVER_PIN_BUDGET, RENAMED
 from jitalloc.kernels.children import hash_link
 from jitalloc.kernels.insertion import expiry_at, link_new, refresh
@@ -95,8 +95,6 @@ def match_one(prefix, root, tokens, record, out):
 def prefix_match_cpu(pool, prefix, root, tokens, record):
     if not try_lock(pool):
         return fail(BUSY, 0)
-    pool, prefix = borrow(pool), borrow(prefix)
-    tokens, record = borrow(tokens), borrow(record)
     status = match_one(prefix, root, tokens, record, record[MATCH_FIELDS:])
     if status == 0:
         pool[STEP] += 1
@@ -111,8 +109,6 @@ def prefix_match_batch_cpu(pool, prefix, roots, tokens, indptr, records, out):
     # `indptr` ascends within `tokens`. `out` has room for every whole page of each prompt.
     if not try_lock(pool):
         return fail(BUSY, 0)
-    pool, prefix = borrow(pool), borrow(prefix)
-    tokens, out = borrow(tokens), borrow(out)
     put = np.int64(0)
     status = negative_token(tokens, np.int64(0))
     if status == 0:
@@ -151,7 +147,6 @@ def prefix_release_cpu(pool, prefix, records, count, held):
     # `held`: what the records, `count` of them, must hold: HELD_LOCK or HELD_PIN.
     if not try_lock(pool):
         return fail(BUSY, 0)
-    pool, prefix, records = borrow(pool), borrow(prefix), borrow(records)
     for i in range(count):
         code = held_fault(prefix, records[i * MATCH_FIELDS :], held)
         if code != 0:
@@ -186,8 +181,6 @@ def pin_fault(prefix, end):
 def prefix_pin_cpu(pool, prefix, root, tokens, record):
     if not try_lock(pool):
         return fail(BUSY, 0)
-    pool, prefix = borrow(pool), borrow(prefix)
-    tokens, record = borrow(tokens), borrow(record)
     count, end = find(prefix, root, tokens, record[MATCH_FIELDS:])
     status = negative_token(tokens, count * prefix[ROW])
     if status == 0:
@@ -208,8 +201,6 @@ def prefix_insert_cpu(pool, prefix, root, tokens, pages, out, priority, lifetime
     # `pages` and `out` have one element for each whole page of `tokens`.
     if not try_lock(pool):
         return fail(BUSY, 0)
-    pool, prefix = borrow(pool), borrow(prefix)
-    tokens, pages, out = borrow(tokens), borrow(pages), borrow(out)
     size, now = prefix[ROW], pool[STEP]
     present, end = find(prefix, root, tokens, out)
     status = negative_token(tokens, present * size)

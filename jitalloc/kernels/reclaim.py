@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from jitalloc._jit import borrow, counting, fail, helper, kernel, try_lock, unlock
+from jitalloc._jit import counting, fail, helper, kernel, try_lock, unlock
 from jitalloc.errors import BUSY, STILL_LOCKED
 from jitalloc.kernels.children import child_unlink, hash_unlink
 from jitalloc.kernels.owners import pool_release
@@ -88,7 +88,6 @@ def evict(pool, prefix, n, reason):
 def reclaim_evict_cpu(pool, prefix, n, reason):
     if not try_lock(pool):
         return fail(BUSY, 0)
-    pool, prefix = borrow(pool), borrow(prefix)
     expire(prefix, pool[STEP])
     count = evict(pool, prefix, n, reason)
     if count >= 0:
@@ -101,7 +100,6 @@ def reclaim_evict_cpu(pool, prefix, n, reason):
 def reclaim_clear_cpu(pool, prefix):
     if not try_lock(pool):
         return fail(BUSY, 0)
-    pool, prefix = borrow(pool), borrow(prefix)
     if prefix[NUM_LOCKED] > 0:
         status = fail(STILL_LOCKED, prefix[NUM_LOCKED])
     else:

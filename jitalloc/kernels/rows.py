@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from jitalloc._jit import bit, borrow, fail, helper, kernel, trailing_zeros, try_lock, unlock
+from jitalloc._jit import bit, fail, helper, kernel, trailing_zeros, try_lock, unlock
 from jitalloc.errors import (
     BUSY,
     OUT_OF_ROWS,
@@ -167,7 +167,6 @@ def copy_row(pool, tables, prefix, src, dst):
 
 @kernel("int64(int64[::1], int64[::1], int64[::1], int64, int64, int64)")
 def rows_allocate_cpu(pool, tables, prefix, num_tokens, namespace, priority):
-    pool, tables, prefix = borrow(pool), borrow(tables), borrow(prefix)
     if not try_lock(pool):
         return fail(BUSY, 0)
     n = tables_pages_of(tables, num_tokens)
@@ -188,7 +187,6 @@ def rows_allocate_cpu(pool, tables, prefix, num_tokens, namespace, priority):
 
 @kernel("int64(int64[::1], int64[::1], int64[::1], int32[::1], int64, int64)")
 def rows_allocate_tokens_cpu(pool, tables, prefix, tokens, namespace, priority):
-    pool, tables, prefix = borrow(pool), borrow(tables), borrow(prefix)
     if not try_lock(pool):
         return fail(BUSY, 0)
     n = tables_pages_of(tables, tokens.size)
@@ -208,7 +206,6 @@ def rows_allocate_tokens_cpu(pool, tables, prefix, tokens, namespace, priority):
 def rows_free_cpu(pool, tables, prefix, rows, commit, evicted):
     # `commit` is 1 where full pages shall enter the prefix cache; `evicted` is 1 where the
     # sequences give way to others: then what can be reclaimed is counted like what went free.
-    pool, tables, prefix = borrow(pool), borrow(tables), borrow(prefix)
     if not try_lock(pool):
         return fail(BUSY, 0)
     status = live_rows(tables, rows)

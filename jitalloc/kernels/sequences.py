@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from jitalloc._jit import bit, borrow, fail, helper, kernel, try_lock, unlock
+from jitalloc._jit import bit, fail, helper, kernel, try_lock, unlock
 from jitalloc.errors import (
     BUSY,
     CHANGED,
@@ -215,7 +215,6 @@ def append_tokens(pool, tables, prefix, rows, counts, tokens):
 def sequences_append_cpu(pool, tables, prefix, rows, counts, tokens, slots, copied):
     # `counts` has one element a row, or one for all; `tokens` one id a slot, or none; `copied`
     # is scratch of one column a row.
-    pool, tables, prefix = borrow(pool), borrow(tables), borrow(prefix)
     if not try_lock(pool):
         return fail(BUSY, 0)
     status = live_rows(tables, rows)
@@ -249,7 +248,6 @@ def sequences_append_cpu(pool, tables, prefix, rows, counts, tokens, slots, copi
 
 @kernel("int64(int64[::1], int64[::1], int64[::1], int64)")
 def sequences_fork_cpu(pool, tables, prefix, src):
-    pool, tables, prefix = borrow(pool), borrow(tables), borrow(prefix)
     if not try_lock(pool):
         return fail(BUSY, 0)
     row = lowest_free_row(tables)
@@ -269,7 +267,6 @@ def sequences_fork_cpu(pool, tables, prefix, src):
 @kernel("int64(int64[::1], int64[::1], int64[::1], int32[:], int32[:])")
 def sequences_fork_batch_cpu(pool, tables, prefix, src_rows, dst_rows):
     # Detail of a status word: the position, plus the batch size where it is one of src_rows.
-    pool, tables, prefix = borrow(pool), borrow(tables), borrow(prefix)
     if not try_lock(pool):
         return fail(BUSY, 0)
     batch = dst_rows.size
@@ -307,7 +304,6 @@ def sequences_fork_batch_cpu(pool, tables, prefix, src_rows, dst_rows):
 )
 def sequences_reorder_cpu(pool, tables, prefix, rows, parents, facts, pages):
     # `facts` and `pages` are scratch for the contents of the parents.
-    pool, tables, prefix = borrow(pool), borrow(tables), borrow(prefix)
     if not try_lock(pool):
         return fail(BUSY, 0)
     _free_pages, refcount, _released = pool_views(pool)
@@ -359,7 +355,6 @@ def sequences_reorder_cpu(pool, tables, prefix, rows, parents, facts, pages):
 
 @kernel("int64(int64[::1], int64[::1], int64[::1], int64, int64)")
 def sequences_truncate_cpu(pool, tables, prefix, row, num_tokens):
-    pool, tables, prefix = borrow(pool), borrow(tables), borrow(prefix)
     if not try_lock(pool):
         return fail(BUSY, 0)
     length = tables_column(tables, LENGTH)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from jitalloc._jit import bit, borrow, counting, fail, helper, kernel, try_lock, unlock
+from jitalloc._jit import bit, counting, fail, helper, kernel, try_lock, unlock
 from jitalloc.errors import (
     BAD_ROW_LOCK,
     BUSY,
@@ -273,7 +273,6 @@ def row_commit(pool, tables, prefix, row, limit):
 
 @kernel("int64(int64[::1], int64[::1], int64[::1], int64, int32[::1])")
 def sharing_commit_cpu(pool, tables, prefix, row, tokens):
-    pool, tables, prefix = borrow(pool), borrow(tables), borrow(prefix)
     if not try_lock(pool):
         return fail(BUSY, 0)
     known = tables_column(tables, KNOWN)
@@ -299,7 +298,6 @@ def sharing_commit_cpu(pool, tables, prefix, row, tokens):
 @kernel("int64(int64[::1], int64[::1], int64[::1])")
 def sharing_pages_cpu(pool, prefix, out):
     # out: pages that are free, reclaimable and held.
-    pool, prefix = borrow(pool), borrow(prefix)
     if not try_lock(pool):
         return fail(BUSY, 0)
     out[0] = pool[FREE] + pool[RELEASED]
@@ -312,7 +310,6 @@ def sharing_pages_cpu(pool, prefix, out):
 @kernel("int64(int64[::1], int64[::1], int64[::1], int32[::1])")
 def sharing_check_cpu(pool, tables, prefix, locks):
     # After the checks of both parts alone. `locks` is int32[num_pages] of zeros.
-    pool, tables, prefix = borrow(pool), borrow(tables), borrow(prefix)
     if not try_lock(pool):
         return fail(BUSY, 0)
     status = np.int64(0)
@@ -331,7 +328,6 @@ def sharing_check_cpu(pool, tables, prefix, locks):
 @kernel("int64(int64[::1], int64[::1])")
 def sharing_relock_cpu(tables, prefix):
     # For a cache just restored, whose locks have been taken away, and that nobody else has yet.
-    tables, prefix = borrow(tables), borrow(prefix)
     for row in range(tables[NUM_ROWS]):
         if tables_column(tables, LOCKED)[row] > 0:
             path_lock(prefix, tables_column(tables, LOCK_END)[row], NO_PAGE, UNUSED)

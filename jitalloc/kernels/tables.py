@@ -79,7 +79,7 @@ def tables_column(tables, column):
 def tables_pages(tables):
     """Return the page ids of all rows, `int32[rows * max_pages]`.
 
-    To make a view costs some 10 ns (its owner is counted), so loops make it once.
+    Loops make this view once, not for each row.
     """
     rows = tables[NUM_ROWS]
     return tables[HEADER_SLOTS + 2 * ((rows + 63) >> 6) + ROW_COLUMNS * rows :].view(np.int32)
