@@ -37,6 +37,7 @@ CACHE_ENABLED: Final = os.environ.get("JITALLOC_CACHE", "1") != "0" and not JIT_
 
 _compiling = threading.RLock()
 _kernels: dict[str, Kernel] = {}
+views: Final[set[Callable[..., Any]]] = set()  # what `view` was given
 
 
 def _cache_folder() -> str:
@@ -62,17 +63,21 @@ class Kernel:
     ----------
     name : str
         Name of the function.
+    function : callable
+        The Python that it is made from.
+    signature : str
+        Its Numba signature.
     run : callable
         Calls the kernel. Arguments must be what the signature says: the compiled entry point
         checks the item size of an array, but neither its number of dimensions nor its layout.
     """
 
-    __slots__ = ("_counted", "_function", "_signature", "name", "run")
+    __slots__ = ("_counted", "function", "name", "run", "signature")
 
     def __init__(self, function: Callable[..., Any], signature: str, counted: bool) -> None:
         self.name = function.__name__
-        self._function = function
-        self._signature = signature
+        self.function = function
+        self.signature = signature
         self._counted = counted
         self.run: Callable[..., Any] = function if JIT_DISABLED else self._compile_and_run
 
@@ -101,12 +106,12 @@ class Kernel:
 
     def _compiled(self, anew: bool = False) -> Any:
         options = {"nogil": True, "no_cfunc_wrapper": True, "_nrt": self._counted}
-        dispatcher: Any = njit(**options)(self._function)
+        dispatcher: Any = njit(**options)(self.function)
         if CACHE_ENABLED:
             _enable_cache(dispatcher)
             if anew and dispatcher._cache is not None:
                 dispatcher._cache.flush()
-        dispatcher.compile(self._signature)
+        dispatcher.compile(self.signature)
         return dispatcher
 
 
@@ -145,10 +150,29 @@ def helper(function: F) -> F:
 
 
 def counting(function: F) -> F:
-    """Make a function that returns views, or allocates arrays, a helper: those have to count."""
+    """Make a function that asks for scratch, or hands views on, a helper: it counts references."""
     options = {"nogil": True, "no_cpython_wrapper": True, "no_cfunc_wrapper": True, "_nrt": True}
     made: F = njit(**options)(function)
     return made
+
+
+def view(function: F) -> F:
+    """Make a function that returns one view into a slab a helper."""
+    made = counting(function)
+    views.add(function)
+    return made
+
+
+@view
+def page_scratch(prefix, size):  # type: ignore[no-untyped-def]
+    """Return int32[size], at most one a page, for the loop that asks; contents undefined."""
+    return np.empty(size, np.int32)
+
+
+@view
+def zero_counts(prefix, size):  # type: ignore[no-untyped-def]
+    """Return int64[size] of zeros, at most one a page and one more, for the loop that asks."""
+    return np.zeros(size, np.int64)
 
 
 def kernels() -> dict[str, Kernel]:

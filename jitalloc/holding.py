@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
+from jitalloc.devices import OnDevice
 from jitalloc.ids import SequenceIds
 from jitalloc.kernels.tables import tables_rename_cpu
 from jitalloc.moves import Moves
@@ -16,7 +18,7 @@ from jitalloc.state import LOCK_END, LOCKED, NAMESPACE
 from jitalloc.tables import BlockTables
 
 
-class SequencePages:
+class SequencePages(OnDevice):
     """The part of `PagedKVCache` that answers to the pool, as a `PageHolder`."""
 
     pool: PagePool
@@ -24,6 +26,10 @@ class SequencePages:
     lock: threading.RLock
     rank: int
     _ids: SequenceIds
+
+    def __new__(cls, pool: PagePool, *_sizes: int, **_options: Any) -> Self:
+        """Return a cache of the class that manages the pool's device."""
+        return cls._on(getattr(pool, "device", None))
 
     def __len__(self) -> int:
         return len(self._ids.rows)

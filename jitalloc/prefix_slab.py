@@ -5,15 +5,16 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Hashable
-from typing import Any, Final, cast
+from typing import Any, Final, Self, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from jitalloc._jit import Kernel
 from jitalloc.arguments import as_choice, as_count, as_fraction
+from jitalloc.devices import OnDevice
 from jitalloc.epochs import Epoch
-from jitalloc.errors import InvalidArgument
+from jitalloc.errors import InvalidArgument, WrongDevice
 from jitalloc.kernels.prefix_upkeep import prefix_upkeep_roots_cpu
 from jitalloc.moves import PageHolder, ranks
 from jitalloc.pool import PagePool
@@ -42,8 +43,12 @@ LAST_NAMESPACE: Final = INT32_MAX - 2
 SWEEP_AT: Final = 1024
 
 
-class PrefixSlab:
+class PrefixSlab(OnDevice):
     """The part of `PrefixCache` that owns the arrays and runs kernels on them."""
+
+    def __new__(cls, pool: PagePool, **_options: Any) -> Self:
+        """Return a cache of the class that manages the pool's device."""
+        return cls._on(getattr(pool, "device", None))
 
     def __init__(
         self,
@@ -56,7 +61,8 @@ class PrefixSlab:
     ) -> None:
         if not isinstance(pool, PagePool):
             raise InvalidArgument("pool", pool, "must be a PagePool")
-        pool._on_cpu_only("PrefixCache")
+        if pool.device != self.device:
+            raise WrongDevice("pool.device", pool.device, f"needs a pool on {self.device!r}")
         self.pool = pool
         self.page_size = pool.page_size
         self.policy = as_choice("policy", policy, PREFIX_POLICIES)

@@ -19,6 +19,7 @@ from jitalloc.errors import (
     OutOfPages,
     OutOfRows,
     SequenceTooLong,
+    WrongDevice,
     argument_error,
     pack_status,
     unpack_status,
@@ -38,6 +39,7 @@ from jitalloc.state import (
     LAST_USED,
     LENGTH,
     LOCKED,
+    NULL,
     PAGE_COPIES,
     PEAK_ACTIVE,
     PINNED,
@@ -73,7 +75,8 @@ class SequenceRows(SequencePages):
     ) -> None:
         if not isinstance(pool, PagePool):
             raise InvalidArgument("pool", pool, "must be a PagePool")
-        pool._on_cpu_only("PagedKVCache")
+        if pool.device != self.device:
+            raise WrongDevice("pool.device", pool.device, f"needs a pool on {self.device!r}")
         if prefix_cache is not None and not isinstance(prefix_cache, PrefixCache):
             raise InvalidArgument("prefix_cache", prefix_cache, "must be a PrefixCache or None")
         if prefix_cache is not None and prefix_cache.pool is not pool:
@@ -83,13 +86,16 @@ class SequenceRows(SequencePages):
         self.pool = pool
         self.eviction = as_choice("eviction", eviction, POLICIES)
         self.eviction_threshold = as_fraction("eviction_threshold", eviction_threshold)
-        pad = 0 if pool.null_page else -1
-        self.tables = BlockTables(max_sequences, max_pages_per_sequence, pool.page_size, pad)
+        self.tables = self._make_tables(max_sequences, max_pages_per_sequence)
         self._ids = SequenceIds(self.tables)
         self.lock = self._ids.lock
         self.rank = next(ranks)
         self.prefix_cache = prefix_cache
         pool._holders.add(self)
+
+    def _make_tables(self, max_sequences: int, max_pages_per_sequence: int) -> BlockTables:
+        pad = 0 if self.pool.null_page else NULL
+        return BlockTables(max_sequences, max_pages_per_sequence, self.pool.page_size, pad)
 
     def __contains__(self, seq_id: Hashable) -> bool:
         return seq_id in self._ids.rows

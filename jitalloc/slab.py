@@ -7,13 +7,14 @@ import time
 import weakref
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any, ClassVar, Self
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from jitalloc._jit import Kernel
 from jitalloc.arguments import as_choice, as_count
+from jitalloc.devices import OnDevice
 from jitalloc.errors import BUSY, InvalidArgument, InvalidPage, WrongDevice, pack_status, page_error
 from jitalloc.kernels.upkeep import upkeep_clear_cpu
 from jitalloc.moves import PageHolder
@@ -36,7 +37,7 @@ from jitalloc.state import (
 BUSY_STATUS = pack_status(BUSY, 0)
 
 
-class PoolSlab:
+class PoolSlab(OnDevice):
     """The part of `PagePool` that owns the arrays and runs kernels on them."""
 
     __slots__ = (
@@ -52,14 +53,6 @@ class PoolSlab:
         "page_size",
     )
 
-    device: ClassVar[str] = "cpu"
-    _by_device: ClassVar[dict[str, type[PoolSlab]]] = {}
-
-    def __init_subclass__(cls, device: str | None = None) -> None:
-        if device is not None:
-            cls.device = device
-            cls._by_device[device] = cls
-
     def __new__(
         cls,
         num_pages: int,
@@ -70,9 +63,7 @@ class PoolSlab:
         null_page: bool = False,
     ) -> Self:
         """Return a pool of the class that manages `device`."""
-        there = cls._by_device.get(device) if isinstance(device, str) else None
-        made = there if there is not None and issubclass(there, cls) else cls
-        return object.__new__(made)  # a device that is not its own is refused by __init__
+        return cls._on(device)
 
     def __init__(
         self,

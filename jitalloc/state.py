@@ -87,6 +87,7 @@ FAULT_CALL: Final = 3  # how many calls came before it
 FAULT_KIND: Final = 4  # which of CALL_KINDS it was
 FAULT_VALUE: Final = 5  # the offending element, or the pages available where a run was asked for
 FAULT_WANTED: Final = 6  # pages or elements that the call needed
+RESULT: Final = 7  # what the loop returned that the host waits for
 RECORD_SLOTS: Final = 8
 
 CALL_KINDS: Final = (
@@ -233,9 +234,12 @@ def table_slab_words(num_rows: int, max_pages: int) -> int:
     )
 
 
-def table_arrays(slab: NDArray[np.int64]) -> TableArrays:
-    """Cut the named views out of a block table's slab (whose header must be filled)."""
-    rows, width = int(slab[NUM_ROWS]), int(slab[MAX_PAGES])
+def table_arrays(
+    slab: NDArray[np.int64], num_rows: int | None = None, max_pages: int | None = None
+) -> TableArrays:
+    """Cut the named views out of a block table's slab, whose header tells the sizes not given."""
+    rows = int(slab[NUM_ROWS]) if num_rows is None else num_rows
+    width = int(slab[MAX_PAGES]) if max_pages is None else max_pages
     marks = HEADER_SLOTS + words(rows)
     columns = marks + words(rows)
     pages = columns + ROW_COLUMNS * rows

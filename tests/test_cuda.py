@@ -10,7 +10,16 @@ import numpy as np
 import pytest
 
 import jitalloc
-from jitalloc import NULL, DoubleFree, InvalidArgument, OutOfPages, PagePool, WrongDevice, _cuda
+from jitalloc import (
+    NULL,
+    DoubleFree,
+    InvalidArgument,
+    OutOfPages,
+    PagePool,
+    WrongDevice,
+    _cuda,
+    _cuda_device,
+)
 from jitalloc.cuda import CudaPagePool
 from tests.pairs import pool_state
 
@@ -33,7 +42,7 @@ def pool() -> Any:
 
 
 def up(values: Any, dtype: Any = np.int64) -> Any:
-    return _cuda.device().upload(np.array(values, dtype))
+    return _cuda_device.device().upload(np.array(values, dtype))
 
 
 def ids(*pages: int) -> Any:

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from jitalloc import _cuda
+from jitalloc import _cuda, _cuda_device
 from tests import twin_steps
 from tests.cuda_pairs import CudaPair
 from tests.cuda_steps import CUDA_STEPS
@@ -49,7 +49,7 @@ def test_kernel_does_what_the_model_does(
 ) -> None:
     if name == "pool_alloc_run_cuda" and options["order"] != "sorted":
         pytest.skip("contiguous pages in a sorted pool only")
-    monkeypatch.setattr(_cuda.device(), "threads", 4)
+    monkeypatch.setattr(_cuda_device.device(), "threads", 4)
     run(name, options, ROUNDS)
 
 
@@ -59,7 +59,7 @@ def test_kernel_does_what_the_model_does(
 def test_kernel_does_so_in_blocks_of_whole_warps(
     name: str, threads: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_cuda.device(), "threads", threads)
+    monkeypatch.setattr(_cuda_device.device(), "threads", threads)
     for options in (POOLS[5], POOLS[6]):
         if name != "pool_alloc_run_cuda" or options["order"] == "sorted":
             run(name, options, 2)

@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from jitalloc import PagePool, _cuda
+from jitalloc import PagePool, _cuda, _cuda_device
 from jitalloc.cuda import CudaPagePool
 
 pytestmark = pytest.mark.skipif(not _cuda.SIMULATED, reason="NUMBA_ENABLE_CUDASIM is not set")
 
 
-class Recorded(_cuda.SimulatedArray):
+class Recorded(_cuda_device.SimulatedArray):
     """An array that tells when its contents are asked for."""
 
     seen: list[str] = []  # noqa: RUF012
@@ -58,7 +58,7 @@ class Recorded(_cuda.SimulatedArray):
         return np.asarray(self)
 
 
-class RecordingDevice(_cuda.SimulatedDevice):
+class RecordingDevice(_cuda_device.SimulatedDevice):
     """Notes what waits for the device, and how often kernels start."""
 
     def __init__(self) -> None:
@@ -79,7 +79,7 @@ class RecordingDevice(_cuda.SimulatedDevice):
         return super().download(values)
 
     def wrap(self, values: Any) -> Any:
-        return super().wrap(values.view(_cuda.SimulatedArray))
+        return super().wrap(values.view(_cuda_device.SimulatedArray))
 
     def launch(self, kernel: Any, blocks: int, threads: int, *arrays: Any) -> None:
         self.starts.append(kernel.name)
@@ -114,7 +114,7 @@ def test_a_call_is_one_launch_and_waits_for_nothing(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gpu = RecordingDevice()
-    monkeypatch.setattr("jitalloc.cuda.pool.device", lambda: gpu)
+    monkeypatch.setattr("jitalloc.cuda.slab.device", lambda: gpu)
     pool: Any = PagePool(8, 4, device="cuda")
     pool.free(pool.alloc(5)[3:])
     at = {
@@ -136,7 +136,7 @@ def test_a_call_is_one_launch_and_waits_for_nothing(
 
 def test_the_recorder_sees_what_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     gpu = RecordingDevice()
-    monkeypatch.setattr("jitalloc.cuda.pool.device", lambda: gpu)
+    monkeypatch.setattr("jitalloc.cuda.slab.device", lambda: gpu)
     pool: Any = PagePool(8, 4, device="cuda")
     for look in (lambda: pool.num_free, pool.stats, lambda: int(pool.alloc(1)[0])):
         gpu.waits.clear()

@@ -16,7 +16,6 @@ import pytest
 
 import jitalloc
 from jitalloc import _cuda, _jit
-from tests.cuda_steps import CUDA_STEPS, WITHOUT_TWIN
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "jitalloc"
@@ -36,9 +35,12 @@ ORDER = [
     ["prefix_state"],
     ["slot_state", "slot_prefix_state"],
     ["_jit"],
+    ["_cuda_loops"],
     ["_cuda"],
+    ["_cuda_device"],
     ["kernels"],
     ["arguments"],
+    ["devices"],
     ["moves"],
     ["stats"],
     ["interrupts"],
@@ -48,7 +50,6 @@ ORDER = [
     ["owners"],
     ["tokens"],
     ["pool"],
-    ["cuda"],
     ["epochs"],
     ["matches"],
     ["prefix_slab"],
@@ -75,6 +76,7 @@ ORDER = [
     ["slot_pins"],
     ["slot_entries"],
     ["slot_prefix"],
+    ["cuda"],
     ["__init__"],
     ["replay"],
     ["machine"],
@@ -87,8 +89,12 @@ KERNEL_ORDER += ["runs", "children", "wheel", "queues", "joints", "paths", "comp
 KERNEL_ORDER += ["insertion", "prefix", "reclaim", "invariants", "list_invariants", "prefix_upkeep"]
 KERNEL_ORDER += ["tables", "row_locks", "sharing", "rows", "sequences", "eviction"]
 KERNEL_ORDER += ["slots", "slot_table", "slot_tree", "slot_entries", "slot_prefix"]
+# What imports numba.cuda and cupy, and only when asked for a device.
+CUDA_DOOR = ("_cuda_loops", "_cuda", "_cuda_device")
+# Where the steps stand that run CUDA kernels in the simulator: CUDA_STEPS, and WITHOUT_TWIN.
+CUDA_REGISTRIES = [importlib.import_module(f"tests.{name}") for name in ("cuda_steps",)]
 # Files of kernels/cuda/ that hold no twins.
-CUDA_SHARED = {"scan"}
+CUDA_SHARED = {"scan", "calls"}
 CUDA_FILES = sorted(
     path.stem for path in (PACKAGE / "kernels" / "cuda").glob("*.py") if path.stem[0] != "_"
 )
@@ -201,9 +207,9 @@ def test_kernels_take_few_arguments(file: Path) -> None:
 @pytest.mark.parametrize("path", MODULES, ids=name_of)
 def test_backends_come_in_by_one_door(path: Path) -> None:
     used = {module.split(".")[0] for module in imports(path)}
-    if room_of(path) not in ("_jit", "_cuda"):
+    if room_of(path) not in ("_jit", *CUDA_DOOR):
         assert not used & {"numba", "cupy", "llvmlite", "cuda"}
-    if room_of(path) != "_cuda":
+    if room_of(path) not in CUDA_DOOR:
         assert not any(re.match(r"cupy|cuda|numba\.cuda", module) for module in imports(path))
 
 
@@ -248,8 +254,10 @@ def test_cuda_kernels_stand_in_the_file_named_like_that_of_their_twins(noun: str
 
 def test_every_cuda_kernel_is_simulated() -> None:
     # test_cuda_twins.py runs these steps, test_cuda_compile.py compiles what is registered.
-    assert set(_cuda.cuda_kernels()) == set(CUDA_STEPS)
-    assert set(WITHOUT_TWIN) <= set(_jit.kernels())
+    steps = [name for each in CUDA_REGISTRIES for name in each.CUDA_STEPS]
+    assert sorted(_cuda.cuda_kernels()) == sorted(steps)
+    without = {name for each in CUDA_REGISTRIES for name in each.WITHOUT_TWIN}
+    assert without <= set(_jit.kernels())
 
 
 FORBIDDEN = re.compile(r"\b(TODO|FIXME|XXX|HACK|NotImplementedError)\b")

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from jitalloc._cuda import Device
+from jitalloc._cuda_device import Device
 from jitalloc.errors import InvalidArgument
 
 

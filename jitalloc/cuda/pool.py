@@ -9,11 +9,11 @@ from typing import Any, NoReturn, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from jitalloc._cuda import CudaKernel, device
 from jitalloc.arguments import as_count
 from jitalloc.cuda.arguments import as_device, as_device_out
 from jitalloc.cuda.faults import fault_error
-from jitalloc.errors import CorruptState, InvalidArgument, OutOfPages, WrongDevice
+from jitalloc.cuda.slab import CudaSlab
+from jitalloc.errors import CorruptState, InvalidArgument, JitallocError, OutOfPages, WrongDevice
 from jitalloc.kernels.cuda.owners import (
     owners_count_cuda,
     owners_free_cuda,
@@ -37,9 +37,7 @@ from jitalloc.moves import Moves
 from jitalloc.pool import PageBatch, PagePool
 from jitalloc.snapshot import PoolSnapshot
 from jitalloc.state import (
-    FAULT_STATUS,
     FREE,
-    HEADER_SLOTS,
     INT32,
     INT64,
     NUM_PAGES,
@@ -51,11 +49,8 @@ from jitalloc.state import (
 )
 from jitalloc.stats import PoolStats
 
-ITEMS = 4  # elements of a thread before a call takes another block
-MOST_BLOCKS = 512
 
-
-class CudaPagePool(PagePool, device="cuda"):
+class CudaPagePool(CudaSlab, PagePool, device="cuda"):
     """A `PagePool` whose arrays live on the GPU; made by `PagePool(..., device="cuda")`.
 
     The calls are those of the CPU, with the same results and the same state, and these differences.
@@ -75,32 +70,19 @@ class CudaPagePool(PagePool, device="cuda"):
     __slots__ = ("_gpu", "_record", "_state", "_words")
 
     def _install(self, slab: NDArray[np.int64]) -> None:
-        gpu = self._gpu = device()
-        words = np.zeros(RECORD_SLOTS + slab.size, np.int64)
-        words[RECORD_SLOTS:] = slab
-        self._use(gpu.upload(words), int(slab[NUM_PAGES]))
+        self._put(slab)
+        self._name_arrays(int(slab[NUM_PAGES]))
 
-    def _use(self, words: Any, num_pages: int) -> None:
-        """Take an array of record and slab on the GPU as the pool's."""
+    def _name_arrays(self, num_pages: int) -> None:
         self.num_pages = num_pages
-        self._words = words
-        self._record, self._slab = words[:RECORD_SLOTS], words[RECORD_SLOTS:]
         self.arrays = pool_arrays(self._slab, num_pages)
-        self._state = (self._gpu.wrap(self._slab), self._gpu.wrap(self._record))
 
-    def _start(self, kernel: CudaKernel, elements: int, *arrays: Any) -> None:
-        """Launch `kernel` with a thread for each `ITEMS` of `elements`; 0: in one block."""
-        gpu = self._gpu
-        blocks = min(-(-elements // (ITEMS * gpu.threads)) or 1, MOST_BLOCKS)
-        gpu.launch(kernel, blocks, gpu.threads, *self._state, *map(gpu.wrap, arrays))
+    def _fault(self, record: NDArray[np.int64]) -> JitallocError:
+        return fault_error(record, self.page_size, self.null_page, self.num_pages)
 
-    def _settled(self) -> NDArray[np.int64]:
-        """Wait for all calls so far, raise the first failure, or return the header."""
-        words = self._gpu.download(self._words[: RECORD_SLOTS + HEADER_SLOTS])
-        if words[FAULT_STATUS]:
-            self._gpu.clear(self._record[FAULT_STATUS:])
-            raise fault_error(words, self.page_size, self.null_page, self.num_pages)
-        return words[RECORD_SLOTS:]
+    def _header(self) -> NDArray[np.int64]:
+        """Wait, raise the first failure, or return the header of the pool."""
+        return self._settled()[RECORD_SLOTS:]
 
     def _copy_on_cpu(self) -> PagePool:
         """Wait, raise the first failure, or return a pool of the CPU in the same state."""
@@ -119,23 +101,23 @@ class CudaPagePool(PagePool, device="cuda"):
     @property
     def num_free(self) -> int:
         """Pages in the freelist. Waits for the GPU."""
-        return int(self._settled()[FREE])
+        return int(self._header()[FREE])
 
     @property
     def num_released(self) -> int:
         """Pages that were freed and wait for `merge`. Waits for the GPU."""
-        return int(self._settled()[RELEASED])
+        return int(self._header()[RELEASED])
 
     @property
     def available(self) -> int:
         """Pages that can be allocated now. Waits for the GPU."""
-        header = self._settled()
+        header = self._header()
         return int(header[FREE] + header[RELEASED])
 
     @property
     def step(self) -> int:
         """The logical clock: successful calls so far that may change the pool. Waits."""
-        return int(self._settled()[STEP])
+        return int(self._header()[STEP])
 
     def alloc(self, n: int, *, contiguous: bool = False, out: Any = None) -> Any:
         """Take `n` pages, each with one owner, or none: see `PagePool.alloc`.
@@ -315,7 +297,8 @@ class CudaPagePool(PagePool, device="cuda"):
         self._start(upkeep_resize_cuda, 0, new[RECORD_SLOTS:])
         self._settled()
         new[:RECORD_SLOTS] = self._record
-        self._use(new, num_pages)
+        self._use(new)
+        self._name_arrays(num_pages)
 
     def defragment(self, *, src: Any = None, dst: Any = None, out: Any = None) -> Moves:
         """Pack the used pages to the lowest ids: see `PagePool.defragment`.

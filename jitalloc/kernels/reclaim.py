@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from jitalloc._jit import counting, fail, helper, kernel, try_lock, unlock
+from jitalloc._jit import counting, fail, helper, kernel, page_scratch, try_lock, unlock
 from jitalloc.errors import BUSY, STILL_LOCKED
 from jitalloc.kernels.children import child_unlink, hash_unlink
 from jitalloc.kernels.owners import pool_release
@@ -71,7 +71,7 @@ def evict(pool, prefix, n, reason):
     """
     n = min(n, prefix_evictable(prefix))
     runs = run_records(prefix)
-    victims = np.empty(n, np.int32)
+    victims = page_scratch(prefix, n)
     done = np.int64(0)
     while done < n:
         run = next_victim(prefix)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from jitalloc._jit import bit, counting, helper
+from jitalloc._jit import bit, counting, helper, zero_counts
 from jitalloc.kernels.joints import split_after
 from jitalloc.kernels.paths import NO_PAGE, UNUSED, path_lock, path_release
 from jitalloc.kernels.pool import pool_views
@@ -115,7 +115,7 @@ def same_pages(tables, row, other, depth, full, end):
 
 
 @counting
-def lockable(pool, tables, row, depth, start, full, end):
+def lockable(pool, tables, prefix, row, depth, start, full, end):
     """Return the first page of `row`, from `start` on, with an owner that could not lock it.
 
     Such a page must not be cached: it would seem to give way, and yet not go free. Its owners
@@ -124,7 +124,7 @@ def lockable(pool, tables, row, depth, start, full, end):
     """
     _free_pages, refcount, _released = pool_views(pool)
     pages = tables_row(tables, row)
-    parting = np.zeros(full - depth + 1, np.int64)  # how many forks have so many pages in common
+    parting = zero_counts(prefix, full - depth + 1)  # how many forks have so many pages in common
     forks = np.int64(0)
     for other in range(tables[NUM_ROWS]):
         same = same_pages(tables, row, other, depth, full, end)

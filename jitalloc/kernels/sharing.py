@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from jitalloc._jit import bit, counting, fail, helper, kernel, try_lock, unlock
+from jitalloc._jit import bit, counting, fail, helper, kernel, page_scratch, try_lock, unlock
 from jitalloc.errors import (
     BAD_ROW_LOCK,
     BUSY,
@@ -212,7 +212,7 @@ def row_adopt(pool, tables, prefix, row, depth, full, end):
     """
     _free_pages, refcount, _released = pool_views(pool)
     pages = tables_row(tables, row)[depth:full]
-    canonical = np.empty(pages.size, np.int32)
+    canonical = page_scratch(prefix, pages.size)
     split_after(prefix, end)
     present, last = descend(prefix, end, token_column(prefix), pages, pages.size, canonical)
     duplicates = np.int64(0)
@@ -226,7 +226,7 @@ def row_adopt(pool, tables, prefix, row, depth, full, end):
     stop = full
     for j in range(present, pages.size):
         if refcount[pages[j]] != 1:
-            stop = lockable(pool, tables, row, depth, depth + present, full, end)
+            stop = lockable(pool, tables, prefix, row, depth, depth + present, full, end)
             break
     if stop > depth + present:
         link_new(pool, prefix, last, pages[: stop - depth], present)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from jitalloc._jit import counting, fail, helper, kernel, try_lock, unlock
+from jitalloc._jit import counting, fail, helper, kernel, try_lock, unlock, view
 from jitalloc.errors import BUSY, ENTRY_PINNED, NO_ENTRY
 from jitalloc.slot_prefix_state import (
     CAPACITY,
@@ -55,7 +55,7 @@ def prefix_views(slab):
     )
 
 
-@counting
+@view
 def tokens_of(slab, entry):
     """Return the row of tokens of an entry."""
     records = slab[CAPACITY] * (ENTRY_COLUMNS + NODE_COLUMNS)

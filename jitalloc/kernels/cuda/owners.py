@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from jitalloc._cuda import cuda_kernel, device_helper, gpu, shared_helper
+from jitalloc._cuda import cuda_kernel, device_helper, gpu
+from jitalloc._cuda_loops import from_cpu
 from jitalloc.errors import (
     DOUBLE_FREE,
     PAGE_FREE,
@@ -46,7 +47,7 @@ RELEASE = CALL_KINDS.index("free")
 FREE_SLOTS = CALL_KINDS.index("free_slots")
 COUNT = CALL_KINDS.index("refcount")
 
-page_fault = shared_helper(owners.page_fault)
+page_fault = from_cpu(owners.page_fault)
 
 
 @device_helper

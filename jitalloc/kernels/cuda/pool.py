@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from jitalloc._cuda import MOST_THREADS, cuda_kernel, device_helper, gpu, shared_helper
+from jitalloc._cuda import MOST_THREADS, cuda_kernel, device_helper, gpu
+from jitalloc._cuda_loops import from_cpu
 from jitalloc.errors import NEGATIVE, NO_RUN, OUT_OF_PAGES, OUT_SHORT, STATUS_BITS, TOO_MANY
 from jitalloc.kernels import pool
 from jitalloc.kernels.cuda.scan import (
@@ -42,8 +43,8 @@ ADMIT = CALL_KINDS.index("admit")
 
 SPAN = 8  # pages of a thread at a time where all pages are looked at: 32 bytes, one sector
 
-pool_views = shared_helper(pool.pool_views)
-pool_advance = shared_helper(pool.pool_advance)
+pool_views = from_cpu(pool.pool_views)
+pool_advance = from_cpu(pool.pool_advance)
 
 
 @device_helper

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from jitalloc._cuda import MOST_THREADS, cuda_kernel, device_helper, gpu, shared_helper
+from jitalloc._cuda import MOST_THREADS, cuda_kernel, device_helper, gpu
+from jitalloc._cuda_loops import from_cpu
 from jitalloc.errors import (
     LAST_SLOT_FREE,
     LAST_SLOT_MISALIGNED,
@@ -51,7 +52,7 @@ from jitalloc.state import (
 EXTEND = CALL_KINDS.index("alloc_extend")
 DECODE = CALL_KINDS.index("alloc_decode")
 
-tokens_last_code = shared_helper(tokens.tokens_last_code)
+tokens_last_code = from_cpu(tokens.tokens_last_code)
 
 
 @device_helper

@@ -1,0 +1,86 @@
+"""A slab on the GPU with the record of its calls, and how kernels are started on it."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from jitalloc._cuda import CudaKernel, cuda_kernels
+from jitalloc._cuda_device import device
+from jitalloc._jit import Kernel
+from jitalloc.errors import JitallocError
+from jitalloc.state import FAULT_STATUS, HEADER_SLOTS, RECORD_SLOTS, RESULT
+
+ITEMS = 4  # elements of a thread before a call takes another block
+MOST_BLOCKS = 512
+NUMBERS = (int, np.integer)
+
+
+class CudaSlab:
+    """What owns a slab on the GPU: starts kernels on it, waits for them, raises what failed."""
+
+    __slots__ = ()
+
+    _gpu: Any
+    _record: Any
+    _slab: Any
+    _state: Any
+    _words: Any
+
+    def _put(self, slab: NDArray[np.int64]) -> None:
+        """Make the slab on the GPU, with a new record before it."""
+        self._gpu = device()
+        words = np.zeros(RECORD_SLOTS + slab.size, np.int64)
+        words[RECORD_SLOTS:] = slab
+        self._use(self._gpu.upload(words))
+
+    def _use(self, words: Any) -> None:
+        """Take an array of record and slab on the GPU."""
+        self._words = words
+        self._record, self._slab = words[:RECORD_SLOTS], words[RECORD_SLOTS:]
+        self._state = (self._gpu.wrap(self._slab), self._gpu.wrap(self._record))
+
+    @abstractmethod
+    def _fault(self, record: NDArray[np.int64]) -> JitallocError:
+        """Return what a record with a failure tells of."""
+
+    def _start(self, kernel: CudaKernel, elements: int, *arguments: Any) -> None:
+        """Launch `kernel` with a thread for each `ITEMS` of `elements`; 0: in one block."""
+        gpu = self._gpu
+        blocks = min(-(-elements // (ITEMS * gpu.threads)) or 1, MOST_BLOCKS)
+        gpu.launch(kernel, blocks, gpu.threads, *self._state, *self._wrapped(arguments))
+
+    def _wrapped(self, arguments: tuple[Any, ...]) -> list[Any]:
+        wrap = self._gpu.wrap
+        return [int(each) if isinstance(each, NUMBERS) else wrap(each) for each in arguments]
+
+    def _settled(self) -> NDArray[np.int64]:
+        """Wait for all calls so far, raise the first failure, or return the record and header."""
+        words: NDArray[np.int64] = self._gpu.download(self._words[: RECORD_SLOTS + HEADER_SLOTS])
+        if words[FAULT_STATUS]:
+            self._gpu.clear(self._record[FAULT_STATUS:])
+            raise self._fault(words)
+        return words
+
+    def _run(self, kernel: Kernel, *arguments: Any) -> int:
+        """Run the twin of a CPU loop, wait for it, and return what the loop returns.
+
+        A failure of an earlier call is raised, and then the loop has not run. Arrays of NumPy go
+        up before and come back behind it; those of the GPU are handed over.
+        """
+        gpu = self._gpu
+        twin = cuda_kernels()[kernel.name.removesuffix("cpu") + "cuda"]
+        host = [type(each) is np.ndarray for each in arguments]
+        there = tuple(
+            gpu.upload(each) if is_host else each
+            for each, is_host in zip(arguments, host, strict=True)
+        )
+        gpu.launch(twin, 1, 1, gpu.wrap(self._words), *self._wrapped(there))
+        result = int(self._settled()[RESULT])
+        for mine, each, is_host in zip(arguments, there, host, strict=True):
+            if is_host and mine.flags.writeable and mine.size:
+                mine[...] = gpu.download(each)
+        return result
