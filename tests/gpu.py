@@ -1,0 +1,30 @@
+"""Where tests of the GPU run: on a real one (`pytest -m gpu`), or in numba's simulator."""
+
+from __future__ import annotations
+
+import importlib.util
+from functools import cache
+
+import pytest
+
+from jitalloc import WrongDevice, _cuda, _cuda_device
+
+
+@cache
+def has_gpu() -> bool:
+    """Whether a real GPU can be used."""
+    if _cuda.SIMULATED or importlib.util.find_spec("cupy") is None:
+        return False
+    try:
+        _cuda_device.device()
+    except WrongDevice:
+        return False
+    return True
+
+
+ON_DEVICE = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(
+        not (_cuda.SIMULATED or has_gpu()), reason="no GPU, and NUMBA_ENABLE_CUDASIM is not set"
+    ),
+]
