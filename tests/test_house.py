@@ -78,6 +78,7 @@ ORDER = [
     ["slot_prefix"],
     ["cuda"],
     ["__init__"],
+    ["precompile"],
     ["replay"],
     ["machine"],
     ["cli"],
