@@ -180,7 +180,7 @@ def slots(pair: TablesPair, random: Random) -> None:
 def csr(pair: TablesPair, random: Random) -> None:
     rows, sequences = pair.some_rows(random), pair.cache_pair.cache_model.rows
     total = sum(len(sequences[row].pages) for row in rows if row in sequences)
-    pair.page_table_csr(rows, max(0, total + random.choice((-1, 0, 1, 30))))
+    pair.page_table_csr(rows, max(0, total + random.choice((-1, 0, 1, 9))))
 
 
 def total(pair: TablesPair, random: Random) -> None:

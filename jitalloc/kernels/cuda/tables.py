@@ -291,8 +291,8 @@ def csr_tile(tables, shape, shared, rows, begin, put, starts):
     a, b = row_pages(tables, shape, rows, i), row_pages(tables, shape, rows, i + 1)
     before, total = block_scan(shared, max(a, np.int64(0)) + max(b, np.int64(0)))
     middle = before + max(a, np.int64(0))
-    starts[j] = before
-    starts[j + 1] = middle
+    starts[j] = min(before, np.int64(INT32_MAX))
+    starts[j + 1] = min(middle, np.int64(INT32_MAX))
     key = csr_key(tables, rows, i, a, put + middle)
     key = min(key, csr_key(tables, rows, i + 1, b, put + middle + b))
     gpu.syncthreads()
