@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from jitalloc import _jit
 from jitalloc._cuda import MOST_THREADS, cuda_kernel, device_helper, gpu
 from jitalloc._cuda_loops import from_cpu
+from jitalloc._jit import int32_column as int32_column_cpu
 from jitalloc.errors import (
     OUT_SHORT,
     POSITION_RANGE,
@@ -55,8 +55,7 @@ SEQ_LENS = CALL_KINDS.index("seq_lens")
 TILE_ROWS = 2 * MOST_THREADS  # two of a thread: 1,024 sequences are one tile of 512 threads
 WARP = 32
 
-int32_column = from_cpu(_jit.int32_column)
-tables_column = from_cpu(loops.tables_column)
+int32_column = from_cpu(int32_column_cpu)
 tables_row_code = from_cpu(loops.tables_row_code)
 
 
@@ -72,11 +71,15 @@ def table_shape(tables):
 
 
 @device_helper
+def column_start(shape, column):
+    """Return the word at which a column of facts begins; the page ids come behind the last."""
+    return HEADER_SLOTS + 2 * ((shape[0] + 63) >> 6) + column * shape[0]
+
+
+@device_helper
 def table_pages(tables, shape):
     """Return `(page ids of all rows, )`."""
-    rows, width, _size, _shift = shape
-    start = HEADER_SLOTS + 2 * ((rows + 63) >> 6) + ROW_COLUMNS * rows
-    return (int32_column(tables, start, rows * width),)
+    return (int32_column(tables, column_start(shape, ROW_COLUMNS), shape[0] * shape[1]),)
 
 
 @device_helper
@@ -92,11 +95,10 @@ def live_row(tables, shape, row):
 
     Without a branch, so that no load waits for another one: those of a wrong row are of row 0.
     """
-    rows, _width, _size, _shift = shape
-    inside = (row >= 0) & (row < rows)
+    inside = (row >= 0) & (row < shape[0])
     at = row if inside else np.int64(0)
     taken = tables[HEADER_SLOTS + (at >> 6)]
-    tokens = tables[HEADER_SLOTS + 2 * ((rows + 63) >> 6) + LENGTH * rows + at]
+    tokens = tables[column_start(shape, LENGTH) + at]
     lives = inside & ((taken >> (at & 63)) & 1 != 0) & (tokens >= 0)
     return lives, tokens, at
 
@@ -108,16 +110,28 @@ def row_key(tables, rows, i):
 
 
 @device_helper
-def end_layout(record, kind, key, value, wanted):
-    """Book the end of an export, `key` its first failure or NONE, by one thread."""
-    end_read(record, kind, np.int64(0) if key == NONE else -key, value, wanted)
+def value_at(key, values):
+    """Return the element that a failure is about, or 0 where there is none."""
+    return np.int64(0) if key == NONE else np.int64(values[key >> STATUS_BITS])
+
+
+@device_helper
+def end_layout(record, kind, key, value, wanted, out):
+    """Book the end of an export by its last block, `key` the first failure or NONE."""
+    status = np.int64(0)
+    if key != NONE:
+        status = -key
+        gpu.syncthreads()  # all have read the value, perhaps from `out`
+        fill_null(out, 0, gpu.threadIdx.x, gpu.blockDim.x)
+    if gpu.threadIdx.x == 0:
+        end_read(record, kind, status, value, wanted)
 
 
 @cuda_kernel("void(int64[::1], int64[::1], int32[::1], int32[::1])")
 def tables_lengths_cuda(record, tables, rows, out):
     # A thread reads rows[i] before it writes out[i]: they may be the same.
     shared = gpu.shared.array(SHARED_WORDS, np.int64)
-    me, key, shape = gpu.threadIdx.x, NONE, table_shape(tables)
+    key, shape = NONE, table_shape(tables)
     i = np.int64(gpu.grid(1))
     while i < rows.size:
         lives, tokens, _row = live_row(tables, shape, np.int64(rows[i]))
@@ -127,22 +141,15 @@ def tables_lengths_cuda(record, tables, rows, out):
             key = min(key, row_key(tables, rows, i))
         i += gpu.gridsize(1)
     last, key = call_min(record, shared, key)
-    if not last:
-        return
-    value = np.int64(0)
-    if key != NONE:
-        value = np.int64(rows[key >> STATUS_BITS])
-        gpu.syncthreads()
-        fill_null(out, 0, me, gpu.blockDim.x)
-    if me == 0:
-        end_layout(record, SEQ_LENS, key, value, tables[NUM_ROWS])
+    if last:
+        end_layout(record, SEQ_LENS, key, value_at(key, rows), shape[0], out)
 
 
 @cuda_kernel("void(int64[::1], int64[::1], int32[::1], int64[::1], int64[::1])")
 def tables_slots_cuda(record, tables, rows, positions, out):
     # A thread reads positions[i] before it writes out[i]: they may be the same.
     shared = gpu.shared.array(SHARED_WORDS, np.int64)
-    me, key, shape = gpu.threadIdx.x, NONE, table_shape(tables)
+    key, shape = NONE, table_shape(tables)
     _rows, width, size, shift = shape
     (pages,) = table_pages(tables, shape)
     i = np.int64(gpu.grid(1))
@@ -161,16 +168,10 @@ def tables_slots_cuda(record, tables, rows, positions, out):
             key = min(key, row_key(tables, rows, i))
         i += gpu.gridsize(1)
     last, key = call_min(record, shared, key)
-    if not last:
-        return
-    value = np.int64(0)
-    if key != NONE:
-        at = key >> STATUS_BITS
-        value = positions[at] if key & STATUS_MASK == POSITION_RANGE else np.int64(rows[at])
-        gpu.syncthreads()
-        fill_null(out, 0, me, gpu.blockDim.x)
-    if me == 0:
-        end_layout(record, SLOT_MAPPING, key, value, tables[NUM_ROWS])
+    if last:
+        outside = key & STATUS_MASK == POSITION_RANGE
+        value = value_at(key, positions) if outside else value_at(key, rows)
+        end_layout(record, SLOT_MAPPING, key, value, shape[0], out)
 
 
 @device_helper
@@ -232,15 +233,9 @@ def tables_padded_cuda(record, tables, rows, out, width, pad):
             key = min(key, row_key(tables, rows, i))
         part += gpu.gridsize(1) >> group
     last, key = call_min(record, shared, key)
-    if not last:
-        return
-    value = np.int64(0)
-    if key != NONE:
-        value = np.int64(rows[key >> STATUS_BITS])
-        fill_null(out, 0, gpu.threadIdx.x, gpu.blockDim.x)
-    if gpu.threadIdx.x == 0:
-        narrow = key & STATUS_MASK == TABLE_WIDTH
-        end_layout(record, BLOCK_TABLES, key, value, width if narrow else tables[NUM_ROWS])
+    if last:
+        wanted = width if key & STATUS_MASK == TABLE_WIDTH else shape[0]
+        end_layout(record, BLOCK_TABLES, key, value_at(key, rows), wanted, out)
 
 
 @cuda_kernel("void(int64[::1], int64[::1], int32[::1], int64[::1])")
@@ -254,13 +249,8 @@ def tables_width_cuda(record, tables, rows, out):
             key = min(key, row_key(tables, rows, i))
     key, longest = block_min(shared, key), -block_min(shared, -longest)
     if me == 0:
-        value = np.int64(0)
-        if key == NONE:
-            out[0] = pages_of(longest, shape)
-        else:
-            out[0] = NULL
-            value = np.int64(rows[key >> STATUS_BITS])
-        end_layout(record, BLOCK_TABLES, key, value, tables[NUM_ROWS])
+        out[0] = pages_of(longest, shape)
+    end_layout(record, BLOCK_TABLES, key, value_at(key, rows), shape[0], out)
 
 
 @device_helper
@@ -396,13 +386,15 @@ def tables_rename_cuda(tables, names):
     shape = table_shape(tables)
     count, width, _size, _shift = shape
     (pages,) = table_pages(tables, shape)
-    length = tables_column(tables, LENGTH)
-    locked, end = tables_column(tables, LOCKED), tables_column(tables, LOCK_END)
-    first, step = gpu.grid(1), gpu.gridsize(1)
-    for row in range(first, count, step):
-        if locked[row] > 0:
-            end[row] = names[end[row]]
-    for at in range(first, count * width, step):
-        row = np.int64(at) // width
-        if at - row * width < pages_of(length[row], shape):
+    lengths, locked = column_start(shape, LENGTH), column_start(shape, LOCKED)
+    ends = column_start(shape, LOCK_END)
+    row, at, step = np.int64(gpu.grid(1)), np.int64(gpu.grid(1)), gpu.gridsize(1)
+    while row < count:
+        if tables[locked + row] > 0:
+            tables[ends + row] = names[tables[ends + row]]
+        row += step
+    while at < count * width:
+        row = at // width
+        if at - row * width < pages_of(tables[lengths + row], shape):
             pages[at] = names[pages[at]]
+        at += step
