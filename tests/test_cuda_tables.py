@@ -175,6 +175,17 @@ def test_a_failure_waits_for_somebody_who_waits(pair: TablesPair) -> None:
     pair.pool.check()
 
 
+def test_a_failure_is_of_its_call_alone(pair: TablesPair, monkeypatch: pytest.MonkeyPatch) -> None:
+    few_threads(monkeypatch, 4)
+    rows, right = [0, 2, 3] * 20, [5, 8, 3] * 20
+    for _ in range(2):
+        wrong = pair.gpu.seq_lens(pair.up([*rows, 4], INT32))
+        assert set(pair.down(wrong).tolist()) == {NULL}
+        assert pair.down(pair.gpu.seq_lens(pair.up(rows, INT32))).tolist() == right
+    with pytest.raises(InvalidArgument, match=r"rows\[60\] = 4"):
+        pair.pool.check()
+
+
 # Bad input is refused at once.
 
 
