@@ -1,5 +1,6 @@
-"""Pools on the GPU: what `PagePool(device="cuda")` returns."""
+"""What lives on the GPU: pools, which `PagePool(device="cuda")` returns, and block tables."""
 
 from jitalloc.cuda.pool import CudaPagePool
+from jitalloc.cuda.tables import CudaBlockTables
 
-__all__ = ["CudaPagePool"]
+__all__ = ["CudaBlockTables", "CudaPagePool"]
