@@ -11,14 +11,21 @@ from typing import Any
 
 import numpy as np
 
-from jitalloc import PagePool, PrefixBatch, PrefixCache, PrefixMatch, errors
+from jitalloc import PagePool, PrefixBatch, PrefixCache, PrefixMatch, _cuda_device, errors
 from jitalloc._cuda_loops import scratch_words
 from jitalloc.cuda import CudaPagePool, CudaPrefixCache
-from jitalloc.prefix_state import HASH_MASK, PrefixArrays, prefix_arrays
+from jitalloc.prefix_state import (
+    HASH_MASK,
+    LOOKUPS,
+    NUM_CACHED,
+    STAMPS_AT,
+    PrefixArrays,
+    prefix_arrays,
+)
 from tests import oracle, oracle_prefix
 from tests.cuda_pairs import HostView
 from tests.pairs import outcome, plain, pool_state
-from tests.prefix_pairs import Both, PrefixPair
+from tests.prefix_pairs import Both, PrefixPair, cached, spell
 
 INT32, INT64 = np.dtype(np.int32), np.dtype(np.int64)
 
@@ -150,3 +157,24 @@ class CudaPrefixPair(PrefixPair):
     def force_collisions(self, mask: int) -> None:
         self.cache.cpu.arrays.header[HASH_MASK] = mask
         self.cache.view.device_cache._slab[HASH_MASK] = mask
+
+
+def up(values: Any, dtype: Any = np.int32) -> Any:
+    return _cuda_device.device().upload(np.array(values, dtype))
+
+
+def stored(num_pages: int = 16, page_size: int = 4, *texts: str, **options: Any) -> Any:
+    """A cache on the GPU in which these prompts stand."""
+    cache: Any = PrefixCache(PagePool(num_pages, page_size, device="cuda"), **options)
+    for text in texts:
+        pages = cache.pool.alloc(len(text))
+        cache.insert(up(spell(text, page_size)), pages)
+        cache.pool.free(pages)
+    return cache
+
+
+def state(cache: Any) -> tuple[Any, ...]:
+    """All that is known of a cache and its pool; what failed before is not raised."""
+    view, pool = PrefixView(cache), HostView(cache.pool)
+    header = view.arrays.header.tolist()
+    return cached(view), header[:NUM_CACHED], header[LOOKUPS:STAMPS_AT], pool_state(pool)

@@ -11,11 +11,13 @@ from random import Random
 from typing import Any
 
 import pytest
+from hypothesis import settings
 
 from jitalloc import _cuda, _cuda_device
 from tests.cuda_prefix_pairs import CudaPrefixPair
 from tests.cuda_prefix_steps import BACKGROUND, CUDA_STEPS
 from tests.gpu import ON_DEVICE
+from tests.test_prefix_machine import PrefixMachine
 from tests.test_twins import describe
 
 pytestmark = ON_DEVICE
@@ -51,3 +53,13 @@ def test_kernel_does_what_its_twin_and_the_model_do(name: str, options: dict[str
     while pair.matches:
         pair.give_back()
     pair.must("clear")
+
+
+class CudaPrefixMachine(PrefixMachine):
+    """Random calls on a cache of the GPU, one of the CPU and the model."""
+
+    kind = CudaPrefixPair
+
+
+TestCudaPrefixMachine = CudaPrefixMachine.TestCase
+TestCudaPrefixMachine.settings = settings(max_examples=15, stateful_step_count=30)
