@@ -95,7 +95,8 @@ KERNEL_ORDER += ["slots", "slot_table", "slot_tree", "slot_entries", "slot_prefi
 CUDA_DOOR = ("_cuda_loops", "_cuda", "_cuda_device")
 # Where the steps stand that run CUDA kernels in the simulator: CUDA_STEPS, and WITHOUT_TWIN.
 CUDA_REGISTRIES = [
-    importlib.import_module(f"tests.{name}") for name in ("cuda_steps", "cuda_tables_steps")
+    importlib.import_module(f"tests.{name}")
+    for name in ("cuda_steps", "cuda_prefix_steps", "cuda_tables_steps")
 ]
 # Files of kernels/cuda/ that hold no twins.
 CUDA_SHARED = {"scan", "calls"}
