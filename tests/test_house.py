@@ -92,7 +92,9 @@ KERNEL_ORDER += ["slots", "slot_table", "slot_tree", "slot_entries", "slot_prefi
 # What imports numba.cuda and cupy, and only when asked for a device.
 CUDA_DOOR = ("_cuda_loops", "_cuda", "_cuda_device")
 # Where the steps stand that run CUDA kernels in the simulator: CUDA_STEPS, and WITHOUT_TWIN.
-CUDA_REGISTRIES = [importlib.import_module(f"tests.{name}") for name in ("cuda_steps",)]
+CUDA_REGISTRIES = [
+    importlib.import_module(f"tests.{name}") for name in ("cuda_steps", "cuda_slot_steps")
+]
 # Files of kernels/cuda/ that hold no twins.
 CUDA_SHARED = {"scan", "calls"}
 CUDA_FILES = sorted(
