@@ -96,7 +96,7 @@ CUDA_DOOR = ("_cuda_loops", "_cuda", "_cuda_device")
 # Where the steps stand that run CUDA kernels in the simulator: CUDA_STEPS, and WITHOUT_TWIN.
 CUDA_REGISTRIES = [
     importlib.import_module(f"tests.{name}")
-    for name in ("cuda_steps", "cuda_prefix_steps", "cuda_tables_steps")
+    for name in ("cuda_steps", "cuda_prefix_steps", "cuda_tables_steps", "cuda_slot_steps")
 ]
 # Files of kernels/cuda/ that hold no twins.
 CUDA_SHARED = {"scan", "calls"}
