@@ -44,6 +44,9 @@ class Device(Protocol):
     def contiguous(self, values: Any) -> Any:
         """Return `values`, or a contiguous copy on the device."""
 
+    def concatenate(self, arrays: list[Any]) -> Any:
+        """Return a new array of the elements of all, in stream order."""
+
     def wrap(self, values: Any) -> Any:
         """Return an array in the form in which `launch` takes it."""
 
@@ -94,6 +97,9 @@ class CupyDevice:
 
     def contiguous(self, values: Any) -> Any:
         return self._cupy.ascontiguousarray(values)
+
+    def concatenate(self, arrays: list[Any]) -> Any:
+        return self._cupy.concatenate(arrays)
 
     def wrap(self, values: Any) -> Any:
         # What numba makes of a one-dimensional array: owner, parent, number of elements, size of
@@ -153,6 +159,9 @@ class SimulatedDevice:
 
     def contiguous(self, values: Any) -> Any:
         return np.ascontiguousarray(values)
+
+    def concatenate(self, arrays: list[Any]) -> Any:
+        return np.concatenate(arrays).view(SimulatedArray)
 
     def wrap(self, values: Any) -> Any:
         return self._fake(values.view(np.ndarray))

@@ -12,10 +12,10 @@ from jitalloc._cuda import CudaKernel, cuda_kernels
 from jitalloc._cuda_device import device
 from jitalloc._jit import Kernel
 from jitalloc.errors import JitallocError
+from jitalloc.kernels.cuda.merging import MOST_BLOCKS
 from jitalloc.state import FAULT_STATUS, HEADER_SLOTS, RECORD_SLOTS, RESULT
 
 ITEMS = 4  # elements of a thread before a call takes another block
-MOST_BLOCKS = 512
 NUMBERS = (int, np.integer)
 
 

@@ -19,9 +19,9 @@ from jitalloc.errors import (
     TOO_MANY,
 )
 from jitalloc.kernels import tokens
+from jitalloc.kernels.cuda.merging import block_merge
 from jitalloc.kernels.cuda.owners import page_of
 from jitalloc.kernels.cuda.pool import (
-    block_merge,
     end_call,
     fail,
     fault_key,
