@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from jitalloc._cuda import SIMULATED, CudaKernel, entry_name, load_compiler
+from jitalloc._cuda import SIMULATED, THREADS, CudaKernel, entry_name, load_compiler
 from jitalloc.errors import WrongDevice
 
 
@@ -21,7 +21,7 @@ class Device(Protocol):
     Attributes
     ----------
     threads : int
-        The most threads of a block that a call starts.
+        The most threads of a block that a call starts; twice as many where the kernel is wide.
     """
 
     threads: int
@@ -61,7 +61,7 @@ def _elsewhere(name: str, values: Any) -> WrongDevice:
 class CupyDevice:
     """CuPy's current device."""
 
-    threads = 512  # a thread may then use 128 registers; extend needs 96
+    threads = THREADS
 
     def __init__(self) -> None:
         import cupy

@@ -114,12 +114,6 @@ CALLS: dict[str, Callable[[Any, Any], Any]] = {
 # What takes more than one launch on very many pages.
 LAUNCHES = {"alloc": 3, "alloc with a merge": 3, "alloc that fails": 3}
 LAUNCHES |= {"alloc_batch": 3, "merge": 2}
-    "alloc": 3,
-    "alloc with a merge": 3,
-    "alloc that fails": 3,
-    "alloc_batch": 3,
-    "merge": 2,
-}
 
 
 def free_in_group(pool: Any, at: Any) -> None:

@@ -14,6 +14,7 @@ from jitalloc.arguments import as_count
 from jitalloc.cuda.arguments import as_device, as_device_out
 from jitalloc.cuda.faults import fault_error
 from jitalloc.cuda.owners import CudaPageOwners
+from jitalloc.cuda.slab import ITEMS
 from jitalloc.errors import CorruptState, InvalidArgument, JitallocError, OutOfPages
 from jitalloc.kernels.cuda.merging import TOTALS_SLOTS
 from jitalloc.kernels.cuda.pool import (
@@ -48,6 +49,7 @@ from jitalloc.state import (
 )
 from jitalloc.stats import PoolStats
 
+SPREAD = ITEMS * 65536  # elements in whose place up to 65,536 slots take a thread each
 LARGE = 16384  # pages that one block does not look at, or hand out, by itself
 
 
@@ -235,7 +237,8 @@ class CudaPagePool(CudaPageOwners, PagePool, device="cuda"):
             grown = gpu.download(seq_lens) - gpu.download(prefix_lens)
             total = int(np.clip(grown, 0, self.num_pages * self.page_size).sum())
         slots = as_device_out(gpu, "out", out, INT64, total)
-        self._start(tokens_extend_cuda, slots.size, prefix_lens, seq_lens, last_slots, slots)
+        elements = max(slots.size, min(ITEMS * slots.size, SPREAD))
+        self._start(tokens_extend_cuda, elements, prefix_lens, seq_lens, last_slots, slots)
         if out is None:
             self._settled()
         return slots
@@ -249,7 +252,7 @@ class CudaPagePool(CudaPageOwners, PagePool, device="cuda"):
         seq_lens = as_device(gpu, "seq_lens", seq_lens, INT64)
         last_slots = as_device(gpu, "last_slots", last_slots, INT64, seq_lens.size)
         slots = as_device_out(gpu, "out", out, INT64, seq_lens.size)
-        self._start(tokens_decode_cuda, 0, seq_lens, last_slots, slots)
+        self._start_block(tokens_decode_cuda, slots.size, seq_lens, last_slots, slots)
         return slots
 
     def clear(self) -> None:

@@ -16,6 +16,7 @@ from jitalloc.kernels.cuda.merging import MOST_BLOCKS
 from jitalloc.state import FAULT_STATUS, HEADER_SLOTS, RECORD_SLOTS, RESULT
 
 ITEMS = 4  # elements of a thread before a call takes another block
+WARP = 32  # threads of a block come in so many
 NUMBERS = (int, np.integer)
 
 
@@ -52,6 +53,13 @@ class CudaSlab:
         gpu = self._gpu
         blocks = min(-(-elements // (ITEMS * gpu.threads)) or 1, MOST_BLOCKS)
         gpu.launch(kernel, blocks, gpu.threads, *self._state, *self._wrapped(arguments))
+
+    def _start_block(self, kernel: CudaKernel, elements: int, *arguments: Any) -> None:
+        """Launch `kernel` in one block, with a thread for each of `elements` as far as they go."""
+        gpu = self._gpu
+        most = gpu.threads * (2 if kernel.wide else 1)
+        threads = min(-(-elements // WARP) * WARP or WARP, most)
+        gpu.launch(kernel, 1, threads, *self._state, *self._wrapped(arguments))
 
     def _wrapped(self, arguments: tuple[Any, ...]) -> list[Any]:
         wrap = self._gpu.wrap

@@ -233,10 +233,6 @@ def pool_reserve_cuda(slab, record, counts, indptr, totals, wanted, room):
     shared = gpu.shared.array(SHARED_WORDS, np.int64)
     total = totals[VERDICT] if wanted < 0 else wanted
     status = batch_status(slab, total, room)
-    waiting = slab[RELEASED]
-    merges = status >= 0 and total > slab[FREE]
-    if merges:
-        share_merge(slab, shared, totals)
     if status < 0:
         fill_null(indptr, 0, gpu.grid(1), gpu.gridsize(1))
     elif indptr.size > 0:
@@ -244,8 +240,11 @@ def pool_reserve_cuda(slab, record, counts, indptr, totals, wanted, room):
         share_indptr(shared, counts, indptr, begin, end, totals[BATCH + gpu.blockIdx.x])
         if gpu.grid(1) == 0:
             indptr[counts.size] = total
+    merges = status >= 0 and total > slab[FREE]
+    if merges:
+        share_merge(slab, shared, totals)
     if is_last_block(record, shared) and merges and gpu.threadIdx.x == 0:
-        end_merge(slab, waiting)
+        end_merge(slab, slab[RELEASED])
 
 
 @cuda_kernel("void(int64[::1], int64[::1], int64[::1], int32[::1], int32[::1], int64[::1], int64)")

@@ -183,8 +183,9 @@ def is_last_block(record, shared):
 
 @device_helper
 def block_share(n):
-    """Return `(begin, end)` of the part of `0 .. n - 1` that is this block's: whole 32s."""
-    size = (n + gpu.gridDim.x - 1) // gpu.gridDim.x
-    size = (size + LANES - 1) // LANES * LANES
+    """Return `(begin, end)` of the part of `0 .. n - 1` that is this block's: whole warps of them."""
+    blocks = np.uint32(gpu.gridDim.x)
+    size = np.int64((np.uint32(n) + blocks - np.uint32(1)) // blocks)  # 32 bits: one division
+    size = (size + LANES - 1) & ~np.int64(LANES - 1)
     begin = min(np.int64(gpu.blockIdx.x * size), n)
     return begin, min(begin + size, n)
