@@ -183,7 +183,7 @@ def is_last_block(record, shared):
 
 @device_helper
 def block_share(n):
-    """Return `(begin, end)` of the part of `0 .. n - 1` that is this block's: whole warps of them."""
+    """Return `(begin, end)` of the part of `0 .. n - 1` that is this block's, in whole warps."""
     blocks = np.uint32(gpu.gridDim.x)
     size = np.int64((np.uint32(n) + blocks - np.uint32(1)) // blocks)  # 32 bits: one division
     size = (size + LANES - 1) & ~np.int64(LANES - 1)
