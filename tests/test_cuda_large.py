@@ -95,8 +95,12 @@ def test_a_merge_by_all_blocks(null_page: bool, many_small_blocks: list[tuple[st
 
 
 @pytest.mark.parametrize("order", ["fifo", "lifo"])
-def test_a_merge_where_nothing_waits(order: str) -> None:
-    assert in_use(Random(2), order).result("merge") == 0
+def test_a_merge_where_nothing_waits(order: str, many_small_blocks: list[tuple[str, int]]) -> None:
+    pair = in_use(Random(2), order)
+    many_small_blocks.clear()
+    assert pair.result("merge") == 0
+    pair.result("alloc", 30)
+    assert many_small_blocks == [("pool_merge_cuda", 1), ("pool_alloc_cuda", 5)]
 
 
 # Allocations.

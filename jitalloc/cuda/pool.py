@@ -1,4 +1,4 @@
-"""PagePool on the GPU: the calls of the CPU, each one launch on the current stream."""
+"""PagePool on the GPU: the calls of the CPU, each one launch, or few, on the current stream."""
 
 from __future__ import annotations
 
@@ -151,7 +151,7 @@ class CudaPagePool(CudaPageOwners, PagePool, device="cuda"):
         if contiguous:
             self._start(pool_alloc_run_cuda, 0, pages)
         else:
-            if n > LARGE:
+            if n > LARGE and self.order == "sorted":  # elsewhere nothing waits for a merge
                 self._reserve(self._totals[:0], self._gpu.empty(0, INT32), n, n)
             self._start(pool_alloc_cuda, n, pages)
         return pages
@@ -209,7 +209,8 @@ class CudaPagePool(CudaPageOwners, PagePool, device="cuda"):
         Two launches for a large pool: all blocks count their pages, then all write them.
         """
         merged = as_device_out(self._gpu, "out", out, INT64, 1)
-        elements = self.num_pages if self.num_pages > LARGE else 0
+        large = self.num_pages > LARGE and self.order == "sorted"
+        elements = self.num_pages if large else 0
         if elements:
             self._start(pool_total_cuda, elements, self._totals[:0], self._totals, elements + 1)
         self._start(pool_merge_cuda, elements, self._totals, merged)
