@@ -5,14 +5,17 @@ Nothing of CUDA is imported before `device()` is called.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from jitalloc._cuda import SIMULATED, THREADS, CudaKernel, entry_name, load_compiler
 from jitalloc.errors import WrongDevice
+
+T = TypeVar("T")
 
 
 class Device(Protocol):
@@ -52,6 +55,9 @@ class Device(Protocol):
 
     def launch(self, kernel: CudaKernel, blocks: int, threads: int, *arguments: Any) -> None:
         """Start a kernel with wrapped arrays and int64 on the current stream."""
+
+    def carried(self, work: Callable[[], T]) -> Callable[[], T]:
+        """Return `work` for another thread, there on the device and the stream of this one."""
 
 
 def _elsewhere(name: str, values: Any) -> WrongDevice:
@@ -117,6 +123,15 @@ class CupyDevice:
             words.extend(each) if type(each) is tuple else words.append(each)
         entry((blocks,), (threads,), words)
 
+    def carried(self, work: Callable[[], T]) -> Callable[[], T]:
+        place, stream = self._cupy.cuda.Device(), self._cupy.cuda.get_current_stream()
+
+        def there() -> T:
+            with place, stream:
+                return work()
+
+        return there
+
     def _load(self, kernel: CudaKernel) -> Any:
         digits = str(self._cupy.cuda.Device().compute_capability)
         text = kernel.ptx((int(digits[:-1]), int(digits[-1])))
@@ -158,7 +173,8 @@ class SimulatedDevice:
         raise _elsewhere(name, values)
 
     def contiguous(self, values: Any) -> Any:
-        return np.ascontiguousarray(values)
+        # NumPy's own function would return an array of the host.
+        return values if values.flags.c_contiguous else values.copy()
 
     def concatenate(self, arrays: list[Any]) -> Any:
         return np.concatenate(arrays).view(SimulatedArray)
@@ -168,6 +184,9 @@ class SimulatedDevice:
 
     def launch(self, kernel: CudaKernel, blocks: int, threads: int, *arguments: Any) -> None:
         self._compiler.jit(kernel.function)[blocks, threads](*arguments)
+
+    def carried(self, work: Callable[[], T]) -> Callable[[], T]:
+        return work
 
 
 @cache

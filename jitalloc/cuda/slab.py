@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jitalloc._cuda import CudaKernel, cuda_kernels
-from jitalloc._cuda_device import device
+from jitalloc._cuda_device import Device, device
 from jitalloc._jit import Kernel
 from jitalloc.errors import JitallocError
 from jitalloc.kernels.cuda.merging import MOST_BLOCKS
@@ -18,6 +18,11 @@ from jitalloc.state import FAULT_STATUS, HEADER_SLOTS, RECORD_SLOTS, RESULT
 ITEMS = 4  # elements of a thread before a call takes another block
 WARP = 32  # threads of a block come in so many
 NUMBERS = (int, np.integer)
+
+
+def blocks_for(gpu: Device, elements: int) -> int:
+    """Return in how many blocks a thread has `ITEMS` of `elements`."""
+    return min(-(-elements // (ITEMS * gpu.threads)) or 1, MOST_BLOCKS)
 
 
 class CudaSlab:
@@ -51,7 +56,7 @@ class CudaSlab:
     def _start(self, kernel: CudaKernel, elements: int, *arguments: Any) -> None:
         """Launch `kernel` with a thread for each `ITEMS` of `elements`; 0: in one block."""
         gpu = self._gpu
-        blocks = min(-(-elements // (ITEMS * gpu.threads)) or 1, MOST_BLOCKS)
+        blocks = blocks_for(gpu, elements)
         gpu.launch(kernel, blocks, gpu.threads, *self._state, *self._wrapped(arguments))
 
     def _start_block(self, kernel: CudaKernel, elements: int, *arguments: Any) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from jitalloc._cuda import MOST_THREADS, SIMULATED, device_helper, gpu
-from jitalloc.state import TICKET
+from jitalloc.state import LOWEST, TICKET
 
 ALL_LANES = 0xFFFFFFFF
 LANES = 1 if SIMULATED else 32  # threads of a warp
@@ -189,3 +189,27 @@ def block_share(n):
     size = (size + LANES - 1) & ~np.int64(LANES - 1)
     begin = min(np.int64(gpu.blockIdx.x * size), n)
     return begin, min(begin + size, n)
+
+
+@device_helper
+def call_min(record, shared, value):
+    """Return `(whether this is the last block, the lowest value of all threads of the call)`.
+
+    A value is NONE or from 0 on. Elsewhere than in the last block the lowest is not known.
+    """
+    lowest = NONE
+    if any_thread(value != NONE):
+        lowest = block_min(shared, value)
+    if gpu.gridDim.x == 1:
+        return True, lowest
+    if lowest != NONE and gpu.threadIdx.x == 0:
+        gpu.atomic.max(record, LOWEST, NONE - lowest)
+    if not is_last_block(record, shared):
+        return False, NONE
+    if gpu.threadIdx.x == 0:
+        # By an atomic: another block may have left an old value in the cache of this processor.
+        shared[0] = NONE - gpu.atomic.exch(record, LOWEST, np.int64(0))
+    gpu.syncthreads()
+    lowest = shared[0]
+    gpu.syncthreads()
+    return True, lowest
