@@ -12,7 +12,7 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from jitalloc._cuda import SIMULATED, CudaKernel, entry_name, load_compiler
+from jitalloc._cuda import SIMULATED, THREADS, CudaKernel, entry_name, load_compiler
 from jitalloc.errors import WrongDevice
 
 T = TypeVar("T")
@@ -24,7 +24,7 @@ class Device(Protocol):
     Attributes
     ----------
     threads : int
-        The most threads of a block that a call starts.
+        The most threads of a block that a call starts; twice as many where the kernel is wide.
     """
 
     threads: int
@@ -47,6 +47,9 @@ class Device(Protocol):
     def contiguous(self, values: Any) -> Any:
         """Return `values`, or a contiguous copy on the device."""
 
+    def concatenate(self, arrays: list[Any]) -> Any:
+        """Return a new array of the elements of all, in stream order."""
+
     def wrap(self, values: Any) -> Any:
         """Return an array in the form in which `launch` takes it."""
 
@@ -64,7 +67,7 @@ def _elsewhere(name: str, values: Any) -> WrongDevice:
 class CupyDevice:
     """CuPy's current device."""
 
-    threads = 512  # a thread may then use 128 registers; extend needs 96
+    threads = THREADS
 
     def __init__(self) -> None:
         import cupy
@@ -100,6 +103,9 @@ class CupyDevice:
 
     def contiguous(self, values: Any) -> Any:
         return self._cupy.ascontiguousarray(values)
+
+    def concatenate(self, arrays: list[Any]) -> Any:
+        return self._cupy.concatenate(arrays)
 
     def wrap(self, values: Any) -> Any:
         # What numba makes of a one-dimensional array: owner, parent, number of elements, size of
@@ -169,6 +175,9 @@ class SimulatedDevice:
     def contiguous(self, values: Any) -> Any:
         # NumPy's own function would return an array of the host.
         return values if values.flags.c_contiguous else values.copy()
+
+    def concatenate(self, arrays: list[Any]) -> Any:
+        return np.concatenate(arrays).view(SimulatedArray)
 
     def wrap(self, values: Any) -> Any:
         return self._fake(values.view(np.ndarray))

@@ -98,8 +98,13 @@ CUDA_REGISTRIES = [
     importlib.import_module(f"tests.{name}")
     for name in ("cuda_steps", "cuda_prefix_steps", "cuda_tables_steps", "cuda_slot_steps")
 ]
-# Files of kernels/cuda/ that hold no twins.
-CUDA_SHARED = {"scan", "calls"}
+# Files of kernels/cuda/ that hold no twins, and where they stand among the others.
+CUDA_SHARED = {"scan", "calls", "merging", "releasing"}
+CUDA_ORDER = ["scan", "calls", "merging", "pool", "releasing", *KERNEL_ORDER[1:]]
+# Launches that stand before the one which has the twin's name, and that twin.
+PARTS = {
+    name: twin for each in CUDA_REGISTRIES for name, twin in getattr(each, "PARTS", {}).items()
+}
 CUDA_FILES = sorted(
     path.stem for path in (PACKAGE / "kernels" / "cuda").glob("*.py") if path.stem[0] != "_"
 )
@@ -170,10 +175,9 @@ def test_kernels_are_built_from_those_before(noun: str) -> None:
 
 @pytest.mark.parametrize("noun", CUDA_FILES)
 def test_cuda_kernels_are_built_from_those_before(noun: str) -> None:
-    order = [*CUDA_SHARED, *KERNEL_ORDER]
     for module in imports(PACKAGE / "kernels" / "cuda" / f"{noun}.py"):
         if module.startswith("jitalloc.kernels.cuda."):
-            assert order.index(module.split(".")[3]) < order.index(noun)
+            assert CUDA_ORDER.index(module.split(".")[3]) < CUDA_ORDER.index(noun)
 
 
 @pytest.mark.parametrize("path", sources(ROOT), ids=name_of)
@@ -253,7 +257,8 @@ def test_cuda_kernels_stand_in_the_file_named_like_that_of_their_twins(noun: str
     assert bool(mine) == (noun not in CUDA_SHARED)
     for name in mine:
         assert re.fullmatch(rf"{noun}_[a-z_]+_cuda", name)
-        assert name.replace("_cuda", "_cpu") in _jit.kernels()
+        twin = PARTS.get(name, name.replace("_cuda", "_cpu"))
+        assert twin in _jit.kernels()
         assert _cuda.cuda_kernels()[name].name == name
 
 

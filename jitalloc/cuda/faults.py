@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from numpy.typing import NDArray
@@ -19,6 +20,7 @@ from jitalloc.errors import (
     POSITION_RANGE,
     TABLE_WIDTH,
     InvalidArgument,
+    InvalidPage,
     JitallocError,
     OutOfPages,
     PageInUse,
@@ -26,6 +28,7 @@ from jitalloc.errors import (
     page_error,
     unpack_status,
 )
+from jitalloc.owners import group_error
 from jitalloc.state import (
     CALL_KINDS,
     FAULT_CALL,
@@ -40,11 +43,20 @@ LAST_SLOT_CODES = (LAST_SLOT_FREE, LAST_SLOT_MISALIGNED, LAST_SLOT_RANGE)
 
 
 def fault_error(
-    record: NDArray[Any], page_size: int, null_page: bool, num_pages: int
+    record: NDArray[Any],
+    page_size: int,
+    null_page: bool,
+    num_pages: int,
+    calls: Sequence[int] | None = None,
 ) -> JitallocError:
-    """Return the exception that a pool's record tells of, with a note on which call it was."""
+    """Return the exception that a pool's record tells of, with a note on which call it was.
+
+    `calls`: the sizes of the frees of the group numbered in the record, if it was a group's.
+    """
     kind = CALL_KINDS[int(record[FAULT_KIND])]
     error = _error(record, kind, page_size, null_page, num_pages)
+    if kind == "free" and calls is not None and isinstance(error, InvalidPage):
+        error = group_error(error, calls)
     error.add_note(f"raised late: it is call {int(record[FAULT_CALL])} of the pool ({kind})")
     return error
 
