@@ -105,6 +105,9 @@ CALL_KINDS: Final = (
     "clear",
     "resize",
     "defragment",
+    "append_batch",
+    "fork_batch",
+    "reorder",
 )
 
 SORTED: Final = 0

@@ -66,17 +66,23 @@ def fault_key(code, position):
 
 
 @device_helper
-def end_call(slab, record, kind, status, value, wanted):
-    """Book the end of a call, by one thread of its last block."""
-    if status >= 0:
-        slab[STEP] += 1
-    elif record[FAULT_STATUS] == 0:
+def end_read(record, kind, status, value, wanted):
+    """Book the end of a call that changes nothing, by one thread."""
+    if status < 0 and record[FAULT_STATUS] == 0:
         record[FAULT_STATUS] = status
         record[FAULT_CALL] = record[CALLS]
         record[FAULT_KIND] = kind
         record[FAULT_VALUE] = value
         record[FAULT_WANTED] = wanted
     record[CALLS] += 1
+
+
+@device_helper
+def end_call(slab, record, kind, status, value, wanted):
+    """Book the end of a call, by one thread of its last block."""
+    if status >= 0:
+        slab[STEP] += 1
+    end_read(record, kind, status, value, wanted)
 
 
 @device_helper
