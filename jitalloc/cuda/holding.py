@@ -77,6 +77,7 @@ class CudaSequenceState(PagedKVCache):
     _no_tokens: Any
     _constants: dict[int, Any]
     _scratch: Any
+    _bound: tuple[Any, Any, tuple[Any, ...]]
 
     def _make_tables(self, max_sequences: int, max_pages_per_sequence: int) -> BlockTables:
         gpu = self.pool._gpu
@@ -84,6 +85,7 @@ class CudaSequenceState(PagedKVCache):
         self._no_tokens = gpu.upload(NO_TOKENS)
         self._constants = {}
         self._scratch = None
+        self._bound = None, None, ()
         pad = 0 if self.pool.null_page else NULL
         return CudaBlockTables(self.pool, max_sequences, max_pages_per_sequence, pad)
 

@@ -50,10 +50,11 @@ class CudaPagedKVCache(CudaSequenceState, device="cuda"):
 
     def _launch(self, kernel: CudaKernel, serial: bool, *arguments: Any) -> None:
         """Start a kernel in one block, on record, pool and tables."""
-        gpu, pool = self.pool._gpu, self.pool
+        gpu, words, tables = self.pool._gpu, self.pool._words, self.tables._slab
+        if self._bound[0] is not words or self._bound[1] is not tables:  # not yet, or made anew
+            self._bound = words, tables, (gpu.wrap(words), gpu.wrap(tables))
         threads = 1 if serial else gpu.threads
-        state = (gpu.wrap(pool._words), gpu.wrap(self.tables._slab))
-        gpu.launch(kernel, 1, threads, *state, *(gpu.wrap(each) for each in arguments))
+        gpu.launch(kernel, 1, threads, *self._bound[2], *map(gpu.wrap, arguments))
 
     def rows(self, seq_ids: Iterable[Hashable]) -> Any:
         """Return the rows of sequences as `int32[B]` on the GPU: see `PagedKVCache.rows`."""
@@ -126,9 +127,8 @@ class CudaPagedKVCache(CudaSequenceState, device="cuda"):
         if tokens is not None and ids.size != total and total is not None:
             text = f"must have {total} elements, one a new token"
             raise InvalidArgument("tokens", ids.size, text)
-        slots = as_device_out(
-            gpu, "out", out, INT64, min(total or 0, most) if out is None else None
-        )
+        size = min(total or 0, most) if out is None else None
+        slots = as_device_out(gpu, "out", out, INT64, size)
         moved = self._moves(copies, batch)
         flat = moved.reshape(-1)
         with self.lock:
@@ -144,7 +144,7 @@ class CudaPagedKVCache(CudaSequenceState, device="cuda"):
     def _counts(self, n: Any, batch: int) -> tuple[int | None, Any]:
         """Return how many tokens come in all, where that is known, and how many a row."""
         gpu = self.pool._gpu
-        if isinstance(n, list | tuple) or getattr(n, "ndim", 0):
+        if isinstance(n, list | tuple) or getattr(n, "ndim", 0) != 0:
             return None, as_device(gpu, "n", n, INT64, batch)
         n = as_count("n", n)
         if n * batch > INT32_MAX:
