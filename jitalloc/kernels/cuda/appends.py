@@ -263,6 +263,7 @@ def append_rows(pool, tables, rows, counts, copied, slots, place):
         gpu.syncthreads()
         for i in range(begin, end):
             append_end(pool, tables, np.int64(rows[i]), counts[i if counts.size > 1 else 0])
+        gpu.syncthreads()
 
 
 @device_helper
