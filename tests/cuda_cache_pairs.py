@@ -15,7 +15,7 @@ from jitalloc.state import table_arrays
 from tests.cache_pairs import CachePair
 from tests.cuda_pairs import HostView
 from tests.oracle_sequences import Cache
-from tests.pairs import PoolPair
+from tests.pairs import PoolPair, plain
 
 INT32, INT64 = np.dtype(np.int32), np.dtype(np.int64)
 SLACK = 3  # elements by which a buffer is longer than it has to be
@@ -80,9 +80,8 @@ class HostCache:
 
     def append_batch(self, rows: Any, n: Any = 1, *, tokens: Any = None) -> Appended:
         rows = self.up(rows, INT32)
-        counts = n if isinstance(n, int) else self.up(n, INT64)
-        total = n * rows.size if isinstance(n, int) else int(np.clip(n, 0, 2**20).sum())
-        total = min(total, 4096)
+        counts = self.up(n, INT64) if np.ndim(n) else n
+        total = min(int((np.zeros(rows.size) + np.clip(n, 0, 2**20)).sum()), 4096)
         out = self.up(np.zeros(total + SLACK), INT64)
         copied = self.gpu.upload(np.zeros((2, rows.size), np.int32))
         made = self.settle(
@@ -144,15 +143,18 @@ class CudaCachePair(CachePair):
 
 
 class PrefixStandIn(PrefixCache):
-    """A prefix cache as sequences on the GPU see it: its slab, with scratch behind, and roots."""
+    """A prefix cache as sequences on the GPU see it: its slab, scratch behind it, and its roots."""
 
     def __init__(self, pool: Any, **options: Any) -> None:
         self.on_cpu = PrefixCache(PagePool(pool.num_pages, pool.page_size), **options)
         self.pool = pool
-        slab = self.on_cpu._slab
-        self.words = slab.size
         scratch = np.zeros(scratch_words(pool.num_pages), np.int64)
-        self._slab = pool._gpu.upload(np.concatenate([slab, scratch]))
+        self._slab = pool._gpu.upload(np.concatenate([self.on_cpu._slab, scratch]))
+
+    @property
+    def words(self) -> Any:
+        """The slab without the scratch, on the CPU."""
+        return self.pool._gpu.download(self._slab)[: self.on_cpu._slab.size]
 
     def _make_root(self, namespace: Any) -> int:
         return self.on_cpu._make_root(namespace)
@@ -161,55 +163,60 @@ class PrefixStandIn(PrefixCache):
         prefix = PrefixCache(pool, **self.on_cpu._options())
         prefix._namespaces = dict(self.on_cpu._namespaces)
         prefix._next_namespace = self.on_cpu._next_namespace
-        prefix._install(pool_words(self)[: self.words])
+        prefix._install(self.words)
         return prefix
 
 
-def pool_words(prefix: Any) -> Any:
-    return prefix.pool._gpu.download(prefix._slab)
+def told(call: Callable[[], Any]) -> tuple[Any, ...]:
+    """The outcome of a call, and the whole text of what it raised."""
+    try:
+        return ("returned", plain(call()))
+    except errors.JitallocError as error:
+        facts = {name: plain(value) for name, value in vars(error).items() if name[0] != "_"}
+        return (type(error), str(error), facts)
 
 
 class Both:
     """The same calls on a cache of the CPU and on one of the GPU; every word must be equal."""
 
     def __init__(
-        self, pool: dict[str, Any], cache: dict[str, Any], prefix: dict[str, Any] | None = None
+        self,
+        pool: dict[str, Any],
+        max_sequences: int,
+        max_pages: int,
+        prefix: dict[str, Any] | None = None,
+        **options: Any,
     ) -> None:
-        self.cpu_pool: Any = PagePool(**pool)
-        self.gpu_pool: Any = PagePool(**pool, device="cuda")
-        prefixes: list[Any] = [None, None]
+        self.cpu_pool, self.gpu_pool = PagePool(**pool), PagePool(**pool, device="cuda")
+        self.prefix: Any = None
+        theirs: Any = None
         if prefix is not None:
-            prefixes = [PrefixCache(self.cpu_pool, **prefix), self._stand_in(prefix)]
-        self.cpu = PagedKVCache(self.cpu_pool, **cache, prefix_cache=prefixes[0])
-        self.device: Any = PagedKVCache(self.gpu_pool, **cache, prefix_cache=prefixes[1])
+            self.prefix = PrefixCache(self.cpu_pool, **prefix)
+            theirs = PrefixStandIn(self.gpu_pool, **prefix)
+        sizes = (max_sequences, max_pages)
+        self.cpu = PagedKVCache(self.cpu_pool, *sizes, prefix_cache=self.prefix, **options)
+        self.device: Any = PagedKVCache(self.gpu_pool, *sizes, prefix_cache=theirs, **options)
         self.gpu: Any = HostCache(self.device)
-        self.prefixes = prefixes
-
-    def _stand_in(self, options: dict[str, Any]) -> Any:
-        return object.__new__(PrefixStandIn) if options is None else _stand_in(self, options)
 
     def do(self, name: str, *args: Any, **options: Any) -> tuple[Any, ...]:
         """Call both, compare what comes back and all words that are left; return the outcome."""
-        from tests.pairs import outcome
-
-        expected = outcome(lambda: getattr(self.cpu, name)(*args, **options))
-        got = outcome(lambda: getattr(self.gpu, name)(*args, **options))
-        assert got == expected, name
+        expected = told(lambda: getattr(self.cpu, name)(*args, **options))
+        got = told(lambda: getattr(self.gpu, name)(*args, **options))
+        assert got == expected
         self.agree()
         return got
 
+    def must(self, name: str, *args: Any, **options: Any) -> Any:
+        """Call both; the call must succeed."""
+        got = self.do(name, *args, **options)
+        assert got[0] == "returned", got
+        return got[1]
+
     def agree(self) -> None:
-        down = self.gpu_pool._gpu.download
-        assert (down(self.gpu_pool._slab) == self.cpu_pool._slab).all()
+        down = self.gpu.gpu.download
+        assert (down(self.device.pool._slab) == self.cpu_pool._slab).all()
         assert (down(self.device.tables._slab) == self.cpu.tables._slab).all()
         assert self.device._ids.rows == self.cpu._ids.rows
         assert self.device._ids.by_row == self.cpu._ids.by_row
-        if self.prefixes[1] is not None:
-            ours = pool_words(self.prefixes[1])[: self.prefixes[1].words]
-            assert (ours == self.prefixes[0]._slab).all()
-
-
-def _stand_in(both: Both, options: dict[str, Any]) -> Any:
-    made = object.__new__(PrefixStandIn)
-    made.__init__(both.gpu_pool, **options)  # type: ignore[misc]
-    return made
+        if self.prefix is not None:
+            assert (self.device.prefix_cache.words == self.prefix._slab).all()

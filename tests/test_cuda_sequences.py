@@ -8,17 +8,32 @@ Skipped without these two, unless there is a GPU.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 from random import Random
 from typing import Any
 
+import numpy as np
 import pytest
 
-from jitalloc import _cuda_device
+from jitalloc import (
+    NULL,
+    CorruptState,
+    InvalidArgument,
+    OutOfPages,
+    PagedKVCache,
+    PagePool,
+    WrongDevice,
+    _cuda,
+    _cuda_device,
+)
+from jitalloc.cuda import CudaPagedKVCache
+from jitalloc.state import INT32, LENGTH
 from tests import cache_steps
-from tests.cuda_cache_pairs import CudaCachePair
+from tests.cuda_cache_pairs import Both, CudaCachePair, PrefixStandIn
 from tests.cuda_cache_steps import CUDA_CACHE_STEPS
 from tests.gpu import ON_DEVICE
+from tests.test_cuda_waits import RecordingDevice
 from tests.test_twins import CACHES, describe
 
 pytestmark = ON_DEVICE
@@ -43,3 +58,486 @@ def test_kernel_does_what_the_model_does(
     for _ in range(ROUNDS):
         CUDA_CACHE_STEPS[name](pair, random)
         random.choice(cache_steps.BACKGROUND)(pair, random)
+
+
+# Word for word against the CPU.
+
+
+def tokens_of(random: Random, n: int) -> list[int]:
+    """Tokens of which many a prompt has the first ones."""
+    letters = random.choices("aab", k=n)
+    return [ord(letter) * 100 + i // 4 for i, letter in enumerate(sorted(letters))]
+
+
+def random_call(both: Both, random: Random, shared: bool) -> tuple[Any, ...]:
+    """One call, most of them right."""
+    live = sorted(both.cpu._ids.rows.values())
+    rows = random.sample(live, random.randrange(len(live) + 1))
+    if random.random() < 0.1:
+        rows.insert(random.randrange(len(rows) + 1), random.choice([-1, 0, 1, 99, *live]))
+    seq_id = random.choice([*both.cpu.ids, 99])
+    counts = [random.choice((0, 1, 1, 1, 2, 9)) for _ in rows]
+    tokens = tokens_of(random, sum(counts)) if shared and random.random() < 0.7 else None
+    calls: list[tuple[float, Callable[[], tuple[Any, ...]]]] = [
+        (4, lambda: both.do("append_batch", rows, 1, tokens=tokens and tokens[: len(rows)])),
+        (4, lambda: both.do("append_batch", rows, counts, tokens=tokens)),
+        (1, lambda: both.do("append", seq_id, random.choice((None, 0, 1, 6)))),
+        (3, lambda: both.do("fork", seq_id, random.randrange(40))),
+        (1, lambda: both.do("reorder", rows, random.choices([*live, 0], k=len(rows)))),
+        (2, lambda: fork_batch(both, random, live)),
+        (1, lambda: both.do("truncate", seq_id, random.randrange(9))),
+        (1, lambda: both.do("free", seq_id)),
+        (0.5, lambda: both.do("free_batch", rows[:2])),
+        (1, lambda: both.do("apply_streaming_llm", seq_id, random.randrange(4), 5)),
+        (0.5, lambda: both.do("evict")),
+        (0.3, lambda: both.do("evict_to", random.random())),
+        (0.3, lambda: both.do("stats")),
+        (4, lambda: both.do("allocate", random.randrange(40), random.randrange(15))),
+    ]
+    if shared:
+        prompt = tokens_of(random, random.randrange(20))
+        space = random.choice((None, None, "other"))
+        new = random.randrange(40)
+        calls += [
+            (4, lambda: both.do("allocate", new, tokens=prompt, namespace=space)),
+            (3, lambda: both.do("commit", seq_id)),
+        ]
+    (call,) = random.choices([call for _, call in calls], weights=[weight for weight, _ in calls])
+    return call()
+
+
+def fork_batch(both: Both, random: Random, live: list[int]) -> tuple[Any, ...]:
+    for _ in range(2):
+        both.do("allocate", random.randrange(40), 0)
+    length = both.cpu.tables.arrays.columns[LENGTH]
+    empty = [row for row in both.cpu._ids.rows.values() if not length[row]]
+    dst = random.choice((empty, empty, live[:2]))
+    return both.do("fork_batch", random.choices([*live, 0], k=len(dst)), dst)
+
+
+POOLS = [
+    {"num_pages": 60, "page_size": 4},
+    {"num_pages": 60, "page_size": 3, "order": "fifo", "null_page": True},
+    {"num_pages": 70, "page_size": 1, "order": "lifo"},
+]
+
+
+@pytest.mark.parametrize("threads", [4, 8, 32])
+@pytest.mark.parametrize("pool", POOLS, ids=describe)
+def test_random_calls(pool: dict[str, Any], threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_cuda_device.device(), "threads", threads)
+    both, random = Both(pool, 9, 12), Random(f"{describe(pool)} {threads}")
+    done = Counter(random_call(both, random, False)[0] for _ in range(150 if threads < 32 else 60))
+    assert done["returned"] > sum(done.values()) / 3
+    both.device.check(held=[])
+
+
+@pytest.mark.parametrize("pool", POOLS, ids=describe)
+def test_random_calls_behind_a_prefix_cache(pool: dict[str, Any]) -> None:
+    both, random = Both(pool, 9, 12, {"policy": "lru"}), Random(describe(pool))
+    done = Counter(random_call(both, random, True)[0] for _ in range(250))
+    assert done["returned"] > sum(done.values()) / 3
+    assert both.prefix.num_cached > 0
+    both.device.check(held=[])
+
+
+def test_a_thousand_steps_of_decoding(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_cuda_device.device(), "threads", 3)
+    both, random = Both({"num_pages": 40, "page_size": 4}, 6, 20), Random(3)
+    for step in range(1000):
+        if step % 7 == 0 and len(both.cpu) < 6:
+            both.do("allocate", step, random.randrange(1, 12))
+        short = both.do("append_batch", sorted(both.cpu._ids.rows.values()), 1)[0] != "returned"
+        if short or (len(both.cpu) > 1 and random.random() < 0.05):
+            both.must("free", random.choice(both.cpu.ids))
+    both.device.check(held=[])
+
+
+@pytest.mark.parametrize("n", [1, 6])
+@pytest.mark.parametrize("threads", [1, 4, 8])
+def test_sharers_of_a_last_page_copy_it_in_turn(
+    n: int, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beams of several sequences, some of which stay out of the batch, in any order."""
+    monkeypatch.setattr(_cuda_device.device(), "threads", threads)
+    for order in ("sorted", "fifo", "lifo"):
+        both, random = Both({"num_pages": 90, "page_size": 4, "order": order}, 30, 20), Random(n)
+        for group in range(3):
+            both.must("allocate", (group, 0), 4 * group + 1 + group)
+            for beam in range(1, 6):
+                both.must("fork", (group, 0), (group, beam))
+        held = both.cpu.tables.arrays.pages[0, :1].copy()
+        both.cpu_pool.share(held)
+        both.gpu_pool.share(both.gpu.up(held, INT32))
+        copies = 0
+        for _ in range(3):
+            rows = random.sample(range(18), 14)
+            copies += len(both.must("append_batch", rows, n)[1][0])
+        assert copies > 12
+        assert both.do("append_batch", [*range(18)], 35)[0] is OutOfPages
+        both.device.check(held=held)
+
+
+# Errors.
+
+FAULTS: dict[str, tuple[str, tuple[Any, ...], dict[str, Any]]] = {
+    "grown too long": ("append_batch", ([1, 0], [1, 30]), {}),
+    "grown past the pool": ("append_batch", ([0, 1], [20, 25]), {}),
+    "grown past the pool and int32": ("append_batch", ([0, 1], 2**30), {}),
+    "one negative growth": ("append_batch", ([0, 1, 2], [1, -1, -5]), {}),
+    "growth past int32": ("append_batch", ([0, 1], [2**31 - 2, 5]), {}),
+    "growths past int32": ("append_batch", ([0, 1], 2**31 - 1), {}),
+    "growths differ": ("append_batch", ([0, 1], [1]), {}),
+    "negative number": ("append_batch", ([0, 1], -1), {}),
+    "float": ("append_batch", ([0, 1], 1.0), {}),
+    "row out of range": ("append_batch", ([0, 4],), {}),
+    "row below": ("append_batch", ([0, -7], [1, 1]), {}),
+    "row of nobody": ("append_batch", ([0, 3],), {}),
+    "row twice": ("append_batch", ([0, 2, 1, 0, 2],), {}),
+    "row twice before a free one": ("append_batch", ([0, 0, 3],), {}),
+    "row of nobody before one twice": ("append_batch", ([0, 3, 0],), {}),
+    "bad counts before bad rows": ("append_batch", ([9, 0], [1, -1]), {}),
+    "bad rows before bad tokens": ("append_batch", ([0, 9], [1, 1]), {"tokens": [-1, 1]}),
+    "bad tokens before width": ("append_batch", ([0, 1], [30, 1]), {"tokens": [*range(30), -1]}),
+    "tokens too few": ("append_batch", ([0, 1], [1, 1]), {"tokens": [5]}),
+    "tokens too many": ("append_batch", ([0, 1], 1), {"tokens": [5, 6, 7]}),
+    "tokens too few and rows": ("append_batch", ([0, 9], [1, 1]), {"tokens": [5]}),
+    "fork onto tokens": ("fork_batch", ([0, 0], [2, 1]), {}),
+    "fork of nobody": ("fork_batch", ([0, 3], [2, 4]), {}),
+    "fork of a row outside": ("fork_batch", ([9], [2]), {}),
+    "fork onto a row twice": ("fork_batch", ([0, 0], [2, 2]), {}),
+    "fork onto nobody": ("fork_batch", ([0], [3]), {}),
+    "fork lengths differ": ("fork_batch", ([0, 0], [2]), {}),
+    "no parent": ("reorder", ([0, 1], [0, -1]), {}),
+    "parent of nobody": ("reorder", ([0, 1], [3, 9]), {}),
+    "reorder of a row twice": ("reorder", ([0, 1, 0], [0, 1, 9]), {}),
+    "reorder of nobody": ("reorder", ([3], [0]), {}),
+    "parents differ": ("reorder", ([0, 1], [0]), {}),
+    "more rows than there are": ("reorder", ([0, 1] * 9, [0] * 18), {}),
+    "unknown id": ("append", ("x",), {}),
+    "grown too long by id": ("append", ("a", 30), {}),
+    "grown past the pool by id": ("append", ("c", 32), {}),
+    "negative tokens": ("append", ("a",), {"tokens": [3, -4]}),
+    "too long": ("allocate", ("x", 33), {}),
+    "past the pool": ("allocate", ("x", 32), {}),
+    "negative token": ("allocate", ("x",), {"tokens": [1, -1]}),
+    "duplicate id": ("allocate", ("a", 1), {}),
+    "fork of an unknown one": ("fork", ("x", "y"), {}),
+    "row of nobody freed": ("free_batch", ([0, 3],), {}),
+    "row freed twice": ("free_batch", ([0, 0],), {}),
+    "grown by truncate": ("truncate", ("a", 7), {}),
+    "nothing to commit to": ("commit", ("a",), {}),
+    "pinned": ("evict", ("b",), {}),
+}
+
+
+@pytest.mark.parametrize("prefix", [None, {}], ids=["alone", "behind a prefix cache"])
+@pytest.mark.parametrize("name", FAULTS)
+def test_what_fails_is_told_as_on_the_cpu_and_changes_nothing(
+    name: str, prefix: dict[str, Any] | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_cuda_device.device(), "threads", 3)
+    if name == "nothing to commit to" and prefix is not None:
+        pytest.skip("there is a prefix cache")
+    both = Both({"num_pages": 10, "page_size": 4}, 4, 8, prefix)
+    for seq_id, tokens in (("a", 6), ("b", 3), ("c", 0)):
+        both.must("allocate", seq_id, tokens)
+    both.must("fork", "a", "d")
+    both.must("free_batch", [3])
+    both.must("pin", "b")
+    before = both.cpu.tables._slab.copy(), both.cpu_pool._slab.copy()
+    call, args, options = FAULTS[name]
+    got = both.do(call, *args, **options)
+    assert got[0] != "returned"
+    assert (both.cpu.tables._slab == before[0]).all()
+    assert (both.cpu_pool._slab == before[1]).all()
+
+
+def test_a_page_never_gets_more_owners_than_int32_holds() -> None:
+    both = Both({"num_pages": 10, "page_size": 4}, 4, 8)
+    for seq_id, tokens in (("a", 6), ("b", 0), ("c", 2)):
+        both.must("allocate", seq_id, tokens)
+    both.device.pool.arrays.refcount[1] = both.cpu_pool.arrays.refcount[1] = 2**31 - 2
+    for call in (("fork_batch", [2, 0, 0], [1]), ("reorder", [2, 1], [2, 0])):
+        src = call[1][:1] if call[0] == "fork_batch" else call[1]
+        both.do(call[0], src, call[2])
+    both.device.pool.arrays.refcount[1] = both.cpu_pool.arrays.refcount[1] = 2**31 - 1
+    for name, first, second in (("fork_batch", [0], [1]), ("reorder", [2], [0])):
+        assert both.do(name, first, second)[0] is InvalidArgument
+    assert both.do("fork", "a", "x")[0] is InvalidArgument
+
+
+def small() -> Any:
+    """Sequences "a" with 6 tokens and "b" with 3, on 10 pages of 4."""
+    cache = PagedKVCache(PagePool(10, 4, device="cuda"), 4, 8)
+    cache.allocate("a", 6)
+    cache.allocate("b", 3)
+    return cache
+
+
+def up(values: Any, dtype: Any = np.int64) -> Any:
+    return _cuda_device.device().upload(np.array(values, dtype))
+
+
+def test_the_device_of_the_pool_chooses_the_class() -> None:
+    cache = small()
+    assert type(cache) is CudaPagedKVCache
+    assert isinstance(cache, PagedKVCache)
+    assert (cache.device, type(PagedKVCache(PagePool(4), 1, 1))) == ("cuda", PagedKVCache)
+    assert "CudaPagedKVCache(max_sequences=4" in repr(cache)
+
+
+@pytest.mark.parametrize("values", [np.zeros(1, np.int32), [0], (0,), 0, None])
+def test_host_memory_is_refused(values: Any) -> None:
+    cache = small()
+    row = cache.rows(["a"])
+    for call in (
+        lambda: cache.append_batch(values),
+        lambda: cache.fork_batch(values, row),
+        lambda: cache.fork_batch(row, values),
+        lambda: cache.reorder(row, values),
+        lambda: cache.free_batch(values),
+        lambda: cache.append_batch(row, 1, tokens=0 if values is None else values),
+        lambda: cache.append_batch(row, out=0 if values is None else values),
+        lambda: cache.append_batch(row, copies=0 if values is None else values),
+        lambda: cache.allocate("x", tokens=0 if values is None else values),
+    ):
+        with pytest.raises(WrongDevice):
+            call()
+    with pytest.raises(WrongDevice):
+        cache.append_batch(row, [1])
+    assert cache.stats().tokens == 9
+
+
+def test_dtypes_and_shapes_are_exact() -> None:
+    cache = small()
+    row = cache.rows(["a"])
+    for argument, call in {
+        "rows": lambda: cache.append_batch(up([0])),
+        "n": lambda: cache.append_batch(row, up([1], np.int32)),
+        "tokens": lambda: cache.append_batch(row, 1, tokens=up([1])),
+        "out": lambda: cache.append_batch(row, 1, out=up([1], np.int32)),
+        "copies": lambda: cache.append_batch(row, 1, copies=up([[1, 1], [1, 1]], np.int32)),
+        "parents": lambda: cache.reorder(row, up([[0]], np.int32)),
+    }.items():
+        with pytest.raises(InvalidArgument) as caught:
+            call()
+        assert caught.value.argument == argument
+    assert cache.stats().tokens == 9
+
+
+def test_without_a_buffer_results_have_their_size() -> None:
+    cache = small()
+    rows = cache.rows(["b", "a"])
+    slots, copies = cache.append_batch(rows, up([2, 3]))
+    assert slots.tolist() == [11, 12, 6, 7, 16]
+    assert [each.tolist() for each in copies] == [[NULL, NULL]] * 2
+    assert cache.append_batch(rows, 2).slots.tolist() == [13, 14, 17, 18]
+    cache.fork("a", "c")
+    slots, copies = cache.append("c", 1)
+    assert (slots.tolist(), [each.tolist() for each in copies]) == ([23], [[4], [5]])
+    assert [each.tolist() for each in cache.append("c").copies] == [[], []]
+    with pytest.raises(InvalidArgument):
+        cache.append_batch(rows, up([1, -1]))
+    assert cache.sequence("c").pages.tolist() == [0, 1, 5, 6]
+
+
+def test_a_buffer_too_short_is_an_error() -> None:
+    for cache in (small(), PagedKVCache(small().pool, 1, 1)):
+        if len(cache):
+            slots, copies = cache.append_batch(cache.rows(["a", "b"]), 2, out=up([7, 7, 7]))
+            assert slots.tolist() == [NULL] * 3
+            assert copies.src.tolist() == [NULL] * 2
+            with pytest.raises(InvalidArgument, match=r"out = 3: the call makes 4"):
+                cache.check()
+            assert cache.stats().tokens == 9
+
+
+def test_empty_batches() -> None:
+    both = Both({"num_pages": 10, "page_size": 4}, 4, 8)
+    both.must("append_batch", [], 1)
+    both.must("append_batch", [], [])
+    both.must("fork_batch", [], [])
+    both.must("reorder", [], [])
+    both.must("free_batch", [])
+
+
+WAITING: dict[str, Callable[[Any], Any]] = {
+    "allocate": lambda c: c.allocate("x", 1),
+    "free": lambda c: c.free("b"),
+    "free_batch": lambda c: c.free_batch(c.rows(["b"])),
+    "fork": lambda c: c.fork("a", "x"),
+    "append": lambda c: c.append("a"),
+    "truncate": lambda c: c.truncate("a", 1),
+    "evict": lambda c: c.evict(),
+    "evict_to": lambda c: c.evict_to(0.0),
+    "select": lambda c: c.select_eviction_target(),
+    "window": lambda c: c.apply_window("a", 1),
+    "sequence": lambda c: c.sequence("a"),
+    "stats": lambda c: c.stats(),
+    "num_free": lambda c: c.num_free,
+    "num_held": lambda c: c.num_held,
+    "num_reclaimable": lambda c: c.num_reclaimable,
+    "over_threshold": lambda c: c.over_threshold,
+    "clear": lambda c: c.clear(),
+    "check": lambda c: c.check(),
+    "snapshot": lambda c: c.snapshot(),
+    "restore": lambda c: c.restore(SNAPSHOT[0]),
+}
+SNAPSHOT: list[Any] = []
+
+
+@pytest.mark.parametrize("name", WAITING)
+def test_every_call_that_waits_raises_what_failed_before(name: str) -> None:
+    cache = small()
+    SNAPSHOT[:] = [cache.snapshot()]
+    cache.append_batch(up([0, 0], np.int32))
+    state = cache._gpu_words() if hasattr(cache, "_gpu_words") else None
+    before, ids = cache.pool._gpu.download(cache.tables._slab), list(cache.ids)
+    with pytest.raises(InvalidArgument, match="named twice") as caught:
+        WAITING[name](cache)
+    assert "raised late" in caught.value.__notes__[0]
+    assert "append_batch" in caught.value.__notes__[0]
+    assert (cache.pool._gpu.download(cache.tables._slab) == before).all()
+    assert cache.ids == ids
+    assert state is None
+    cache.check(held=[])
+    WAITING[name](cache)
+    cache.check(held=[])
+
+
+def test_ids_follow_the_table_after_an_interruption(monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = small()
+    run = type(cache.pool)._run
+
+    def interrupted(pool: Any, *args: Any) -> Any:
+        run(pool, *args)
+        raise KeyboardInterrupt
+
+    for call, ids in ((lambda: cache.allocate("c", 3), "abc"), (lambda: cache.free("a"), "bc")):
+        monkeypatch.setattr(type(cache.pool), "_run", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            call()
+        monkeypatch.setattr(type(cache.pool), "_run", run)
+        assert cache.ids == list(ids)
+        cache.check(held=[])
+
+
+# Whole states.
+
+
+def test_a_state_moves_between_devices(tmp_path: Any) -> None:
+    both = Both({"num_pages": 30, "page_size": 4, "order": "fifo"}, 5, 9, eviction="lfu")
+    for seq_id, tokens in (("a", 6), ("b", 3), (("c", 1), 9)):
+        both.must("allocate", seq_id, tokens)
+    both.must("fork", "a", "d")
+    both.must("free", "b")
+    snapshot = both.device.snapshot()
+    assert (snapshot.tables == both.cpu.snapshot().tables).all()
+    both.must("append_batch", [0, 3], 4)
+    both.device.restore(snapshot)
+    both.cpu.restore(both.cpu.snapshot())
+    both.cpu.restore(snapshot)
+    both.agree()
+    both.must("append_batch", [3, 0], 4)
+    both.device.save(tmp_path / "cache.npz")
+    again, on_cpu = (
+        CudaPagedKVCache.load(tmp_path / "cache.npz"),
+        PagedKVCache.load(tmp_path / "cache.npz"),
+    )
+    assert (again.eviction, again.device, on_cpu.device) == ("lfu", "cuda", "cpu")
+    assert (again.ids, type(on_cpu)) == (on_cpu.ids, PagedKVCache)
+    assert again.append("a").slots.tolist() == on_cpu.append("a").slots.tolist()
+    again.check()
+
+
+def test_a_state_that_is_broken_shows() -> None:
+    cache = small()
+    cache.tables.arrays.pages[0, 1] = 9
+    with pytest.raises(CorruptState):
+        cache.check()
+    cache.tables.arrays.pages[0, 1] = 1
+    cache.check(held=[])
+    with pytest.raises(CorruptState, match="refcount of page 0"):
+        cache.check(held=up([0], np.int32))
+    cache._ids.rows["x"] = 3
+    with pytest.raises(CorruptState, match="rows of the ids"):
+        cache.check()
+
+
+def test_two_caches_on_one_pool() -> None:
+    one = small()
+    two = PagedKVCache(one.pool, 3, 2)
+    two.allocate("a", 3)
+    one.free("a")
+    for cache in (one, two):
+        cache.check(held=[])
+    assert one._held_pages().tolist() == [2]
+    assert one._roots_in_use().tolist() == [-2] * 4
+    assert not one._holds_locks()
+
+
+# Waits.
+
+NEVER_WAITS: dict[str, Callable[[Any, Any], Any]] = {
+    "append_batch": lambda c, at: c.append_batch(at["rows"]),
+    "append_batch of many": lambda c, at: c.append_batch(at["rows"], at["n"], out=at["out"]),
+    "append_batch into buffers": lambda c, at: c.append_batch(
+        at["rows"], tokens=at["tokens"], out=at["out"], copies=at["copies"]
+    ),
+    "append_batch that fails": lambda c, at: c.append_batch(at["tokens"]),
+    "append_batch that copies": lambda c, at: c.append_batch(at["shared"]),
+    "append_batch with a merge": lambda c, at: c.append_batch(at["rows"], 12),
+    "fork_batch": lambda c, at: c.fork_batch(at["rows"], at["empty"]),
+    "fork_batch that fails": lambda c, at: c.fork_batch(at["empty"], at["rows"]),
+    "reorder": lambda c, at: c.reorder(at["rows"], at["shared"]),
+    "reorder that fails": lambda c, at: c.reorder(at["tokens"], at["rows"]),
+}
+
+
+@pytest.mark.skipif(not _cuda.SIMULATED, reason="a GPU does not tell who waits")
+@pytest.mark.parametrize("prefix", [False, True])
+@pytest.mark.parametrize("name", NEVER_WAITS)
+def test_a_batch_call_is_one_launch_and_waits_for_nothing(
+    name: str, prefix: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gpu = RecordingDevice()
+    monkeypatch.setattr("jitalloc.cuda.slab.device", lambda: gpu)
+    pool: Any = PagePool(12, 4, device="cuda")
+    with_prefix = PrefixStandIn(pool) if prefix else None
+    cache: Any = PagedKVCache(pool, 8, 8, prefix_cache=with_prefix)
+    for seq_id, tokens in (("a", 5), ("b", 6), ("x", 9), ("c", 0), ("d", 0)):
+        cache.allocate(seq_id, tokens)
+    cache.free("x")
+    cache.fork("a", "e")
+    cache.append_batch(cache.rows(["a"]))
+    cache.append_batch(cache.rows(["a"]), 12)
+    cache.truncate("a", 6)
+    at = {
+        "rows": cache.rows(["a", "b"]),
+        "shared": cache.rows(["b", "e"]),
+        "empty": cache.rows(["c", "d"]),
+        "n": gpu.upload(np.array([1, 7])),
+        "tokens": gpu.upload(np.array([5, 6], np.int32)),
+        "out": gpu.upload(np.zeros(16, np.int64)),
+        "copies": gpu.upload(np.zeros((2, 2), np.int32)),
+    }
+    gpu.waits.clear()
+    gpu.starts.clear()
+    NEVER_WAITS[name](cache, at)
+    assert gpu.waits == []
+    assert len(gpu.starts) == 1
+
+
+def test_every_call_is_known_to_wait_or_not() -> None:
+    mine = {
+        name
+        for base in CudaPagedKVCache.__mro__
+        for name, each in vars(base).items()
+        if name[0] != "_" and (callable(each) or isinstance(each, property))
+    }
+    layouts = {"block_tables", "slot_mapping", "page_table_csr", "seq_lens"}
+    host = {"ids", "row", "rows", "pin", "unpin", "set_priority", "apply_streaming_llm"}
+    waiting = {name for name in WAITING if name != "select" and name != "window"}
+    waiting |= {"select_eviction_target", "apply_window", "commit", "save"}
+    assert mine == {name.split()[0] for name in NEVER_WAITS} | layouts | host | waiting

@@ -2,5 +2,6 @@
 
 from jitalloc.cuda.pool import CudaPagePool
 from jitalloc.cuda.sequences import CudaPagedKVCache
+from jitalloc.kernels.cuda import eviction, rows, sharing  # noqa: F401  (twins found by name)
 
 __all__ = ["CudaPagePool", "CudaPagedKVCache"]

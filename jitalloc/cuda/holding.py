@@ -14,7 +14,6 @@ from jitalloc.cuda.arguments import as_device
 from jitalloc.cuda.pool import CudaPagePool
 from jitalloc.cuda.tables import CudaBlockTables
 from jitalloc.ids import SequenceIds
-from jitalloc.kernels.cuda import eviction, rows, sharing  # noqa: F401  (twins for `_run`)
 from jitalloc.kernels.eviction import eviction_select_cpu
 from jitalloc.kernels.sharing import sharing_relock_cpu
 from jitalloc.kernels.tables import tables_rename_cpu

@@ -80,10 +80,8 @@ class CudaPagedKVCache(CudaSequenceState, device="cuda"):
             `int64[n]` slots and `int32` pages on the GPU, no longer than they have to be.
         """
         gpu = self.pool._gpu
-        if tokens is not None:
-            tokens = self._as_tokens(tokens)
         if n is None:
-            n = 1 if tokens is None else tokens.size
+            n = 1 if tokens is None else self._as_tokens(tokens).size
         with self.lock:
             rows = self.rows([seq_id])
             self.pool._settled()
