@@ -159,8 +159,8 @@ class PrefixStandIn(PrefixCache):
     def _make_root(self, namespace: Any) -> int:
         return self.on_cpu._make_root(namespace)
 
-    def _copy_on_cpu(self, pool: PagePool) -> PrefixCache:
-        prefix = PrefixCache(pool, **self.on_cpu._options())
+    def _copy_on_cpu(self) -> PrefixCache:
+        prefix = PrefixCache(self.pool._copy_on_cpu(), **self.on_cpu._options())
         prefix._namespaces = dict(self.on_cpu._namespaces)
         prefix._next_namespace = self.on_cpu._next_namespace
         prefix._install(self.words)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from dataclasses import dataclass
+import weakref
 from typing import Any, Self
 
 import numpy as np
@@ -17,13 +16,19 @@ from jitalloc.ids import SequenceIds
 from jitalloc.kernels.eviction import eviction_select_cpu
 from jitalloc.kernels.sharing import sharing_relock_cpu
 from jitalloc.kernels.tables import tables_rename_cpu
-from jitalloc.moves import Moves, PageHolder, ranks
+from jitalloc.moves import Moves
 from jitalloc.pool import PagePool
 from jitalloc.prefix import PrefixCache
 from jitalloc.saving import CacheSnapshot
 from jitalloc.sequences import PagedKVCache
-from jitalloc.state import INT32, NAMESPACE, NO_TOKENS, NULL, table_arrays
+from jitalloc.state import INT32, NAMESPACE, NO_TOKENS, NULL, TableArrays, table_arrays
 from jitalloc.tables import BlockTables
+
+
+def tables_on_cpu(tables: Any) -> TableArrays:
+    """Return the named arrays of a copy of a block table. Waits for the GPU."""
+    slab = tables.pool._gpu.download(tables._slab)
+    return table_arrays(slab, tables.max_sequences, tables.max_pages_per_sequence)
 
 
 class CudaSequenceIds(SequenceIds):
@@ -31,41 +36,8 @@ class CudaSequenceIds(SequenceIds):
 
     __slots__ = ()
 
-    def live_rows(self) -> list[int]:
-        """Return the rows that sequences live in by the block table. Waits for the GPU."""
-        tables: Any = self.tables
-        there = BlockTables.__new__(BlockTables)
-        there.arrays = table_arrays(tables.pool._gpu.download(tables._slab))
-        ids = SequenceIds.__new__(SequenceIds)
-        ids.tables = there
-        return ids.live_rows()
-
-
-@dataclass(eq=False)
-class Elsewhere:
-    """Stands on a copy of a pool for a holder that was not copied."""
-
-    pages: NDArray[np.int32]
-    lock: Any
-    rank: int
-
-    def _rename_pages(self, moves: Moves) -> None:
-        """Nothing moves in a copy that is looked at only."""
-
-    def _resize_pages(self, num_pages: int) -> Callable[[], None]:
-        return lambda: None
-
-    def _holds_locks(self) -> bool:
-        return False
-
-    def _roots_in_use(self) -> NDArray[np.int64]:
-        return np.empty(0, np.int64)
-
-    def _held_pages(self) -> NDArray[np.int32]:
-        return self.pages
-
-    def __len__(self) -> int:
-        return self.pages.size
+    def _arrays(self) -> TableArrays:
+        return tables_on_cpu(self.tables)
 
 
 class CudaSequenceState(PagedKVCache):
@@ -119,30 +91,28 @@ class CudaSequenceState(PagedKVCache):
         self.pool._run(tables_rename_cpu, self.tables._slab, names)
 
     def _roots_in_use(self) -> NDArray[np.int64]:
-        namespaces: NDArray[np.int64] = self._tables_on_cpu().columns[NAMESPACE]
+        namespaces: NDArray[np.int64] = tables_on_cpu(self.tables).columns[NAMESPACE]
         return -2 - namespaces
 
     def _held_pages(self) -> NDArray[np.int32]:
-        pages = self._tables_on_cpu().pages
+        pages = tables_on_cpu(self.tables).pages
         held: NDArray[np.int32] = pages[pages >= 0]
         return held
 
     # The complete state.
 
-    def _tables_on_cpu(self) -> Any:
-        """Return the named arrays of a copy of the block table. Waits for the GPU."""
-        return table_arrays(self.pool._gpu.download(self.tables._slab))
+    def _copy_on_cpu(self) -> PagedKVCache:
+        """Wait, raise the first failure, or return a cache of the CPU in the same state.
 
-    def _copy_on_cpu(self) -> tuple[PagedKVCache, list[PageHolder]]:
-        """Return a cache of the CPU in the same state, on a copy of the pool. Waits for the GPU.
-
-        And who stands there for the other holders of the pool: they live as long as the caller
-        keeps them.
+        Its pool has the other holders of this one's.
         """
-        pool: PagePool = self.pool._copy_on_cpu()
-        prefix: Any = self.prefix_cache
+        old: Any = self.prefix_cache
+        prefix = None if old is None else old._copy_on_cpu()
+        pool: PagePool = self.pool._copy_on_cpu() if prefix is None else prefix.pool
+        mine = (self, old)
+        pool._holders = weakref.WeakSet(each for each in self.pool._holders if each not in mine)
         if prefix is not None:
-            prefix = prefix._copy_on_cpu(pool)
+            pool._holders.add(prefix)
         cache = PagedKVCache(
             pool,
             self.tables.max_sequences,
@@ -153,16 +123,10 @@ class CudaSequenceState(PagedKVCache):
             window_tokens=self.window_tokens,
             prefix_cache=prefix,
         )
-        arrays = self._tables_on_cpu()
+        arrays = tables_on_cpu(self.tables)
         cache.tables._slab, cache.tables.arrays = arrays.slab, arrays
         cache._ids.rows, cache._ids.by_row = dict(self._ids.rows), list(self._ids.by_row)
-        others: list[PageHolder] = [
-            Elsewhere(each._held_pages(), cache.lock, next(ranks))
-            for each in self.pool._holders
-            if each is not self and each is not self.prefix_cache
-        ]
-        pool._holders.update(others)
-        return cache, others
+        return cache
 
     def check(self, held: Any = None) -> None:
         """Raise the first failure, or verify the complete state: see `PagedKVCache.check`.
@@ -170,7 +134,7 @@ class CudaSequenceState(PagedKVCache):
         Waits for the GPU and copies the state. `held` may lie on either side.
         """
         with self.pool._everyone():
-            cache, _others = self._copy_on_cpu()
+            cache = self._copy_on_cpu()
         if hasattr(held, "__cuda_array_interface__"):
             held = self.pool._gpu.download(self.pool._gpu.adopt("held", held))
         cache.check(held)
