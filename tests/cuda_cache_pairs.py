@@ -7,8 +7,19 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pytest
 
-from jitalloc import NULL, Appended, Moves, PagedKVCache, PagePool, PrefixCache, errors
+from jitalloc import (
+    NULL,
+    Appended,
+    Moves,
+    PagedKVCache,
+    PagePool,
+    PrefixCache,
+    _cuda,
+    _cuda_device,
+    errors,
+)
 from jitalloc._cuda_loops import scratch_words
 from jitalloc.cuda import CudaPagedKVCache
 from jitalloc.state import table_arrays
@@ -19,6 +30,12 @@ from tests.pairs import PoolPair, plain
 
 INT32, INT64 = np.dtype(np.int32), np.dtype(np.int64)
 SLACK = 3  # elements by which a buffer is longer than it has to be
+
+
+def use_threads(monkeypatch: pytest.MonkeyPatch, threads: int) -> None:
+    """Let blocks have so many threads; so many warps on a real GPU, which has whole ones only."""
+    number = threads if _cuda.SIMULATED else min(32 * threads, 512)
+    monkeypatch.setattr(_cuda_device.device(), "threads", number)
 
 
 class HostCache:

@@ -18,11 +18,10 @@ import pytest
 from jitalloc import (
     InvalidArgument,
     OutOfPages,
-    _cuda_device,
 )
 from jitalloc.state import INT32, LENGTH
 from tests import cache_steps
-from tests.cuda_cache_pairs import Both, CudaCachePair
+from tests.cuda_cache_pairs import Both, CudaCachePair, use_threads
 from tests.cuda_cache_steps import CUDA_CACHE_STEPS
 from tests.gpu import ON_DEVICE
 from tests.test_twins import CACHES, describe
@@ -44,7 +43,7 @@ def threads_take_turns() -> Iterator[None]:
 def test_kernel_does_what_the_model_does(
     name: str, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_cuda_device.device(), "threads", 4)
+    use_threads(monkeypatch, 4)
     random, pair = Random(f"{name} {describe(options)}"), CudaCachePair(**options)
     for _ in range(ROUNDS):
         CUDA_CACHE_STEPS[name](pair, random)
@@ -116,7 +115,7 @@ POOLS = [
 @pytest.mark.parametrize("threads", [4, 8, 32])
 @pytest.mark.parametrize("pool", POOLS, ids=describe)
 def test_random_calls(pool: dict[str, Any], threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_cuda_device.device(), "threads", threads)
+    use_threads(monkeypatch, threads)
     both, random = Both(pool, 9, 12), Random(f"{describe(pool)} {threads}")
     done = Counter(random_call(both, random, False)[0] for _ in range(150 if threads < 32 else 60))
     assert done["returned"] > sum(done.values()) / 3
@@ -133,7 +132,7 @@ def test_random_calls_behind_a_prefix_cache(pool: dict[str, Any]) -> None:
 
 
 def test_a_thousand_steps_of_decoding(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_cuda_device.device(), "threads", 3)
+    use_threads(monkeypatch, 3)
     both, random = Both({"num_pages": 40, "page_size": 4}, 6, 20), Random(3)
     for step in range(1000):
         if step % 7 == 0 and len(both.cpu) < 6:
@@ -150,7 +149,7 @@ def test_sharers_of_a_last_page_copy_it_in_turn(
     n: int, threads: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Beams of several sequences, some of which stay out of the batch, in any order."""
-    monkeypatch.setattr(_cuda_device.device(), "threads", threads)
+    use_threads(monkeypatch, threads)
     for order in ("sorted", "fifo", "lifo"):
         both, random = Both({"num_pages": 90, "page_size": 4, "order": order}, 30, 20), Random(n)
         for group in range(3):
@@ -227,7 +226,7 @@ FAULTS: dict[str, tuple[str, tuple[Any, ...], dict[str, Any]]] = {
 def test_what_fails_is_told_as_on_the_cpu_and_changes_nothing(
     name: str, prefix: dict[str, Any] | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_cuda_device.device(), "threads", 3)
+    use_threads(monkeypatch, 3)
     if name == "nothing to commit to" and prefix is not None:
         pytest.skip("there is a prefix cache")
     both = Both({"num_pages": 10, "page_size": 4}, 4, 8, prefix)

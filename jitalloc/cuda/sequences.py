@@ -38,14 +38,15 @@ class CudaPagedKVCache(CudaSequenceState, device="cuda"):
       unless their docstrings say so. One that fails changes nothing and fills its results with
       NULL; the next call that waits raises it (`CudaPagePool` says more).
     - All other calls take sequence ids or return what Python has to see: they wait for the GPU,
-      raise an earlier failure before they begin, and their own at once. `pin`, `unpin`,
-      `set_priority` and `rows` do not wait.
+      raise an earlier failure before they begin, and their own at once. `pin`, `unpin` and
+      `set_priority` do not wait.
     - A batch call behind a prefix cache, and every call that waits, is run by one thread: what
       enters the cache or gives way has no order but that of the loop of the CPU. Without a prefix
       cache `append_batch`, `fork_batch` and `reorder` are run by a block.
     - Given fixed shapes and caller buffers, every call that does not wait can be captured in a CUDA
-      graph. `restore`, and `resize` of the pool, make arrays anew: graphs captured before are
-      stale.
+      graph, once it has been made outside of one: the first call with an `n`, and the first
+      `reorder`, make arrays that stay. `restore`, and `resize` of the pool, make the state anew:
+      graphs captured before are stale.
     """
 
     def _launch(self, kernel: CudaKernel, serial: bool, *arguments: Any) -> None:
@@ -57,7 +58,10 @@ class CudaPagedKVCache(CudaSequenceState, device="cuda"):
         gpu.launch(kernel, 1, threads, *self._bound[2], *map(gpu.wrap, arguments))
 
     def rows(self, seq_ids: Iterable[Hashable]) -> Any:
-        """Return the rows of sequences as `int32[B]` on the GPU: see `PagedKVCache.rows`."""
+        """Return the rows of sequences as `int32[B]` on the GPU: see `PagedKVCache.rows`.
+
+        They are copied there: keep them as long as the batch stays the same.
+        """
         return self.pool._gpu.upload(super().rows(seq_ids))
 
     def sequence(self, seq_id: Hashable) -> SequenceInfo:
