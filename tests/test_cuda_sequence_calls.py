@@ -18,6 +18,7 @@ from jitalloc import (
     NULL,
     CorruptState,
     InvalidArgument,
+    OutOfPages,
     PagedKVCache,
     PagePool,
     SequenceTooLong,
@@ -130,6 +131,9 @@ def test_a_buffer_too_short_is_an_error() -> None:
         cache.append_batch(rows, up([30, 30]), out=up([7, 7, 7]))  # SequenceTooLong goes first
         cache.append_batch(rows, 2, out=up([7, 7, 7]))
         with pytest.raises(SequenceTooLong):
+            cache.check()
+        cache.append_batch(rows, up([26, 29]), out=up([7, 7, 7]))  # so does more than all pages
+        with pytest.raises(OutOfPages):
             cache.check()
         assert cache.stats().tokens == 9
 

@@ -247,14 +247,18 @@ def test_what_fails_is_told_as_on_the_cpu_and_changes_nothing(
 
 
 def test_a_page_never_gets_more_owners_than_int32_holds() -> None:
-    both = Both({"num_pages": 10, "page_size": 4}, 4, 8)
-    for seq_id, tokens in (("a", 6), ("b", 0), ("c", 2)):
+    both = Both({"num_pages": 10, "page_size": 4}, 5, 8)
+    for seq_id, tokens in (("a", 6), ("b", 0), ("c", 0), ("d", 2)):
         both.must("allocate", seq_id, tokens)
-    both.device.pool.arrays.refcount[1] = both.cpu_pool.arrays.refcount[1] = 2**31 - 2
-    for call in (("fork_batch", [2, 0, 0], [1]), ("reorder", [2, 1], [2, 0])):
-        src = call[1][:1] if call[0] == "fork_batch" else call[1]
-        both.do(call[0], src, call[2])
-    both.device.pool.arrays.refcount[1] = both.cpu_pool.arrays.refcount[1] = 2**31 - 1
-    for name, first, second in (("fork_batch", [0], [1]), ("reorder", [2], [0])):
-        assert both.do(name, first, second)[0] is InvalidArgument
+
+    def own(count: int) -> None:
+        both.device.pool.arrays.refcount[1] = both.cpu_pool.arrays.refcount[1] = count
+
+    own(2**31 - 2)  # each call must leave room for as many owners as its batch has rows
+    assert both.do("fork_batch", [3, 0], [1, 2])[0] is InvalidArgument
+    assert both.do("reorder", [3, 1], [3, 0])[0] is InvalidArgument
+    both.must("fork_batch", [0], [1])
+    assert both.cpu_pool.arrays.refcount[1] == 2**31 - 1
+    assert both.do("fork_batch", [0], [2])[0] is InvalidArgument
+    assert both.do("reorder", [3], [0])[0] is InvalidArgument
     assert both.do("fork", "a", "x")[0] is InvalidArgument
