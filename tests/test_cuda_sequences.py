@@ -262,3 +262,11 @@ def test_a_page_never_gets_more_owners_than_int32_holds() -> None:
     assert both.do("fork_batch", [0], [2])[0] is InvalidArgument
     assert both.do("reorder", [3], [0])[0] is InvalidArgument
     assert both.do("fork", "a", "x")[0] is InvalidArgument
+
+
+def test_more_new_tokens_than_int32_holds() -> None:
+    both = Both({"num_pages": 10, "page_size": 2**30}, 4, 4)
+    for seq_id in range(3):
+        both.must("allocate", seq_id, 0)
+    got = both.do("append_batch", [0, 1, 2], [2**30] * 3)
+    assert (got[0], got[2]["argument"], got[2]["position"]) == (InvalidArgument, "n", 1)
