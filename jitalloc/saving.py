@@ -163,7 +163,7 @@ class SequenceSaving(SequenceRows):
             self.tables._install(snapshot.tables.copy())
             if self.prefix_cache is not None and snapshot.prefix is not None:
                 self.prefix_cache._take_over(snapshot.prefix)
-                sharing_relock_cpu.run(self.tables._slab, self._prefix)
+                self._relock()
 
         def work() -> None:
             self.pool._take_over(snapshot.pool, rest)
@@ -175,6 +175,10 @@ class SequenceSaving(SequenceRows):
             if self.prefix_cache is not None and snapshot.prefix is not None:
                 self.prefix_cache._fits(snapshot.prefix, snapshot.pool.num_pages)
             uninterrupted(work)
+
+    def _relock(self) -> None:
+        """Let the sequences lock their cached pages again, whose locks have been taken away."""
+        sharing_relock_cpu.run(self.tables._slab, self._prefix)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the complete state, pool and prefix cache included, to one `.npz` file.
@@ -246,7 +250,7 @@ class SequenceSaving(SequenceRows):
             cache.tables._install(np.ascontiguousarray(slab))
             if prefix is not None:
                 cache._check_paths(prefix)
-                sharing_relock_cpu.run(cache.tables._slab, cache._prefix)
+                cache._relock()
             cache._ids.by_row = ids
             cache._ids.reconcile()
             cache.check()

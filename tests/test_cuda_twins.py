@@ -17,7 +17,7 @@ import pytest
 from jitalloc import _cuda, _cuda_device
 from tests import twin_steps
 from tests.cuda_pairs import CudaPair
-from tests.cuda_steps import CUDA_STEPS, LARGE_ONLY
+from tests.cuda_pool_steps import CUDA_STEPS, LARGE_ONLY
 from tests.test_twins import POOLS, describe
 
 simulated = pytest.mark.skipif(not _cuda.SIMULATED, reason="NUMBA_ENABLE_CUDASIM is not set")

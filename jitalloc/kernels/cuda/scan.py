@@ -109,6 +109,22 @@ def block_rank(shared, condition):
 
 
 @device_helper
+def own_part(n):
+    """Return `(begin, end)` of the share of `n` elements that this thread takes, in their order."""
+    share = (n + gpu.blockDim.x - 1) // gpu.blockDim.x
+    begin = min(np.int64(share * gpu.threadIdx.x), np.int64(n))
+    return begin, min(begin + share, np.int64(n))
+
+
+@device_helper
+def warp_place():
+    """Return `(warp, warps, lane, lanes)` of this thread in its block."""
+    lanes = min(np.int64(32), np.int64(gpu.blockDim.x))
+    me = np.int64(gpu.threadIdx.x)
+    return me // lanes, gpu.blockDim.x // lanes, me % lanes, lanes
+
+
+@device_helper
 def any_thread(condition):
     """Return whether the condition holds for a thread of the block."""
     return gpu.syncthreads_or(np.int32(1) if condition else np.int32(0)) != 0
