@@ -12,7 +12,6 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from jitalloc.errors import CorruptState, InvalidArgument, SnapshotError, corrupt_error
-from jitalloc.interrupts import uninterrupted
 from jitalloc.kernels.sharing import sharing_check_cpu, sharing_relock_cpu
 from jitalloc.kernels.tables import tables_check_cpu
 from jitalloc.pool import PagePool
@@ -174,7 +173,7 @@ class SequenceSaving(SequenceRows):
             self.pool._fits(snapshot.pool)
             if self.prefix_cache is not None and snapshot.prefix is not None:
                 self.prefix_cache._fits(snapshot.prefix, snapshot.pool.num_pages)
-            uninterrupted(work)
+            self.pool._uninterrupted(work)
 
     def _relock(self) -> None:
         """Let the sequences lock their cached pages again, whose locks have been taken away."""

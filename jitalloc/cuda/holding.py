@@ -15,7 +15,6 @@ from jitalloc.cuda.tables import CudaBlockTables
 from jitalloc.ids import SequenceIds
 from jitalloc.kernels.eviction import eviction_select_cpu
 from jitalloc.kernels.sharing import sharing_relock_cpu
-from jitalloc.kernels.tables import tables_rename_cpu
 from jitalloc.moves import Moves
 from jitalloc.pool import PagePool
 from jitalloc.prefix import PrefixCache
@@ -86,9 +85,8 @@ class CudaSequenceState(PagedKVCache):
     def _rename_pages(self, moves: Moves) -> None:
         gpu = self.pool._gpu
         names = np.arange(self.pool.num_pages, dtype=np.int32)
-        src, dst = gpu.download(moves.src), gpu.download(moves.dst)
-        names[src[src >= 0]] = dst[dst >= 0]
-        self.pool._run(tables_rename_cpu, self.tables._slab, names)
+        names[gpu.download(moves.src)] = gpu.download(moves.dst)
+        self.tables._rename(gpu.upload(names))
 
     def _roots_in_use(self) -> NDArray[np.int64]:
         namespaces: NDArray[np.int64] = tables_on_cpu(self.tables).columns[NAMESPACE]
