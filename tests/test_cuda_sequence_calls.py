@@ -21,13 +21,14 @@ from jitalloc import (
     OutOfPages,
     PagedKVCache,
     PagePool,
+    PrefixCache,
     SequenceTooLong,
     WrongDevice,
     _cuda,
     _cuda_device,
 )
 from jitalloc.cuda import CudaPagedKVCache
-from tests.cuda_cache_pairs import Both, PrefixStandIn
+from tests.cuda_cache_pairs import Both
 from tests.gpu import ON_DEVICE
 from tests.test_cuda_waits import RecordingDevice
 
@@ -119,7 +120,7 @@ def test_without_a_buffer_results_have_their_size() -> None:
 
 
 def test_a_buffer_too_short_is_an_error() -> None:
-    prefixes: tuple[Callable[[Any], Any], ...] = (lambda pool: None, PrefixStandIn)
+    prefixes: tuple[Callable[[Any], Any], ...] = (lambda pool: None, PrefixCache)
     for prefix in prefixes:
         cache = small(prefix)
         rows = cache.rows(["a", "b"])
@@ -287,7 +288,7 @@ def test_a_batch_call_is_one_launch_and_waits_for_nothing(
     gpu = RecordingDevice()
     monkeypatch.setattr("jitalloc.cuda.slab.device", lambda: gpu)
     pool: Any = PagePool(12, 4, device="cuda")
-    with_prefix = PrefixStandIn(pool) if prefix else None
+    with_prefix = PrefixCache(pool) if prefix else None
     cache: Any = PagedKVCache(pool, 8, 8, prefix_cache=with_prefix)
     for seq_id, tokens in (("a", 5), ("b", 6), ("x", 9), ("c", 0), ("d", 0)):
         cache.allocate(seq_id, tokens)

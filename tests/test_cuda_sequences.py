@@ -50,6 +50,18 @@ def test_kernel_does_what_the_model_does(
         random.choice(cache_steps.BACKGROUND)(pair, random)
 
 
+@pytest.mark.parametrize("options", CACHES, ids=describe)
+@pytest.mark.parametrize("step", [cache_steps.layouts, cache_steps.defragment])
+def test_layouts_and_moves(
+    step: cache_steps.Step, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use_threads(monkeypatch, 4)
+    random, pair = Random(describe(options)), CudaCachePair(**options)
+    for _ in range(6):
+        random.choice(cache_steps.BACKGROUND)(pair, random)
+        step(pair, random)
+
+
 # Word for word against the CPU.
 
 

@@ -23,7 +23,6 @@ from jitalloc.moves import Moves
 from jitalloc.sequences import Appended
 from jitalloc.state import INT32, INT32_MAX, INT64, NULL
 from jitalloc.stats import SequenceInfo
-from jitalloc.tables import PageTableCSR
 
 
 class CudaPagedKVCache(CudaSequenceState, device="cuda"):
@@ -198,20 +197,3 @@ class CudaPagedKVCache(CudaSequenceState, device="cuda"):
                 self._scratch = self.pool._gpu.empty(words, INT64)
             arrays = (self._prefix, rows, parents, self._scratch)
             self._launch(sequences_reorder_cuda, False, *arrays)
-
-    def block_tables(self, rows: Any, **options: Any) -> Any:
-        """Return padded page ids: see `CudaBlockTables.block_tables`."""
-        return self.tables.block_tables(rows, **options)
-
-    def slot_mapping(self, rows: Any, positions: Any, **options: Any) -> Any:
-        """Return the slots of tokens: see `CudaBlockTables.slot_mapping`."""
-        return self.tables.slot_mapping(rows, positions, **options)
-
-    def page_table_csr(self, rows: Any, **options: Any) -> PageTableCSR:
-        """Return page ids in compressed sparse rows: see `CudaBlockTables.page_table_csr`."""
-        csr: PageTableCSR = self.tables.page_table_csr(rows, **options)
-        return csr
-
-    def seq_lens(self, rows: Any, **options: Any) -> Any:
-        """Return the tokens of each sequence: see `CudaBlockTables.seq_lens`."""
-        return self.tables.seq_lens(rows, **options)
