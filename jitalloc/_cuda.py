@@ -107,9 +107,13 @@ class CudaKernel:
             before = dispatcher.get_current_device
             dispatcher.get_current_device = lambda: _Capability(capability)
             try:
-                # Limits its registers, whatever assembles it: no launch fails for want of them.
+                # Limits the registers of wide kernels, whatever assembles them: no launch fails for
+                # want of them. With blocks of 512, ptxas would spill to fit three at a time.
                 text, _type = compiler.compile_ptx(
-                    self.function, arguments, cc=capability, launch_bounds=self.most_threads
+                    self.function,
+                    arguments,
+                    cc=capability,
+                    launch_bounds=self.most_threads if self.wide else None,
                 )
             finally:
                 dispatcher.get_current_device = before
