@@ -24,6 +24,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 SIMULATED: Final = bool(numba.config.ENABLE_CUDASIM)
 MOST_THREADS: Final = 1024  # of a block
 WORDS_AN_ARRAY: Final = 7  # of a kernel's parameters; see `CupyDevice.wrap`
+MOST_WORDS: Final = 8 * WORDS_AN_ARRAY  # a kernel has at most eight arguments
 
 _kernels: dict[str, CudaKernel] = {}
 _helpers: list[Callable[..., Any]] = []
@@ -75,15 +76,19 @@ class CudaKernel:
     signature : str
     serial : bool
         It is run by one thread.
+    words : int
+        How many words of 8 bytes its parameters are.
     """
 
-    __slots__ = ("function", "name", "serial", "signature")
+    __slots__ = ("function", "name", "serial", "signature", "words")
 
     def __init__(self, function: Callable[..., Any], signature: str, serial: bool) -> None:
         self.name = function.__name__
         self.function = function
         self.signature = signature
         self.serial = serial
+        arrays = signature.count("[")
+        self.words = signature.count(",") + 1 - arrays + arrays * WORDS_AN_ARRAY
 
     def ptx(self, capability: tuple[int, int]) -> str:
         """Return the kernel in PTX for GPUs of a compute capability; no GPU is needed."""
@@ -132,9 +137,14 @@ def cuda_kernels() -> dict[str, CudaKernel]:
     return dict(_kernels)
 
 
-@cache
 def load_compiler() -> Any:
     """Import `numba.cuda`, show it the helpers, and return it."""
+    with _loading:
+        return _compiler()
+
+
+@cache
+def _compiler() -> Any:
     from numba import cuda
 
     if not SIMULATED:

@@ -26,7 +26,7 @@ import numpy as np
 from numba import njit, types
 from numba.extending import intrinsic
 
-from jitalloc.errors import STATUS_BITS
+from jitalloc.errors import STATUS_BITS, WrongDevice
 from jitalloc.state import LOCK
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -180,22 +180,42 @@ def kernels() -> dict[str, Kernel]:
     return dict(_kernels)
 
 
-def warmup() -> int:
-    """Compile every kernel now, or load it from the disk cache.
+def _compile_kernels() -> int:
+    for each in _kernels.values():
+        each.compile()
+    return len(_kernels)
+
+
+warmers: Final[dict[str, Callable[[], int]]] = {"cpu": _compile_kernels}  # by device
+
+
+def warmup(device: str = "cpu") -> int:
+    """Compile every kernel of a device now, or load it from the disk cache.
+
+    Parameters
+    ----------
+    device : {"cpu", "cuda"}
+        `"cuda"`: the kernels for CuPy's current GPU, which are loaded there as well.
 
     Returns
     -------
     int
         How many kernels there are.
 
+    Raises
+    ------
+    WrongDevice
+        The device is none of these, or there is no GPU that can be used.
+
     Notes
     -----
     Without it each kernel compiles at its first call, which takes up to two seconds the first
-    time on a machine and a few milliseconds from the disk cache.
+    time on a machine and a few milliseconds from the disk cache. On the GPU it is up to twelve
+    seconds; and a first call should not fall into the capture of a CUDA graph.
     """
-    for each in _kernels.values():
-        each.compile()
-    return len(_kernels)
+    if not isinstance(device, str) or device not in warmers:
+        raise WrongDevice("device", device, "must be 'cpu' or 'cuda'")
+    return warmers[device]()
 
 
 if JIT_DISABLED:

@@ -37,6 +37,7 @@ ORDER = [
     ["_jit"],
     ["_cuda_loops"],
     ["_cuda"],
+    ["_cuda_images"],
     ["_cuda_device"],
     ["kernels"],
     ["arguments"],
@@ -90,7 +91,7 @@ KERNEL_ORDER += ["insertion", "prefix", "reclaim", "invariants", "list_invariant
 KERNEL_ORDER += ["tables", "row_locks", "sharing", "rows", "sequences", "eviction"]
 KERNEL_ORDER += ["slots", "slot_table", "slot_tree", "slot_entries", "slot_prefix"]
 # What imports numba.cuda and cupy, and only when asked for a device.
-CUDA_DOOR = ("_cuda_loops", "_cuda", "_cuda_device")
+CUDA_DOOR = ("_cuda_loops", "_cuda", "_cuda_images", "_cuda_device")
 # Where the steps stand that run CUDA kernels in the simulator: CUDA_STEPS, and WITHOUT_TWIN.
 CUDA_REGISTRIES = [importlib.import_module(f"tests.{name}") for name in ("cuda_steps",)]
 # Files of kernels/cuda/ that hold no twins.

@@ -50,8 +50,9 @@ class CudaSlab:
     def _start(self, kernel: CudaKernel, elements: int, *arguments: Any) -> None:
         """Launch `kernel` with a thread for each `ITEMS` of `elements`; 0: in one block."""
         gpu = self._gpu
-        blocks = min(-(-elements // (ITEMS * gpu.threads)) or 1, MOST_BLOCKS)
-        gpu.launch(kernel, blocks, gpu.threads, *self._state, *self._wrapped(arguments))
+        threads = gpu.threads
+        blocks = min(-(-elements // (ITEMS * threads)), MOST_BLOCKS) if elements else 1
+        gpu.launch(kernel, blocks, threads, *self._state, *self._wrapped(arguments))
 
     def _wrapped(self, arguments: tuple[Any, ...]) -> list[Any]:
         wrap = self._gpu.wrap
