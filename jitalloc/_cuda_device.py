@@ -15,7 +15,6 @@ from typing import Any, Final, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from jitalloc import _jit
 from jitalloc._cuda import (
     MOST_WORDS,
     SIMULATED,
@@ -25,6 +24,7 @@ from jitalloc._cuda import (
     load_compiler,
 )
 from jitalloc._cuda_images import Image, compiler_versions, kernel_image
+from jitalloc._jit import warmers
 from jitalloc.errors import WrongDevice
 
 WORD: Final = struct.Struct("q")
@@ -327,4 +327,4 @@ def load_kernels() -> int:
     return len(kernels)
 
 
-_jit.warmers["cuda"] = load_kernels
+warmers["cuda"] = load_kernels

@@ -15,8 +15,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from jitalloc import _jit
 from jitalloc._cuda import CudaKernel, entry_name
+from jitalloc._jit import CACHE_ENABLED, CACHE_FOLDER
 
 DIGEST_BYTES: Final = 32
 
@@ -42,10 +42,10 @@ def kernel_image(kernel: CudaKernel, capability: tuple[int, int], anew: bool = F
     `anew`: what stands there is replaced. A file that is damaged always is.
     """
     file = image_folder(capability) / f"{kernel.name}.image"
-    found = None if anew or not _jit.CACHE_ENABLED else _read(file)
+    found = None if anew or not CACHE_ENABLED else _read(file)
     if found is None:
         found = _compile(kernel, capability)
-        if _jit.CACHE_ENABLED:
+        if CACHE_ENABLED:
             _write(file, found)
     return found
 
@@ -53,7 +53,7 @@ def kernel_image(kernel: CudaKernel, capability: tuple[int, int], anew: bool = F
 def image_folder(capability: tuple[int, int]) -> Path:
     """Return where images for a compute capability lie: by compiler, GPU and source."""
     name = "cuda-{}-{}-sm_{}{}-{}".format(*compiler_versions(), *capability, _source_digest())
-    return Path(_jit.CACHE_FOLDER) / name
+    return Path(CACHE_FOLDER) / name
 
 
 @cache

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 
-from jitalloc import _cuda_device, _cuda_images, _jit
+from jitalloc import _cuda_device, _cuda_images
 from jitalloc._cuda import CudaKernel, cuda_kernels
 
 
@@ -233,8 +233,8 @@ def compile_to_text(monkeypatch: pytest.MonkeyPatch, folder: Path) -> list[str]:
         code = f"code of {kernel.name}\0".encode()
         return _cuda_images.Image(f"entry of {kernel.name}", code)
 
-    monkeypatch.setattr(_jit, "CACHE_ENABLED", True)
-    monkeypatch.setattr(_jit, "CACHE_FOLDER", str(folder))
+    monkeypatch.setattr(_cuda_images, "CACHE_ENABLED", True)
+    monkeypatch.setattr(_cuda_images, "CACHE_FOLDER", str(folder))
     monkeypatch.setattr(_cuda_images, "_compile", compiled)
     for module in (_cuda_images, _cuda_device):
         monkeypatch.setattr(module, "compiler_versions", lambda: ("1.2", "12.9"))

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 import jitalloc
-from jitalloc import InvalidArgument, PagePool, WrongDevice, _cuda, _cuda_device, _cuda_images, _jit
+from jitalloc import InvalidArgument, PagePool, WrongDevice, _cuda, _cuda_device, _cuda_images
 from jitalloc.kernels.owners import owners_free_cpu
 from jitalloc.kernels.pool import pool_alloc_cpu
 from jitalloc.kernels.tokens import tokens_decode_cpu
@@ -271,7 +271,7 @@ def test_images_are_for_the_gpu_that_they_are_loaded_on(two: Cupy) -> None:
     for two.current in (0, 1):
         pool: Any = PagePool(8, 4, device="cuda")
         pool.merge()
-    folders = sorted(path.name for path in Path(_jit.CACHE_FOLDER).iterdir())
+    folders = sorted(path.name for path in Path(_cuda_images.CACHE_FOLDER).iterdir())
     assert ["-sm_120-" in folders[0], "-sm_90-" in folders[1]] == [True, True]
 
 

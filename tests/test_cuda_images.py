@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from jitalloc import PagePool, _cuda, _cuda_images, _jit
+from jitalloc import PagePool, _cuda, _cuda_images
 from tests.cupy_stand_in import Cupy, compile_to_text, install
 
 pytestmark = pytest.mark.skipif(_cuda.SIMULATED, reason="the simulator takes the place of CuPy")
@@ -34,7 +34,7 @@ def merge_anew(monkeypatch: pytest.MonkeyPatch) -> Cupy:
 
 
 def the_file() -> Path:
-    (file,) = Path(_jit.CACHE_FOLDER).rglob("pool_merge_cuda*")
+    (file,) = Path(_cuda_images.CACHE_FOLDER).rglob("pool_merge_cuda*")
     return file
 
 
@@ -83,13 +83,13 @@ def test_an_image_that_the_driver_refuses_is_made_anew(
 def test_without_the_folder_each_process_compiles(
     monkeypatch: pytest.MonkeyPatch, compiled: list[str], tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(_jit, "CACHE_ENABLED", False)
+    monkeypatch.setattr(_cuda_images, "CACHE_ENABLED", False)
     for _ in range(2):
         merge_anew(monkeypatch)
-    assert (len(compiled), Path(_jit.CACHE_FOLDER).exists()) == (2, False)
-    monkeypatch.setattr(_jit, "CACHE_ENABLED", True)
+    assert (len(compiled), Path(_cuda_images.CACHE_FOLDER).exists()) == (2, False)
+    monkeypatch.setattr(_cuda_images, "CACHE_ENABLED", True)
     (tmp_path / "file").touch()
-    monkeypatch.setattr(_jit, "CACHE_FOLDER", str(tmp_path / "file" / "below"))
+    monkeypatch.setattr(_cuda_images, "CACHE_FOLDER", str(tmp_path / "file" / "below"))
     merge_anew(monkeypatch)  # nowhere to write
 
 
@@ -101,15 +101,15 @@ def test_images_are_told_apart_by_all_that_makes_them(monkeypatch: pytest.Monkey
     folders.add(_cuda_images.image_folder((9, 0)))
     monkeypatch.setattr(_cuda_images, "_source_digest", lambda: "other")
     folders.add(_cuda_images.image_folder((9, 0)))
-    monkeypatch.setattr(_jit, "CACHE_FOLDER", "/elsewhere")
+    monkeypatch.setattr(_cuda_images, "CACHE_FOLDER", "/elsewhere")
     folders.add(_cuda_images.image_folder((9, 0)))
     assert len(folders) == 6
 
 
 PROCESS = """
 import sys, time
-from jitalloc import _cuda, _cuda_images, _jit
-_jit.CACHE_ENABLED, _jit.CACHE_FOLDER = True, sys.argv[1]
+from jitalloc import _cuda, _cuda_images
+_cuda_images.CACHE_ENABLED, _cuda_images.CACHE_FOLDER = True, sys.argv[1]
 _cuda_images.compiler_versions = lambda: ("1.2", "12.9")
 code = bytes(range(256)) * 4_000
 def compile(kernel, capability):
