@@ -10,15 +10,17 @@ import importlib
 import sys
 import threading
 import time
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
 import jitalloc
-from jitalloc import InvalidArgument, PagePool, WrongDevice, _cuda, _cuda_device, _cuda_images
+from jitalloc import InvalidArgument, PagePool, WrongDevice, _cuda, _cuda_device, _cuda_images, cli
 from jitalloc.kernels.owners import owners_free_cpu
 from jitalloc.kernels.pool import pool_alloc_cpu
 from jitalloc.kernels.tokens import tokens_decode_cpu
@@ -334,6 +336,15 @@ def test_warmup_compiles_and_loads_all(cupy: Cupy, compiled: list[str]) -> None:
         jitalloc.warmup("tpu")
     with pytest.raises(WrongDevice, match="'cpu' or 'cuda'"):
         jitalloc.warmup(0)  # type: ignore[arg-type]
+
+
+def test_warmup_of_the_command_line(cupy: Cupy) -> None:
+    run = partial(CliRunner().invoke, cli.main)
+    done = run(["warmup", "--device", "cuda"])
+    assert done.stdout.startswith(f"{len(_cuda.cuda_kernels())} kernels ready")
+    cupy.gpus = 0
+    done = run(["warmup", "--device", "cuda"])
+    assert (done.exit_code, "no GPU can be used" in done.stderr) == (1, True)
 
 
 # The real CuPy.
