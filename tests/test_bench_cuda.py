@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import inspect
 import itertools
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from time import perf_counter
 from typing import Any
 
@@ -51,15 +52,18 @@ class SlowGpu(gpu.Gpu):
 
 
 @pytest.fixture
-def slow(monkeypatch: pytest.MonkeyPatch) -> SlowGpu:
-    made = SlowGpu()
+def slow(monkeypatch: pytest.MonkeyPatch) -> Iterator[SlowGpu]:
+    """A GPU of one thread, which takes turns with the simulator's own often."""
+    made, before = SlowGpu(), sys.getswitchinterval()
+    sys.setswitchinterval(2e-5)
     monkeypatch.setattr(gpu, "find_gpu", lambda: made)
     for name, small in {"REPEAT": 1, "WARM": 1, "LOADED": 2}.items():
         monkeypatch.setattr(gpu, name, small)
     for name, small in {"PAGES": 40, "PROMPTS": 4, "TOKENS": 20, "POOL": 900, "STEPS": 3}.items():
         monkeypatch.setattr(bench_cuda, name, small)
     monkeypatch.setattr(_cuda_device.device(), "threads", 1)
-    return made
+    yield made
+    sys.setswitchinterval(before)
 
 
 def classes() -> dict[str, type]:
