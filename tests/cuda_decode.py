@@ -19,12 +19,12 @@ INT32, INT64 = np.int32, np.int64
 class PoolSteps:
     """Sequences that grow by a token a step, and `moving` pages that go and come in each."""
 
-    def __init__(self, steps: int, order: str = "sorted", batch: int = 4, moving: int = 3) -> None:
+    def __init__(self, steps: int, order: str = "sorted", batch: int = 6, moving: int = 3) -> None:
         size = 4
         pages = batch * (steps // size + 2) + 2 * moving
         self.gpu: Any = PagePool(pages, size, order=order, device="cuda")
         self.cpu = PagePool(pages, size, order=order)
-        lengths = np.arange(batch, dtype=INT64) % size  # they cross into new pages in turn
+        lengths = np.arange(batch, dtype=INT64) % size  # one or two begin a page in each step
         prompts = np.zeros(batch, INT64), lengths, np.full(batch, NULL, INT64)
         self.seq, self.last = lengths.copy(), prompts[2].copy()
         slots, ends = self.cpu.alloc_extend(*prompts), np.cumsum(lengths)

@@ -54,7 +54,7 @@ def test_steps_go_on_when_the_pool_has_run_out() -> None:
         steps.agree()
     wanted = (right.value.requested, right.value.available)
     assert (caught.value.requested, caught.value.available) == wanted
-    assert steps.buffers[1].tolist() == [NULL] * 4
+    assert steps.buffers[1].tolist() == [NULL] * 6
     steps.gpu.check()
 
 
