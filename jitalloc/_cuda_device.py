@@ -9,8 +9,9 @@ import importlib
 import struct
 import threading
 from array import array
+from collections.abc import Callable
 from functools import cache
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +27,8 @@ from jitalloc._cuda import (
 from jitalloc._cuda_images import Image, compiler_versions, kernel_image
 from jitalloc._jit import warmers
 from jitalloc.errors import WrongDevice
+
+T = TypeVar("T")
 
 WORD: Final = struct.Struct("q")
 ARRAY: Final = struct.Struct(f"{WORDS_AN_ARRAY}q")
@@ -69,6 +72,9 @@ class Device(Protocol):
 
     def load(self, kernel: CudaKernel) -> Any:
         """Compile a kernel and load it, or take it from disk; a second call does nothing."""
+
+    def carried(self, work: Callable[[], T]) -> Callable[[], T]:
+        """Return `work` for another thread, there on the device and the stream of this one."""
 
 
 def _elsewhere(name: str, values: Any) -> WrongDevice:
@@ -205,6 +211,15 @@ class CupyDevice:
         self._cupy.cuda.runtime.memGetInfo()
         self._thread.bound = True
 
+    def carried(self, work: Callable[[], T]) -> Callable[[], T]:
+        place, stream = self._cupy.cuda.Device(self.number), self._current_stream(self.number)
+
+        def there() -> T:
+            with place, stream:
+                return work()
+
+        return there
+
     def load(self, kernel: CudaKernel) -> tuple[int, int, Any]:
         self._look()
         with self._loading:
@@ -266,7 +281,8 @@ class SimulatedDevice:
         raise _elsewhere(name, values)
 
     def contiguous(self, values: Any) -> Any:
-        return np.ascontiguousarray(values)
+        # NumPy's own function would return an array of the host.
+        return values if values.flags.c_contiguous else values.copy()
 
     def wrap(self, values: Any) -> Any:
         return self._fake(values.view(np.ndarray))
@@ -276,6 +292,9 @@ class SimulatedDevice:
 
     def load(self, kernel: CudaKernel) -> Any:
         pass  # nothing is compiled
+
+    def carried(self, work: Callable[[], T]) -> Callable[[], T]:
+        return work
 
 
 @cache

@@ -268,6 +268,10 @@ if JIT_DISABLED:
         column = int32_column(slab, start, size * width)  # type: ignore[no-untyped-call]
         return column.reshape(size, width)
 
+    def int64_rows(slab, start, size, width):  # type: ignore[no-untyped-def]
+        """Return `size` rows of `width` int64 of a slab from word `start` on, as a view."""
+        return slab[start : start + size * width].reshape(size, width)
+
 else:
     from llvmlite import ir
     from numba.core import cgutils  # noqa: F401  (arrayobj needs the module loaded first)
@@ -376,6 +380,12 @@ else:
     def int32_rows(typing_context, slab, start, size, width):  # type: ignore[no-untyped-def]
         """Return `size` rows of `width` int32 of a slab from word `start` on, as a view."""
         view = types.Array(types.int32, 2, "C")
+        return view(slab, types.int64, types.int64, types.int64), _borrowed
+
+    @intrinsic
+    def int64_rows(typing_context, slab, start, size, width):  # type: ignore[no-untyped-def]
+        """Return `size` rows of `width` int64 of a slab from word `start` on, as a view."""
+        view = types.Array(types.int64, 2, "C")
         return view(slab, types.int64, types.int64, types.int64), _borrowed
 
     @intrinsic

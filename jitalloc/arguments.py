@@ -90,15 +90,16 @@ def as_lengths(name: str, values: Any, size: int | None = None) -> NDArray[np.in
     return lengths
 
 
-def as_out(out: Any, dtype: np.dtype[Any], size: int) -> NDArray[Any]:
+def as_out(out: Any, dtype: np.dtype[Any], size: int | None, name: str = "out") -> NDArray[Any]:
     """Return `out` if it is a writable C-contiguous array of `dtype` and `size` elements."""
     if hasattr(out, "__cuda_array_interface__"):
-        raise WrongDevice("out", type(out).__name__, "the pool lives on the CPU")
+        raise WrongDevice(name, type(out).__name__, "the pool lives on the CPU")
     if type(out) is not np.ndarray or out.dtype != dtype or out.ndim != 1:
         shown = f"{out.dtype}{list(out.shape)}" if isinstance(out, np.ndarray) else out
-        raise InvalidArgument("out", shown, f"must be a one-dimensional array of {dtype}")
+        raise InvalidArgument(name, shown, f"must be a one-dimensional array of {dtype}")
+    size = out.size if size is None else size
     if out.size != size or not out.flags.c_contiguous or not out.flags.writeable:
         raise InvalidArgument(
-            "out", out.size, f"must be writable, contiguous and hold exactly {size} elements"
+            name, out.size, f"must be writable, contiguous and hold exactly {size} elements"
         )
     return out

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from time import perf_counter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -15,6 +15,8 @@ from jitalloc.errors import InvalidArgument, JitallocError
 
 if TYPE_CHECKING:
     from jitalloc.replay import Request
+
+Command = TypeVar("Command", bound=Callable[..., Any])
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 
@@ -86,7 +88,6 @@ def _listed(
 
 
 COUNT = click.IntRange(1, 2**31 - 1)
-PICTURE = click.Path(dir_okay=False)
 POLICIES = ("lru", "fifo", "mru", "lfu", "slru")
 TRACES = click.argument("traces", nargs=-1, metavar="[TRACE]...")
 LIMIT = click.option("--limit", type=COUNT, help="Only the first so many requests.")
@@ -101,6 +102,17 @@ JSON = click.option(
     metavar="FILE",
     help="Write the figures as JSON; - is the standard output, in place of the table.",
 )
+
+
+def _plot(what: str) -> Callable[[Command], Command]:
+    return click.option(
+        "--plot",
+        "plot_file",
+        type=click.Path(dir_okay=False),
+        callback=_output,
+        metavar="FILE",
+        help=f"Draw {what} (.png, .svg or .pdf); needs jitalloc[plot].",
+    )
 
 
 @main.command()
@@ -165,18 +177,17 @@ JSON = click.option(
     show_default=True,
     help="Also build the block tables that attention kernels read, in each step.",
 )
-@click.option("--device", type=click.Choice(["cpu"]), default="cpu", show_default=True)
+@click.option(
+    "--device",
+    type=click.Choice(["cpu", "cuda"]),
+    default="cpu",
+    show_default=True,
+    help="Where the pool lives; cuda needs a GPU and jitalloc[cuda12] or [cuda13].",
+)
 @LIMIT
 @SEED
 @JSON
-@click.option(
-    "--plot",
-    "plot_file",
-    type=PICTURE,
-    callback=_output,
-    metavar="FILE",
-    help="Draw the pool over virtual time (.png, .svg or .pdf); needs jitalloc[plot].",
-)
+@_plot("the pool over virtual time")
 def replay(
     traces: tuple[str, ...],
     seed: int | None,
@@ -281,14 +292,7 @@ def _end(interrupted: bool) -> None:
 @LIMIT
 @SEED
 @JSON
-@click.option(
-    "--plot",
-    "plot_file",
-    type=PICTURE,
-    callback=_output,
-    metavar="FILE",
-    help="Draw hit rate over size (.png, .svg or .pdf); needs jitalloc[plot].",
-)
+@_plot("hit rate over size")
 def sweep(
     traces: tuple[str, ...],
     sizes: list[int] | None,

@@ -11,10 +11,9 @@ from numpy.typing import NDArray
 
 from jitalloc.devices import OnDevice
 from jitalloc.ids import SequenceIds
-from jitalloc.kernels.tables import tables_rename_cpu
 from jitalloc.moves import Moves
 from jitalloc.pool import PagePool
-from jitalloc.state import LOCK_END, LOCKED, NAMESPACE
+from jitalloc.state import LOCKED, NAMESPACE
 from jitalloc.tables import BlockTables
 
 
@@ -37,10 +36,7 @@ class SequencePages(OnDevice):
     def _rename_pages(self, moves: Moves) -> None:
         names = np.arange(self.pool.num_pages, dtype=np.int32)
         names[moves.src] = moves.dst
-        tables_rename_cpu.run(self.tables._slab, names)
-        ends = self.tables.arrays.columns[LOCK_END]
-        locking = self.tables.arrays.columns[LOCKED] > 0
-        ends[locking] = names[ends[locking]]
+        self.tables._rename(names)
 
     def _resize_pages(self, num_pages: int) -> Callable[[], None]:
         return lambda: None  # block tables do not depend on the size of the pool

@@ -164,7 +164,7 @@ class PrefixCache(PrefixLocks):
         pages = np.empty(room, INT32)
         batch = PrefixBatch(self, self._epoch, roots.size)
         try:
-            status = self._run(prefix_match_batch_cpu, roots, flat, bounds, batch._records, pages)
+            status = self._run(prefix_match_batch_cpu, roots, flat, bounds, batch._record, pages)
             if status < 0:
                 raise argument_error(status, "tokens", flat)
             batch._fill(pages[:status], self.page_size)
@@ -233,7 +233,7 @@ class PrefixCache(PrefixLocks):
                 code, detail = unpack_status(status)
                 if code == NEGATIVE_TOKEN:
                     raise argument_error(status, "tokens", tokens)
-                raise PinBudget(detail, int(self._slab[PIN_BUDGET]))
+                raise PinBudget(detail, int(self._header()[PIN_BUDGET]))
             match.num_pages = int(record[MATCH_PAGES])
             match.num_tokens = match.num_pages * self.page_size
         except BaseException:

@@ -52,11 +52,24 @@ class PrefixLocks(PrefixInsertion):
             raise NotLocked("the match is of another cache")
         record, size = match._record, match._size
         status: int = prefix_release_cpu.run(self.pool._slab, self._slab, record, size, held)
+        if status < 0:
+            self._give_back_late(match, held, status)
+
+    def _give_back_late(self, match: PrefixMatch | PrefixBatch, held: int, status: int) -> None:
+        """Give back what could not be given back at once, for the reason in `status`."""
         while status < 0:
             code, _position = unpack_status(status)
             if code == NOT_LOCKED:
                 raise NotLocked("the match was given back before, or must be unpinned (or not)")
             if code == RENAMED:
-                with self.lock:
-                    bring_up_to_date(match, self._epoch)
-            status = self._run(prefix_release_cpu, record, size, held)
+                self._bring_up_to_date(match)
+            status = self._release(match, held)
+
+    def _bring_up_to_date(self, match: PrefixMatch | PrefixBatch) -> None:
+        """Let a match name its pages by their ids of now."""
+        with self.lock:
+            bring_up_to_date(match, self._epoch)
+
+    def _release(self, match: PrefixMatch | PrefixBatch, held: int) -> int:
+        """Run the kernel that gives a match back; return its status word."""
+        return self._run(prefix_release_cpu, match._record, match._size, held)

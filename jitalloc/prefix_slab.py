@@ -95,6 +95,10 @@ class PrefixSlab(OnDevice):
         self.arrays: PrefixArrays = prefix_arrays(slab)
         self._slab = slab
 
+    def _header(self) -> NDArray[np.int64]:
+        """Return the header of the slab, to be read."""
+        return self.arrays.header
+
     def _run(self, kernel: Kernel, *args: Any) -> int:
         """Run `kernel` on the pool's slab and ours, waiting while another thread is inside."""
         # Who replaces both slabs installs ours first: no call sees a new pool with an old cache.
@@ -158,28 +162,28 @@ class PrefixSlab(OnDevice):
         return self._next_namespace
 
     def __len__(self) -> int:
-        return int(self._slab[NUM_CACHED])
+        return int(self._header()[NUM_CACHED])
 
     @property
     def num_cached(self) -> int:
         """Pages in the cache."""
-        return int(self._slab[NUM_CACHED])
+        return int(self._header()[NUM_CACHED])
 
     @property
     def num_locked(self) -> int:
         """Cached pages that some match, pin or sequence holds a lock on."""
-        return int(self._slab[NUM_LOCKED])
+        return int(self._header()[NUM_LOCKED])
 
     @property
     def num_evictable(self) -> int:
         """Cached pages that `evict` could take now: `num_cached - num_locked`."""
-        slab = self._slab
-        return int(slab[NUM_CACHED] - slab[NUM_LOCKED])
+        header = self._header()
+        return int(header[NUM_CACHED] - header[NUM_LOCKED])
 
     @property
     def num_pinned(self) -> int:
         """Cached pages that are pinned."""
-        return int(self._slab[NUM_PINNED])
+        return int(self._header()[NUM_PINNED])
 
     @property
     def nbytes_per_page(self) -> float:

@@ -199,17 +199,21 @@ def empty_prefix(header: NDArray[np.int64]) -> NDArray[np.int64]:
     return slab
 
 
-def prefix_arrays(slab: NDArray[np.int64]) -> PrefixArrays:
-    """Cut the named views out of the slab of a prefix cache."""
-    n, size, buckets = int(slab[PAGES]), int(slab[ROW]), int(slab[BUCKET_MASK]) + 1
+def prefix_arrays(slab: NDArray[np.int64], header: NDArray[np.int64] | None = None) -> PrefixArrays:
+    """Cut the named views out of the slab of a prefix cache; `header`: a copy of its own.
+
+    A slab on the GPU needs one, or each size would be waited for.
+    """
+    at = (slab if header is None else header)[:PREFIX_SLOTS].tolist()
+    n, size, buckets = at[PAGES], at[ROW], at[BUCKET_MASK] + 1
 
     def column(slot: int, count: int) -> NDArray[np.int32]:
-        return slab[slab[slot] : slab[slot] + (count + 1) // 2].view(INT32)[:count]
+        return slab[at[slot] : at[slot] + (count + 1) // 2].view(INT32)[:count]
 
     return PrefixArrays(
         slab=slab,
         header=slab[:PREFIX_SLOTS],
-        stamps=slab[slab[STAMPS_AT] : slab[EXPIRIES_AT]],
+        stamps=slab[at[STAMPS_AT] : at[EXPIRIES_AT]],
         next_pages=column(NEXT_AT, n),
         prev_pages=column(PREV_AT, n),
         runs=column(RUNS_AT, n * RUN_FIELDS).reshape(n, RUN_FIELDS),

@@ -11,7 +11,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jitalloc.errors import CorruptState, InvalidArgument, corrupt_error
-from jitalloc.interrupts import uninterrupted
 from jitalloc.kernels.prefix_upkeep import (
     prefix_upkeep_check_cpu,
     prefix_upkeep_copy_cpu,
@@ -74,7 +73,7 @@ class PrefixUpkeep(PrefixSlab):
         PrefixStats
             A copy: it does not follow the cache.
         """
-        header = self.arrays.header.tolist()
+        header = self._header().tolist()
         return PrefixStats(
             lookups=header[LOOKUPS],
             tokens=header[TOKENS_ASKED],
@@ -176,7 +175,7 @@ class PrefixUpkeep(PrefixSlab):
                 self._check_owners(snapshot.slab)
             except CorruptState as error:
                 raise InvalidArgument("snapshot", snapshot, f"does not fit: {error}") from error
-            uninterrupted(lambda: self._take_over(snapshot, alone=True))
+            self.pool._uninterrupted(lambda: self._take_over(snapshot, alone=True))
 
     def _fits(self, snapshot: PrefixSnapshot, num_pages: int) -> None:
         right = self._new_header(num_pages)

@@ -24,7 +24,7 @@ from jitalloc.errors import (
     pack_status,
     unpack_status,
 )
-from jitalloc.holding import SequencePages
+from jitalloc.exports import SequenceExports
 from jitalloc.ids import SequenceIds, changes_ids
 from jitalloc.kernels.rows import rows_allocate_cpu, rows_allocate_tokens_cpu, rows_free_cpu
 from jitalloc.kernels.sharing import sharing_pages_cpu
@@ -58,7 +58,7 @@ NO_PREFIX: Final = np.zeros(1, np.int64)
 """What kernels get for a prefix cache where there is none."""
 
 
-class SequenceRows(SequencePages):
+class SequenceRows(SequenceExports):
     """The part of `PagedKVCache` that knows which sequence lives in which row."""
 
     def __init__(

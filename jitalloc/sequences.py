@@ -36,7 +36,6 @@ from jitalloc.kernels.sequences import (
 )
 from jitalloc.moves import Moves
 from jitalloc.state import INT32, INT32_MAX, LENGTH, NO_TOKENS
-from jitalloc.tables import PageTableCSR
 
 
 class Appended(NamedTuple):
@@ -356,29 +355,3 @@ class PagedKVCache(SequenceEviction):
                 length = unpack_status(status)[1]
                 raise InvalidArgument("num_tokens", tokens, f"the sequence has {length} tokens")
         return status
-
-    def block_tables(
-        self,
-        rows: ArrayLike,
-        *,
-        width: int | None = None,
-        out: NDArray[np.int32] | None = None,
-    ) -> NDArray[np.int32]:
-        """Return padded page ids, `int32[B, width]`; see `BlockTables.block_tables`."""
-        with self.lock:
-            return self.tables.block_tables(rows, width=width, out=out)
-
-    def slot_mapping(self, rows: ArrayLike, positions: ArrayLike) -> NDArray[np.int64]:
-        """Return the slots of tokens, `int64[B]`; see `BlockTables.slot_mapping`."""
-        with self.lock:
-            return self.tables.slot_mapping(rows, positions)
-
-    def page_table_csr(self, rows: ArrayLike) -> PageTableCSR:
-        """Return page ids in compressed sparse rows; see `BlockTables.page_table_csr`."""
-        with self.lock:
-            return self.tables.page_table_csr(rows)
-
-    def seq_lens(self, rows: ArrayLike) -> NDArray[np.int32]:
-        """Return the tokens of each sequence, `int32[B]`; see `BlockTables.seq_lens`."""
-        with self.lock:
-            return self.tables.seq_lens(rows)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import threading
 import time
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,7 @@ from jitalloc._jit import Kernel
 from jitalloc.arguments import as_choice, as_count
 from jitalloc.devices import OnDevice
 from jitalloc.errors import BUSY, InvalidArgument, InvalidPage, WrongDevice, pack_status, page_error
+from jitalloc.interrupts import uninterrupted
 from jitalloc.kernels.upkeep import upkeep_clear_cpu
 from jitalloc.moves import PageHolder
 from jitalloc.state import (
@@ -33,6 +34,8 @@ from jitalloc.state import (
     pool_arrays,
     pool_slab_words,
 )
+
+T = TypeVar("T")
 
 BUSY_STATUS = pack_status(BUSY, 0)
 
@@ -121,6 +124,10 @@ class PoolSlab(OnDevice):
                 stack.enter_context(holder.lock)
             stack.enter_context(self._shape)
             yield
+
+    def _uninterrupted(self, work: Callable[[], T]) -> T:
+        """Run `work`, which changes the arrays of several holders, to its end whatever arrives."""
+        return uninterrupted(work)
 
     def _on_cpu_only(self, call: str) -> None:
         """Refuse a call that pools on other devices do not have."""

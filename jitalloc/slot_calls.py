@@ -9,7 +9,13 @@ from typing import Any
 import numpy as np
 
 from jitalloc._jit import Kernel
-from jitalloc.errors import InvalidArgument, InvalidSlot
+from jitalloc.errors import (
+    SLOT_IS_FREE,
+    InvalidArgument,
+    InvalidSlot,
+    SlotFree,
+    unpack_status,
+)
 from jitalloc.slab import BUSY_STATUS
 
 
@@ -22,6 +28,15 @@ def run_patiently(kernel: Kernel, *args: Any) -> int:
         pause = min(2 * pause, 1e-3)
         status = kernel.run(*args)
     return status
+
+
+def slots_error(status: int, slots: Any, num_slots: int) -> InvalidSlot:
+    """Return the exception for a status word about an element of `slots`."""
+    code, position = unpack_status(status)
+    slot = int(slots[position])
+    if code == SLOT_IS_FREE:
+        return SlotFree("slots", slot, "the slot is free, or named twice", position)
+    return InvalidSlot("slots", slot, f"slots are 0 .. {num_slots - 1}", position)
 
 
 def as_slot(name: str, value: Any, num_slots: int) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike
 
-from jitalloc.arguments import as_count, as_tokens
+from jitalloc.arguments import as_count
 from jitalloc.errors import (
     ALL_PINNED,
     ENTRY_PINNED,
@@ -42,7 +42,8 @@ class SlotEntries(SlotPins):
         Parameters
         ----------
         tokens : array_like of int32
-            At least one, at most `max_tokens`; they are copied.
+            At least one, at most `max_tokens`; they are copied. On the GPU an array of it,
+            `int32`.
         slot : int
         version : int
             The slot's version: `find` hands it back.
@@ -64,6 +65,8 @@ class SlotEntries(SlotPins):
         InvalidArgument
             `tokens` is no flat sequence of integers, is empty or too long, or `slot` or
             `version` is no such number.
+        WrongDevice
+            `tokens` lies on another device than the cache.
 
         Examples
         --------
@@ -72,7 +75,7 @@ class SlotEntries(SlotPins):
         >>> cache.insert([1, 2, 4], slot=6, version=1)
         SlotEntry(length=3, slot=5, version=1)
         """
-        ids = as_tokens(tokens)
+        ids = self._tokens(tokens)
         if not 1 <= ids.size <= self.max_tokens:
             expected = f"must be 1 .. {self.max_tokens} tokens"
             raise InvalidArgument("tokens", ids.size, expected)

@@ -25,11 +25,15 @@ class SlotPrefixCache(SlotEntries):
         Entries at most. Each has a slot of its own.
     max_tokens : int
         Tokens an entry at most. Their rows are virtual memory, `4 * capacity * max_tokens`
-        bytes; only what was written takes real memory.
+        bytes; only what was written takes real memory (on the GPU, all of it).
+    device : {"cpu", "cuda"}
+        Where the arrays live. `cuda` needs the packages of `jitalloc[cuda12]` or
+        `jitalloc[cuda13]`; tokens are then arrays of CuPy, `int32`, and every call waits for the
+        GPU (`help(jitalloc.cuda.CudaSlotPrefixCache)`).
 
     Attributes
     ----------
-    capacity, max_tokens
+    capacity, max_tokens, device
         As above.
     arrays : SlotPrefixArrays
         Named views into the state, to look at.
@@ -39,7 +43,9 @@ class SlotPrefixCache(SlotEntries):
     InvalidArgument
         A size is out of range or not an integer.
     MemoryError
-        The system refuses so much virtual memory.
+        The system refuses so much virtual memory, or the GPU has not so much.
+    WrongDevice
+        `device` is unknown, or cannot be used here.
 
     Notes
     -----

@@ -137,19 +137,23 @@ def table_bits(capacity: int) -> int:
     return (4 * capacity - 1).bit_length()
 
 
+def slot_prefix_rows(capacity: int) -> int:
+    """Return the word of the slab at which the tokens begin."""
+    records = capacity * (ENTRY_COLUMNS + NODE_COLUMNS)
+    return PREFIX_HEADER_SLOTS + records + (2 << table_bits(capacity))
+
+
 def slot_prefix_slab_words(capacity: int, max_tokens: int) -> int:
     """Return the length of a slot prefix cache's slab in 8-byte words."""
-    records = capacity * (ENTRY_COLUMNS + NODE_COLUMNS)
-    text = (capacity * max_tokens + 1) // 2
-    return PREFIX_HEADER_SLOTS + records + (2 << table_bits(capacity)) + text
+    return slot_prefix_rows(capacity) + (capacity * max_tokens + 1) // 2
 
 
-def slot_prefix_arrays(slab: NDArray[np.int64]) -> SlotPrefixArrays:
-    """Cut the named views out of a slot prefix cache's slab (whose header must be filled)."""
-    n, width = int(slab[CAPACITY]), int(slab[MAX_TOKENS])
+def slot_prefix_arrays(slab: NDArray[np.int64], capacity: int, max_tokens: int) -> SlotPrefixArrays:
+    """Cut the named views out of a slot prefix cache's slab."""
+    n, width = capacity, max_tokens
     nodes = PREFIX_HEADER_SLOTS + n * ENTRY_COLUMNS
     table = nodes + n * NODE_COLUMNS
-    tokens = table + (2 << int(slab[TABLE_BITS]))
+    tokens = slot_prefix_rows(n)
     return SlotPrefixArrays(
         slab=slab,
         header=slab[:PREFIX_HEADER_SLOTS],

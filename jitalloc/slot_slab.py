@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-import numpy as np
+from typing import Any, Self
 
+import numpy as np
+from numpy.typing import NDArray
+
+from jitalloc._jit import Kernel
 from jitalloc.arguments import as_count
-from jitalloc.errors import CorruptState, corrupt_error
+from jitalloc.devices import OnDevice
+from jitalloc.errors import CorruptState, WrongDevice, corrupt_error
 from jitalloc.kernels.slots import slots_check_cpu, slots_clear_cpu, slots_look_cpu
+from jitalloc.slab import BUSY_STATUS
 from jitalloc.slot_calls import as_slot, run_patiently
 from jitalloc.slot_state import (
     FREE_SLOTS,
@@ -20,17 +26,33 @@ from jitalloc.slot_state import (
 from jitalloc.state import INT32_MAX
 
 
-class SlotSlab:
+class SlotSlab(OnDevice):
     """The part of `SlotAllocator` that owns the arrays and looks at them."""
 
     __slots__ = ("_slab", "arrays", "num_slots")
 
-    def __init__(self, max_slots: int) -> None:
+    def __new__(cls, max_slots: int, *, device: str = "cpu") -> Self:
+        """Return an allocator of the class that manages `device`."""
+        return cls._on(device)
+
+    def __init__(self, max_slots: int, *, device: str = "cpu") -> None:
+        if not isinstance(device, str) or device != self.device:
+            expected = f"this allocator can live on {self.device!r} only"
+            raise WrongDevice("device", device, expected)
         self.num_slots = as_count("max_slots", max_slots, 1)
-        self._slab = np.zeros(slot_slab_words(self.num_slots), np.int64)
-        self._slab[NUM_SLOTS] = self.num_slots
-        self.arrays: SlotArrays = slot_arrays(self._slab)
-        slots_clear_cpu.run(self._slab)
+        slab = np.zeros(slot_slab_words(self.num_slots), np.int64)
+        slab[NUM_SLOTS] = self.num_slots
+        slots_clear_cpu.run(slab)
+        self._install(slab)
+
+    def _install(self, slab: NDArray[np.int64]) -> None:
+        self._slab = slab
+        self.arrays: SlotArrays = slot_arrays(slab, self.num_slots)
+
+    def _run(self, kernel: Kernel, *args: Any) -> int:
+        """Run `kernel` on the slab, waiting while another thread holds its lock."""
+        status: int = kernel.run(self._slab, *args)
+        return status if status != BUSY_STATUS else run_patiently(kernel, self._slab, *args)
 
     def __repr__(self) -> str:
         free = self.free_count
@@ -52,7 +74,7 @@ class SlotSlab:
     def _look(self, slot: int) -> int:
         if type(slot) is not int or not 0 <= slot < self.num_slots:
             slot = as_slot("slot", slot, self.num_slots)
-        return run_patiently(slots_look_cpu, self._slab, slot)
+        return self._run(slots_look_cpu, slot)
 
     def is_free(self, slot: int) -> bool:
         """Return whether the slot is free.
@@ -126,6 +148,6 @@ class SlotSlab:
             raise CorruptState(
                 f"slot header[{NUM_SLOTS}] is {self._slab[NUM_SLOTS]}, there are {self.num_slots}"
             )
-        status = run_patiently(slots_check_cpu, self._slab)
+        status = self._run(slots_check_cpu)
         if status < 0:
             raise corrupt_error(status, SLOT_CORRUPT_REASONS)

@@ -30,6 +30,9 @@ FREE_SLOTS: Final = 1
 LOWEST: Final = 2  # no word of the summary below this one has a bit
 PEAK_SLOTS: Final = 3  # most slots taken at once
 
+# Calls on the GPU that the host does not wait for; `state.CALL_KINDS` of a slot allocator.
+SLOT_CALL_KINDS: Final = ("alloc_batch", "free_batch")
+
 # What `check` finds, and what it says. The detail is a header slot, a word, or a slot.
 BAD_SLOT_HEADER: Final = 100
 BAD_SLOT_BITMAP: Final = 101
@@ -70,9 +73,9 @@ def slot_slab_words(num_slots: int) -> int:
     return HEADER_SLOTS + words(words(num_slots)) + words(num_slots) + num_slots
 
 
-def slot_arrays(slab: NDArray[np.int64]) -> SlotArrays:
-    """Cut the named views out of a slot allocator's slab (whose header must be filled)."""
-    n = int(slab[NUM_SLOTS])
+def slot_arrays(slab: NDArray[np.int64], num_slots: int) -> SlotArrays:
+    """Cut the named views out of a slot allocator's slab."""
+    n = num_slots
     free = HEADER_SLOTS + words(words(n))
     versions = free + words(n)
     return SlotArrays(

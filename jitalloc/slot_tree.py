@@ -5,10 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike
 
-from jitalloc.arguments import as_tokens
 from jitalloc.errors import InvalidArgument
 from jitalloc.kernels.slot_tree import slot_tree_find_cpu
-from jitalloc.slab import BUSY_STATUS
 from jitalloc.slot_records import SlotMatch
 from jitalloc.slot_table import SlotTable
 from jitalloc.state import INT64
@@ -29,7 +27,8 @@ class SlotTree(SlotTable):
         Parameters
         ----------
         tokens : array_like of int32
-            The query; of a query longer than every entry, its beginning counts.
+            The query; of a query longer than every entry, its beginning counts. On the GPU an
+            array of it, `int32`.
         pin : bool
             Pin the entry in the same step, as `pin` would.
 
@@ -43,6 +42,8 @@ class SlotTree(SlotTable):
         ------
         InvalidArgument
             `tokens` is no flat sequence of integers, or `pin` is no bool.
+        WrongDevice
+            `tokens` lies on another device than the cache.
 
         Examples
         --------
@@ -51,15 +52,9 @@ class SlotTree(SlotTable):
         >>> cache.find([1, 2, 9])
         SlotMatch(length=2, slot=0, version=1)
         """
-        ids = as_tokens(tokens)
+        ids = self._tokens(tokens)
         if pin is not True and pin is not False:
             raise InvalidArgument("pin", pin, "must be a bool")
         out = _empty(3, INT64)
-        length: int = slot_tree_find_cpu.run(self._slab, ids, int(pin), out)
-        if length <= 0:
-            if length != BUSY_STATUS:
-                return None
-            length = self._run(slot_tree_find_cpu, ids, int(pin), out)
-            if length == 0:
-                return None
-        return SlotMatch(length, *out[1:].tolist())
+        length = self._run(slot_tree_find_cpu, ids, int(pin), out)
+        return SlotMatch(length, *out[1:].tolist()) if length else None

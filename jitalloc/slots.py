@@ -5,15 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from jitalloc.arguments import as_count, as_integers
-from jitalloc.errors import (
-    SLOT_IS_FREE,
-    InvalidSlot,
-    OutOfSlots,
-    SlotFree,
-    SlotTaken,
-    unpack_status,
-)
+from jitalloc.arguments import as_count, as_integers, as_out
+from jitalloc.errors import OutOfSlots, SlotFree, SlotTaken, unpack_status
 from jitalloc.kernels.slots import (
     slots_alloc_batch_cpu,
     slots_alloc_cpu,
@@ -23,7 +16,7 @@ from jitalloc.kernels.slots import (
     slots_occupy_cpu,
 )
 from jitalloc.slab import BUSY_STATUS
-from jitalloc.slot_calls import as_slot, run_patiently
+from jitalloc.slot_calls import as_slot, run_patiently, slots_error
 from jitalloc.slot_slab import SlotSlab
 from jitalloc.state import INT32
 
@@ -35,11 +28,18 @@ class SlotAllocator(SlotSlab):
     ----------
     max_slots : int
         How many slots there are; their numbers are `0 .. max_slots - 1`.
+    device : {"cpu", "cuda"}
+        Where the arrays live. `cuda` needs the packages of `jitalloc[cuda12]` or
+        `jitalloc[cuda13]`; batches are then arrays of CuPy, one kernel launch each on the current
+        stream, and their errors come late. Calls that return or take a single slot wait for the
+        GPU (`help(jitalloc.cuda.CudaSlotAllocator)`).
 
     Attributes
     ----------
     num_slots : int
-        The same number.
+        `max_slots`.
+    device
+        As above.
     arrays : SlotArrays
         Named views into the state, to look at.
 
@@ -47,6 +47,8 @@ class SlotAllocator(SlotSlab):
     ------
     InvalidArgument
         `max_slots` is no integer, or less than 1.
+    WrongDevice
+        `device` is unknown, or cannot be used here.
 
     Notes
     -----
@@ -83,13 +85,15 @@ class SlotAllocator(SlotSlab):
             slot = run_patiently(slots_alloc_cpu, self._slab)
         return slot if slot >= 0 else -1
 
-    def alloc_batch(self, n: int) -> NDArray[np.int32]:
+    def alloc_batch(self, n: int, *, out: NDArray[np.int32] | None = None) -> NDArray[np.int32]:
         """Take the `n` lowest free slots, or none.
 
         Parameters
         ----------
         n : int
             How many; 0 gives an empty array.
+        out : int32[n], optional
+            Buffer for the result.
 
         Returns
         -------
@@ -101,12 +105,12 @@ class SlotAllocator(SlotSlab):
         OutOfSlots
             Fewer than `n` slots are free.
         InvalidArgument
-            `n` is no count.
+            `n` is no count, or `out` does not fit.
         """
         n = as_count("n", n)
         if n > self.num_slots:
             raise OutOfSlots(n, self.free_count)
-        slots = np.empty(n, np.int32)
+        slots = np.empty(n, np.int32) if out is None else as_out(out, INT32, n)
         status = run_patiently(slots_alloc_batch_cpu, self._slab, slots)
         if status < 0:
             raise OutOfSlots(n, int(unpack_status(status)[1]))
@@ -154,11 +158,7 @@ class SlotAllocator(SlotSlab):
         named = as_integers("slots", slots, INT32)
         status = run_patiently(slots_free_batch_cpu, self._slab, named)
         if status < 0:
-            code, position = unpack_status(status)
-            slot = int(named[position])
-            if code == SLOT_IS_FREE:
-                raise SlotFree("slots", slot, "the slot is free, or named twice", position)
-            raise InvalidSlot("slots", slot, f"slots are 0 .. {self.num_slots - 1}", position)
+            raise slots_error(status, named, self.num_slots)
 
     def occupy(self, slot: int) -> None:
         """Take this one slot.
@@ -175,7 +175,7 @@ class SlotAllocator(SlotSlab):
             There is no such slot.
         """
         slot = as_slot("slot", slot, self.num_slots)
-        if run_patiently(slots_occupy_cpu, self._slab, slot) < 0:
+        if self._run(slots_occupy_cpu, slot) < 0:
             raise SlotTaken("slot", slot, "the slot is taken")
 
     def clear(self) -> None:

@@ -88,7 +88,8 @@ FAULT_KIND: Final = 4  # which of CALL_KINDS it was
 FAULT_VALUE: Final = 5  # the offending element, or the pages available where a run was asked for
 FAULT_WANTED: Final = 6  # pages or elements that the call needed
 RESULT: Final = 7  # what the loop returned that the host waits for
-RECORD_SLOTS: Final = 8
+LOWEST: Final = 8  # of a call in several blocks: `call_min` in kernels/cuda/scan.py; else 0
+RECORD_SLOTS: Final = 16  # a cache line, so that the slab behind it begins one
 
 CALL_KINDS: Final = (
     "alloc",
@@ -105,6 +106,10 @@ CALL_KINDS: Final = (
     "clear",
     "resize",
     "defragment",
+    "block_tables",
+    "slot_mapping",
+    "page_table_csr",
+    "seq_lens",
 )
 
 SORTED: Final = 0

@@ -21,6 +21,7 @@ from jitalloc.kernels.tables import (
     tables_csr_cpu,
     tables_lengths_cpu,
     tables_padded_cpu,
+    tables_rename_cpu,
     tables_slots_cpu,
     tables_total_cpu,
     tables_width_cpu,
@@ -48,6 +49,7 @@ class PageTableCSR(NamedTuple):
     indptr : int32[B + 1]
         The pages of sequence `i` are `indices[indptr[i] : indptr[i + 1]]`.
     indices : int32[indptr[B]]
+        A caller's buffer may hold more elements; they are NULL.
     last_page_len : int32[B]
         Tokens in the last page, `1 .. page_size`; `page_size` for an empty sequence, so that
         `(pages - 1) * page_size + last_page_len` is the length of each.
@@ -56,6 +58,13 @@ class PageTableCSR(NamedTuple):
     indptr: NDArray[np.int32]
     indices: NDArray[np.int32]
     last_page_len: NDArray[np.int32]
+
+
+def as_csr(out: Any) -> PageTableCSR:
+    """Return `out` if it is a `PageTableCSR`, whatever its arrays are."""
+    if not isinstance(out, PageTableCSR):
+        raise InvalidArgument("out", type(out).__name__, "must be a PageTableCSR of buffers")
+    return out
 
 
 class BlockTables:
@@ -181,7 +190,9 @@ class BlockTables:
         self._checked(status, rows)
         return table
 
-    def slot_mapping(self, rows: ArrayLike, positions: ArrayLike) -> NDArray[np.int64]:
+    def slot_mapping(
+        self, rows: ArrayLike, positions: ArrayLike, *, out: NDArray[np.int64] | None = None
+    ) -> NDArray[np.int64]:
         """Return the slot of token `positions[i]` of the sequence in `rows[i]`.
 
         Parameters
@@ -190,6 +201,8 @@ class BlockTables:
             Rows of live sequences; a row may stand there many times.
         positions : array_like of int64[B]
             Token positions, `0 .. length - 1`.
+        out : int64[B], optional
+            Buffer for the result; may be `positions` itself.
 
         Returns
         -------
@@ -198,24 +211,28 @@ class BlockTables:
         Raises
         ------
         InvalidArgument
-            A row is out of range or free, or a position is not in its sequence.
+            A row is out of range or free, a position is not in its sequence, or `out` does not
+            fit.
         """
         rows = as_integers("rows", rows, INT32)
         positions = as_lengths("positions", positions, rows.size)
-        out = np.empty(rows.size, INT64)
-        status = tables_slots_cpu.run(self._slab, rows, positions, out)
+        slots = np.empty(rows.size, INT64) if out is None else as_out(out, INT64, rows.size)
+        status = tables_slots_cpu.run(self._slab, rows, positions, slots)
         if status < 0 and unpack_status(status)[0] == POSITION_RANGE:
             raise argument_error(status, "positions", positions)
         self._checked(status, rows)
-        return out
+        return slots
 
-    def page_table_csr(self, rows: ArrayLike) -> PageTableCSR:
+    def page_table_csr(self, rows: ArrayLike, *, out: PageTableCSR | None = None) -> PageTableCSR:
         """Return the page ids of each sequence in compressed sparse rows (FlashInfer).
 
         Parameters
         ----------
         rows : array_like of int32[B]
             Rows of live sequences, in any order.
+        out : PageTableCSR, optional
+            Buffers for the result: `indptr` and `last_page_len` of its size, `indices` of any
+            size that suffices, NULL behind the last page.
 
         Returns
         -------
@@ -224,29 +241,42 @@ class BlockTables:
         Raises
         ------
         InvalidArgument
-            A row is out of range or free.
+            A row is out of range or free, or a buffer does not fit.
         """
         rows = as_integers("rows", rows, INT32)
+        batch = rows.size
+        if out is not None:
+            starts, buffer, last = as_csr(out)
+            as_out(starts, INT32, batch + 1, "out.indptr")
+            as_out(buffer, INT32, None, "out.indices")
+            as_out(last, INT32, batch, "out.last_page_len")
         while True:
             total = self._checked(tables_total_cpu.run(self._slab, rows), rows)
-            csr = PageTableCSR(
-                np.empty(rows.size + 1, np.int32),
-                np.empty(total, np.int32),
-                np.empty(rows.size, np.int32),
-            )
-            status = tables_csr_cpu.run(self._slab, rows, *csr)
+            if out is None:
+                starts, last = np.empty(batch + 1, np.int32), np.empty(batch, np.int32)
+                buffer = np.empty(total, np.int32)
+            if total > buffer.size:
+                raise InvalidArgument(
+                    "out.indices", buffer.size, f"the call makes {total} elements"
+                )
+            status = tables_csr_cpu.run(self._slab, rows, starts, buffer[:total], last)
             if status == 0:
-                return csr
+                buffer[total:] = NULL
+                return PageTableCSR(starts, buffer, last)
             if unpack_status(status)[0] != CHANGED:  # another thread wrote to a sequence: again
                 raise self._row_error(status, "rows", rows)
 
-    def seq_lens(self, rows: ArrayLike) -> NDArray[np.int32]:
+    def seq_lens(
+        self, rows: ArrayLike, *, out: NDArray[np.int32] | None = None
+    ) -> NDArray[np.int32]:
         """Return the tokens of each sequence.
 
         Parameters
         ----------
         rows : array_like of int32[B]
             Rows of live sequences, in any order.
+        out : int32[B], optional
+            Buffer for the result.
 
         Returns
         -------
@@ -255,12 +285,16 @@ class BlockTables:
         Raises
         ------
         InvalidArgument
-            A row is out of range or free.
+            A row is out of range or free, or `out` does not fit.
         """
         rows = as_integers("rows", rows, INT32)
-        out = np.empty(rows.size, np.int32)
-        self._checked(tables_lengths_cpu.run(self._slab, rows, out), rows)
-        return out
+        lengths = np.empty(rows.size, np.int32) if out is None else as_out(out, INT32, rows.size)
+        self._checked(tables_lengths_cpu.run(self._slab, rows, lengths), rows)
+        return lengths
+
+    def _rename(self, names: NDArray[np.int32]) -> None:
+        """Write `names[p]` wherever page `p` stands; the caller is inside the pool."""
+        tables_rename_cpu.run(self._slab, names)
 
     def __repr__(self) -> str:
         return (

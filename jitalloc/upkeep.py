@@ -18,7 +18,6 @@ from jitalloc.errors import (
     corrupt_error,
     unpack_status,
 )
-from jitalloc.interrupts import uninterrupted
 from jitalloc.kernels import upkeep as kernels
 from jitalloc.kernels.owners import owners_count_cpu
 from jitalloc.moves import Moves
@@ -216,7 +215,7 @@ class PoolUpkeep(PoolSlab):
             return status
 
         with self._everyone():
-            status = uninterrupted(work)
+            status = self._uninterrupted(work)
         if status < 0:
             page = unpack_status(status)[1]
             raise PageInUse("num_pages", num_pages, f"page {page} is held and would be cut off")
@@ -245,7 +244,7 @@ class PoolUpkeep(PoolSlab):
             return moves
 
         with self._everyone():
-            return uninterrupted(work)
+            return self._uninterrupted(work)
 
     def snapshot(self) -> PoolSnapshot:
         """Return a copy of the complete state, for `restore` or another pool."""
@@ -274,7 +273,7 @@ class PoolUpkeep(PoolSlab):
         with self._everyone():
             self._refuse_with_sequences("restore")
             self._fits(snapshot)
-            uninterrupted(lambda: self._take_over(snapshot))
+            self._uninterrupted(lambda: self._take_over(snapshot))
 
     def _fits(self, snapshot: PoolSnapshot) -> None:
         mine, theirs = ((pool.page_size, pool.null_page) for pool in (self, snapshot))

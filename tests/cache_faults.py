@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from jitalloc import BlockTables, PagedKVCache, PagePool
+from jitalloc import BlockTables, PagedKVCache, PagePool, PageTableCSR
 from jitalloc.errors import (
     DuplicateSequence,
     InvalidArgument,
@@ -26,6 +26,10 @@ def save_odd_id() -> None:
     odd = PagedKVCache(PagePool(1), 1, 1)
     odd.allocate(object(), 0)
     odd.save("/nonexistent/never written")
+
+
+def csr_buffers(*sizes: int) -> PageTableCSR:
+    return PageTableCSR(*(np.zeros(size, np.int32) for size in sizes))
 
 
 CACHE_FAULTS = {
@@ -152,6 +156,69 @@ CACHE_FAULTS = {
     ),
     "table on a GPU": Fault(
         lambda at: at.cache.block_tables([0], out=CudaArray()), WrongDevice, "out"
+    ),
+    "slots of another length": Fault(
+        lambda at: at.cache.slot_mapping([0, 1], [0, 0], out=np.zeros(3, np.int64)),
+        InvalidArgument,
+        "out",
+        3,
+    ),
+    "slots of another type": Fault(
+        lambda at: at.cache.slot_mapping([0], [0], out=np.zeros(1, np.int32)),
+        InvalidArgument,
+        "out",
+    ),
+    "slots on a GPU": Fault(
+        lambda at: at.cache.slot_mapping([0], [0], out=CudaArray()), WrongDevice, "out"
+    ),
+    "lengths of another length": Fault(
+        lambda at: at.cache.seq_lens([0, 1], out=np.zeros(1, np.int32)), InvalidArgument, "out", 1
+    ),
+    "lengths of another type": Fault(
+        lambda at: at.cache.seq_lens([0], out=np.zeros(1)), InvalidArgument, "out"
+    ),
+    "lengths to be read only": Fault(
+        lambda at: at.cache.seq_lens([0], out=np.broadcast_to(np.int32(0), 1)),
+        InvalidArgument,
+        "out",
+    ),
+    "no buffers of CSR": Fault(
+        lambda at: at.cache.page_table_csr([0], out=np.zeros(9, np.int32)),
+        InvalidArgument,
+        "out",
+        "ndarray",
+    ),
+    "indptr of another length": Fault(
+        lambda at: at.cache.page_table_csr([0], out=csr_buffers(1, 2, 1)),
+        InvalidArgument,
+        "out.indptr",
+        1,
+    ),
+    "indices too short": Fault(
+        lambda at: at.cache.page_table_csr([0, 1], out=csr_buffers(3, 2, 2)),
+        InvalidArgument,
+        "out.indices",
+        2,
+    ),
+    "indices of another type": Fault(
+        lambda at: at.cache.page_table_csr(
+            [0], out=csr_buffers(2, 2, 1)._replace(indices=np.zeros(2))
+        ),
+        InvalidArgument,
+        "out.indices",
+    ),
+    "indices on a GPU": Fault(
+        lambda at: at.cache.page_table_csr(
+            [0], out=csr_buffers(2, 2, 1)._replace(indices=CudaArray())
+        ),
+        WrongDevice,
+        "out.indices",
+    ),
+    "last pages of another length": Fault(
+        lambda at: at.cache.page_table_csr([0], out=csr_buffers(2, 2, 2)),
+        InvalidArgument,
+        "out.last_page_len",
+        2,
     ),
     "positions differ": Fault(
         lambda at: at.cache.slot_mapping([0, 1], [0]), InvalidArgument, "positions", 1

@@ -10,6 +10,7 @@ pytest.register_assert_rewrite(
     "tests.pairs",
     "tests.cache_pairs",
     "tests.prefix_pairs",
+    "tests.cuda_prefix_pairs",
     "tests.sharing_pairs",
     "tests.sharing_whole",
     "tests.slot_pairs",

@@ -172,7 +172,13 @@ SLOT_FAULTS = {
     ),
     "entry of no slot": Fault(lambda at: at.prefixes.entry(-1), InvalidSlot, "slot", -1),
     # copy_slot.
-    "keys on a GPU": Fault(lambda at: copy(at, keys=CudaArray()), WrongDevice, "keys"),
+    "keys on a GPU": Fault(lambda at: copy(at, keys=CudaArray()), WrongDevice, "values", "ndarray"),
+    "values on a GPU": Fault(
+        lambda at: copy(at, values=CudaArray()), WrongDevice, "values", "CudaArray"
+    ),
+    "keys of one axis on a GPU": Fault(
+        lambda at: copy(at, keys=CudaArray(), values=CudaArray()), InvalidArgument, "keys", (1,)
+    ),
     "keys in a list": Fault(lambda at: copy(at, keys=[1]), InvalidArgument, "keys", "list"),
     "keys of two axes": Fault(
         lambda at: copy(at, keys=np.ones((4, 6))), InvalidArgument, "keys", (4, 6)

@@ -164,7 +164,7 @@ def test_a_bar_shows_on_a_terminal(command: str) -> None:
         (["replay", "no-such-file"], 1, "no-such-file: No such file"),
         (["replay", "--num-pages", "0"], 2, "0 is not in the range"),
         (["replay", "--mode", "fast"], 2, "'fast' is not one of"),
-        (["replay", "--device", "cuda"], 2, "'cuda' is not"),
+        (["replay", "--device", "tpu"], 2, "'tpu' is not"),
         (["replay", "--policy", "priority"], 2, "'priority' is not one of"),
         (["replay", "--limit", "-1"], 2, "-1 is not in the range"),
         (["replay", "--step-tokens", "9"], 2, "a full batch decodes 256 tokens a step"),
@@ -204,6 +204,16 @@ def test_a_broken_trace_is_one_line_on_standard_error(tmp_path: Path) -> None:
     assert result.stderr == (
         f"Error: {trace}, line 2: 0 hash_ids, but 1 blocks of 512 tokens in input_length 9\n"
     )
+
+
+def test_a_gpu_without_its_packages_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "cupy", None)
+    result = invoke("replay", "--device", "cuda")
+    assert result.exit_code == 1
+    assert result.stderr.startswith(
+        "Error: device = 'cuda': needs the packages of jitalloc[cuda12]"
+    )
+    assert result.stderr.count("\n") == 1
 
 
 def test_a_picture_without_matplotlib_is_refused_before_the_replay(

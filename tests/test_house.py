@@ -62,6 +62,7 @@ ORDER = [
     ["tables"],
     ["ids"],
     ["holding"],
+    ["exports"],
     ["rows"],
     ["saving"],
     ["sharing"],
@@ -79,6 +80,7 @@ ORDER = [
     ["slot_prefix"],
     ["cuda"],
     ["__init__"],
+    ["precompile"],
     ["replay"],
     ["machine"],
     ["cli"],
@@ -93,7 +95,10 @@ KERNEL_ORDER += ["slots", "slot_table", "slot_tree", "slot_entries", "slot_prefi
 # What imports numba.cuda and cupy, and only when asked for a device.
 CUDA_DOOR = ("_cuda_loops", "_cuda", "_cuda_images", "_cuda_device")
 # Where the steps stand that run CUDA kernels in the simulator: CUDA_STEPS, and WITHOUT_TWIN.
-CUDA_REGISTRIES = [importlib.import_module(f"tests.{name}") for name in ("cuda_steps",)]
+CUDA_REGISTRIES = [
+    importlib.import_module(f"tests.{name}")
+    for name in ("cuda_steps", "cuda_prefix_steps", "cuda_tables_steps", "cuda_slot_steps")
+]
 # Files of kernels/cuda/ that hold no twins.
 CUDA_SHARED = {"scan", "calls"}
 CUDA_FILES = sorted(

@@ -6,7 +6,7 @@ of pages all the time. After each call results, errors and states are compared.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -23,6 +23,7 @@ namespaces = st.sampled_from((None, None, "x", 3))
 class PrefixMachine(RuleBasedStateMachine):
     """One pool and one prefix cache."""
 
+    kind: ClassVar[type[PrefixPair]] = PrefixPair
     pair: PrefixPair
 
     @initialize(
@@ -38,7 +39,7 @@ class PrefixMachine(RuleBasedStateMachine):
     )
     def make(self, mask: int | None, first: list[str], **options: Any) -> None:
         options["num_pages"] += options["null_page"]
-        self.pair = PrefixPair(**options)
+        self.pair = self.kind(**options)
         if mask is not None:
             self.pair.force_collisions(mask)
         for text in first:

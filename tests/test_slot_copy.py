@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
 from jitalloc import copy_slot
-from jitalloc.errors import InvalidArgument
+from jitalloc.errors import InvalidArgument, WrongDevice
 
 
 def caches(dtype: str = "float32") -> tuple[np.ndarray, np.ndarray]:
@@ -42,4 +44,54 @@ def test_nothing_is_copied_where_the_values_do_not_fit() -> None:
     keys, values = caches()
     with pytest.raises(InvalidArgument, match="values"):
         copy_slot(keys, values[:, :3], 0, 1, 6)
+    assert np.array_equal(keys, caches()[0])
+
+
+class Elsewhere:
+    """An array of a device that can be sliced and assigned to there, and not be read."""
+
+    def __init__(self, values: np.ndarray, kind: int = 2, number: int = 0) -> None:
+        self.values, self.place = values, (kind, number)
+        self.ndim, self.shape = values.ndim, [*values.shape]
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return self.place
+
+    def __getitem__(self, index: Any) -> Elsewhere:
+        return Elsewhere(self.values[index], *self.place)
+
+    def __setitem__(self, index: Any, other: Any) -> None:
+        assert type(other) is Elsewhere
+        assert other.place == self.place
+        self.values[index] = other.values
+
+    def __array__(self, *_args: Any, **_options: Any) -> Any:
+        raise AssertionError("copied to the host")
+
+
+@pytest.mark.parametrize("kind", [2, 13])
+def test_arrays_of_a_gpu_are_copied_where_they_are(kind: int) -> None:
+    keys, values = caches()
+    copy_slot(Elsewhere(keys, kind), Elsewhere(values, kind), 3, 1, 4)
+    right = caches()
+    copy_slot(*right, 3, 1, 4)
+    assert np.array_equal(keys, right[0])
+    assert np.array_equal(values, right[1])
+
+
+def test_arrays_of_different_devices_are_refused() -> None:
+    keys, values = caches()
+    pairs = [
+        (Elsewhere(keys), values),
+        (keys, Elsewhere(values)),
+        (Elsewhere(keys), Elsewhere(values, 2, 1)),
+    ]
+    for pair in pairs:
+        with pytest.raises(WrongDevice, match="device of keys"):
+            copy_slot(*pair, 0, 1, 6)
+    for kind in (1, 10):  # the CPU, ROCm
+        with pytest.raises(InvalidArgument, match="one on the GPU"):
+            copy_slot(Elsewhere(keys, kind), Elsewhere(values, kind), 0, 1, 6)
+    with pytest.raises(InvalidArgument, match="values"):
+        copy_slot(Elsewhere(keys), Elsewhere(values[:, :3]), 0, 1, 6)
     assert np.array_equal(keys, caches()[0])

@@ -9,7 +9,7 @@ from random import Random
 import numpy as np
 import pytest
 
-from jitalloc import NULL, BlockTables, PagedKVCache, PagePool, state
+from jitalloc import NULL, BlockTables, PagedKVCache, PagePool, PageTableCSR, state
 from jitalloc.errors import CorruptState, InvalidArgument
 from jitalloc.state import TableArrays
 from tests import cache_steps
@@ -69,6 +69,47 @@ def test_slot_mapping(cache: PagedKVCache) -> None:
     slots = cache.slot_mapping([0, 2, 0, 2], [4, 7, 0, 3])
     assert slots.dtype == np.int64
     assert slots.tolist() == [4, 15, 0, 11]
+
+
+def test_slots_into_a_buffer(cache: PagedKVCache) -> None:
+    out = np.full(2, 77)
+    assert cache.slot_mapping([0, 2], [4, 7], out=out) is out
+    assert out.tolist() == [4, 15]
+    positions = np.array([0, 3])
+    assert cache.slot_mapping([2, 2], positions, out=positions).tolist() == [8, 11]
+    assert positions.tolist() == [8, 11]
+
+
+def test_csr_into_buffers(cache: PagedKVCache) -> None:
+    buffers = PageTableCSR(*(np.full(size, 77, np.int32) for size in (3, 6, 2)))
+    csr = cache.page_table_csr([2, 0], out=buffers)
+    assert all(got is given for got, given in zip(csr, buffers, strict=True))
+    assert [each.tolist() for each in csr] == [[0, 2, 4], [2, 3, 0, 1, NULL, NULL], [4, 1]]
+    exact = buffers._replace(indices=buffers.indices[:4])
+    assert cache.page_table_csr([0, 2], out=exact).indices.tolist() == [0, 1, 2, 3]
+    assert cache.page_table_csr([1, 1], out=buffers).indices.tolist() == [NULL] * 6
+
+
+def test_seq_lens_into_a_buffer(cache: PagedKVCache) -> None:
+    out = np.full(3, 77, np.int32)
+    assert cache.seq_lens([3, 1, 0], out=out) is out
+    assert out.tolist() == [3, 0, 5]
+
+
+def test_a_refused_row_leaves_the_buffers(cache: PagedKVCache) -> None:
+    slots, lengths = np.full(2, 77), np.full(2, 77, np.int32)
+    csr = PageTableCSR(*(np.full(size, 77, np.int32) for size in (3, 6, 2)))
+    short = csr._replace(indices=csr.indices[:3])
+    for call in (
+        lambda: cache.slot_mapping([0, 4], [0, 0], out=slots),
+        lambda: cache.slot_mapping([0, 0], [0, 5], out=slots),
+        lambda: cache.page_table_csr([0, 4], out=csr),
+        lambda: cache.page_table_csr([0, 2], out=short),
+        lambda: cache.seq_lens([0, 4], out=lengths),
+    ):
+        with pytest.raises(InvalidArgument):
+            call()
+    assert all((each == 77).all() for each in (slots, lengths, *csr))
 
 
 def test_csr_of_all_lengths(cache: PagedKVCache) -> None:

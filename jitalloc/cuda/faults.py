@@ -16,6 +16,8 @@ from jitalloc.errors import (
     OUT_SHORT,
     PAGE_IN_USE,
     PAGE_REASONS,
+    POSITION_RANGE,
+    TABLE_WIDTH,
     InvalidArgument,
     JitallocError,
     OutOfPages,
@@ -33,6 +35,7 @@ from jitalloc.state import (
     FAULT_WANTED,
 )
 
+EXPORTS = ("block_tables", "slot_mapping", "page_table_csr", "seq_lens")
 LAST_SLOT_CODES = (LAST_SLOT_FREE, LAST_SLOT_MISALIGNED, LAST_SLOT_RANGE)
 
 
@@ -52,6 +55,8 @@ def _error(
     status, value = int(record[FAULT_STATUS]), int(record[FAULT_VALUE])
     wanted = int(record[FAULT_WANTED])
     code, detail = unpack_status(status)
+    if kind in EXPORTS:
+        return _export_error(status, value, wanted)
     if code == OUT_OF_PAGES:
         return OutOfPages(wanted, detail)
     if code == NO_RUN:
@@ -65,6 +70,17 @@ def _error(
         return page_error(status, values, int(null_page), num_pages - 1)
     slots = (page_size if null_page else 0, num_pages * page_size - 1)
     return argument_error(status, _argument(kind, code), values, *slots)
+
+
+def _export_error(status: int, value: int, wanted: int) -> InvalidArgument:
+    code, detail = unpack_status(status)
+    if code == OUT_SHORT:
+        return InvalidArgument("out.indices", detail, f"the call makes {wanted} elements")
+    if code == TABLE_WIDTH:
+        text = f"the sequence of rows[{detail}] has more pages"
+        return InvalidArgument("width", wanted, text)
+    argument = "positions" if code == POSITION_RANGE else "rows"
+    return argument_error(status, argument, {detail: value}, 0, wanted - 1)  # wanted: the rows
 
 
 def _argument(kind: str, code: int) -> str:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import weakref
 from collections.abc import Callable
-from typing import Any, NoReturn, Self
+from typing import Any, NoReturn, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,6 +50,8 @@ from jitalloc.state import (
 )
 from jitalloc.stats import PoolStats
 
+T = TypeVar("T")
+
 
 class CudaPagePool(CudaSlab, PagePool, device="cuda"):
     """A `PagePool` whose arrays live on the GPU; made by `PagePool(..., device="cuda")`.
@@ -77,6 +80,10 @@ class CudaPagePool(CudaSlab, PagePool, device="cuda"):
         self.num_pages = num_pages
         self.arrays = pool_arrays(self._slab, num_pages)
 
+    def _uninterrupted(self, work: Callable[[], T]) -> T:
+        carried: Callable[[], T] = self._gpu.carried(work)
+        return super()._uninterrupted(carried)
+
     def _fault(self, record: NDArray[np.int64]) -> JitallocError:
         return fault_error(record, self.page_size, self.null_page, self.num_pages)
 
@@ -96,6 +103,7 @@ class CudaPagePool(CudaSlab, PagePool, device="cuda"):
             1 + self.null_page, self.page_size, order=self.order, null_page=self.null_page
         )
         pool._install(slab)
+        pool._holders = weakref.WeakSet(self._holders)  # who are asked for the pages that they hold
         return pool
 
     @property
@@ -251,7 +259,11 @@ class CudaPagePool(CudaSlab, PagePool, device="cuda"):
         return slots
 
     def clear(self) -> None:
-        """Make every page free again, ids ascending in every order: see `PagePool.clear`."""
+        """Make every page free again, ids ascending in every order: see `PagePool.clear`.
+
+        Waits for the GPU where there are caches on the pool, to see that they hold nothing.
+        """
+        self._refuse_with_sequences("clear")
         self._start(upkeep_clear_cuda, self.num_pages)
 
     def stats(self) -> PoolStats:
@@ -273,6 +285,9 @@ class CudaPagePool(CudaSlab, PagePool, device="cuda"):
         return self._copy_on_cpu().snapshot()
 
     def _take_over(self, snapshot: PoolSnapshot, then: Callable[[], None] = lambda: None) -> None:
+        followers = [holder._resize_pages(snapshot.num_pages) for holder in self._holders]
+        for follow in followers:
+            follow()
         then()
         self.page_size = snapshot.page_size
         self.order = snapshot.order
@@ -290,18 +305,28 @@ class CudaPagePool(CudaSlab, PagePool, device="cuda"):
     def resize(self, num_pages: int) -> None:
         """Grow or shrink the pool; waits for the GPU: see `PagePool.resize`."""
         num_pages = as_count("num_pages", num_pages, 1 + self.null_page)
-        self._settled()
         words = np.zeros(RECORD_SLOTS + pool_slab_words(num_pages), np.int64)
         words[RECORD_SLOTS + NUM_PAGES] = num_pages
-        new = self._gpu.upload(words)
-        self._start(upkeep_resize_cuda, 0, new[RECORD_SLOTS:])
-        self._settled()
-        new[:RECORD_SLOTS] = self._record
-        self._use(new)
-        self._name_arrays(num_pages)
+
+        def work() -> None:
+            self._settled()
+            followers = [holder._resize_pages(num_pages) for holder in self._holders]
+            new = self._gpu.upload(words)
+            self._start(upkeep_resize_cuda, 0, new[RECORD_SLOTS:])
+            self._settled()
+            for follow in followers:
+                follow()
+            new[:RECORD_SLOTS] = self._record
+            self._use(new)
+            self._name_arrays(num_pages)
+
+        with self._everyone():
+            self._uninterrupted(work)
 
     def defragment(self, *, src: Any = None, dst: Any = None, out: Any = None) -> Moves:
         """Pack the used pages to the lowest ids: see `PagePool.defragment`.
+
+        Waits for the GPU where there are caches on the pool, whose pages have to follow.
 
         Parameters
         ----------
@@ -316,12 +341,23 @@ class CudaPagePool(CudaSlab, PagePool, device="cuda"):
         src = as_device_out(gpu, "src", src, INT32, half if src is None else None)
         dst = as_device_out(gpu, "dst", dst, INT32, half if dst is None else None)
         count = as_device_out(gpu, "out", out, INT64, 1)
-        self._start(upkeep_defragment_cuda, 0, src, dst, count)
-        if brought:
+
+        def work() -> Moves:
+            self._settled()  # what failed before is raised before pages move
+            self._start(upkeep_defragment_cuda, 0, src, dst, count)
+            self._settled()
+            moved = int(gpu.download(count)[0])
+            moves = Moves(src[:moved], dst[:moved])
+            for holder in self._holders:
+                holder._rename_pages(moves)
+            return moves
+
+        if brought and not self._holders:
+            self._start(upkeep_defragment_cuda, 0, src, dst, count)
             return Moves(src, dst)
-        self._settled()
-        moved = int(gpu.download(count)[0])
-        return Moves(src[:moved], dst[:moved])
+        with self._everyone():
+            moves = self._uninterrupted(work)
+        return Moves(src, dst) if brought else moves
 
     def free_group(self) -> NoReturn:
         """Refuse by `WrongDevice`: the caller gathers what it frees on the GPU."""

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jitalloc._cuda import CudaKernel, cuda_kernels
-from jitalloc._cuda_device import device
+from jitalloc._cuda_device import Device, device
 from jitalloc._jit import Kernel
 from jitalloc.errors import JitallocError
 from jitalloc.state import FAULT_STATUS, HEADER_SLOTS, RECORD_SLOTS, RESULT
@@ -17,6 +17,11 @@ from jitalloc.state import FAULT_STATUS, HEADER_SLOTS, RECORD_SLOTS, RESULT
 ITEMS = 4  # elements of a thread before a call takes another block
 MOST_BLOCKS = 512
 NUMBERS = (int, np.integer)
+
+
+def blocks_for(gpu: Device, elements: int) -> int:
+    """Return in how many blocks a thread has `ITEMS` of `elements`."""
+    return min(-(-elements // (ITEMS * gpu.threads)), MOST_BLOCKS) if elements else 1
 
 
 class CudaSlab:
@@ -50,9 +55,8 @@ class CudaSlab:
     def _start(self, kernel: CudaKernel, elements: int, *arguments: Any) -> None:
         """Launch `kernel` with a thread for each `ITEMS` of `elements`; 0: in one block."""
         gpu = self._gpu
-        threads = gpu.threads
-        blocks = min(-(-elements // (ITEMS * threads)), MOST_BLOCKS) if elements else 1
-        gpu.launch(kernel, blocks, threads, *self._state, *self._wrapped(arguments))
+        blocks = blocks_for(gpu, elements)
+        gpu.launch(kernel, blocks, gpu.threads, *self._state, *self._wrapped(arguments))
 
     def _wrapped(self, arguments: tuple[Any, ...]) -> list[Any]:
         wrap = self._gpu.wrap

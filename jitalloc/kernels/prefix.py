@@ -102,9 +102,7 @@ def prefix_match_cpu(pool, prefix, root, tokens, record):
     return status
 
 
-@kernel(
-    "int64(int64[::1], int64[::1], int64[::1], int32[::1], int64[::1], int32[:, ::1], int32[::1])"
-)
+@kernel("int64(int64[::1], int64[::1], int64[::1], int32[::1], int64[::1], int32[::1], int32[::1])")
 def prefix_match_batch_cpu(pool, prefix, roots, tokens, indptr, records, out):
     # `indptr` ascends within `tokens`. `out` has room for every whole page of each prompt.
     if not try_lock(pool):
@@ -114,8 +112,9 @@ def prefix_match_batch_cpu(pool, prefix, roots, tokens, indptr, records, out):
     if status == 0:
         for i in range(roots.size):
             prompt = tokens[indptr[i] : indptr[i + 1]]
-            match_one(prefix, roots[i], prompt, records[i], out[put:])
-            put += records[i, MATCH_PAGES]
+            record = records[i * MATCH_FIELDS :]
+            match_one(prefix, roots[i], prompt, record, out[put:])
+            put += record[MATCH_PAGES]
         status = put
         pool[STEP] += 1
     unlock(pool)

@@ -4,7 +4,16 @@ from __future__ import annotations
 
 import numpy as np
 
-from jitalloc._jit import counting, fail, helper, kernel, try_lock, unlock, view
+from jitalloc._jit import (
+    fail,
+    helper,
+    int32_rows,
+    int64_rows,
+    kernel,
+    try_lock,
+    unlock,
+    view,
+)
 from jitalloc.errors import BUSY, ENTRY_PINNED, NO_ENTRY
 from jitalloc.slot_prefix_state import (
     CAPACITY,
@@ -41,17 +50,16 @@ MASK = np.uint64(LOW)
 MIX_LOW, MIX_HIGH, MIX_LAST = np.uint64(0x9E3779B1), np.uint64(0x85EBCA77), np.uint64(0xC2B2AE3D)
 
 
-@counting
+@helper
 def prefix_views(slab):
     """Return `(entries, nodes, table)`, views into the slab of a slot prefix cache."""
     n = slab[CAPACITY]
     nodes = PREFIX_HEADER_SLOTS + n * ENTRY_COLUMNS
     table = nodes + n * NODE_COLUMNS
-    size = np.int64(1) << slab[TABLE_BITS]
     return (
-        slab[PREFIX_HEADER_SLOTS:nodes].reshape((n, ENTRY_COLUMNS)),
-        slab[nodes:table].view(np.int32).reshape((2 * n, NODE_COLUMNS)),
-        slab[table : table + 2 * size].reshape((size, 2)),
+        int64_rows(slab, PREFIX_HEADER_SLOTS, n, ENTRY_COLUMNS),
+        int32_rows(slab, nodes, 2 * n, NODE_COLUMNS),
+        int64_rows(slab, table, np.int64(1) << slab[TABLE_BITS], 2),
     )
 
 

@@ -219,7 +219,10 @@ def tables_lengths_cpu(tables, rows, out):
 def tables_rename_cpu(tables, names):
     # names[p]: the new id of page p. The caller holds the pool's lock.
     length = tables_column(tables, LENGTH)
+    locked, end = tables_column(tables, LOCKED), tables_column(tables, LOCK_END)
     for row in range(tables[NUM_ROWS]):
+        if locked[row] > 0:
+            end[row] = names[end[row]]
         pages = tables_row(tables, row)
         for j in range(tables_pages_of(tables, length[row])):
             pages[j] = names[pages[j]]

@@ -4,9 +4,10 @@ from jitalloc.replay.curves import save_curves
 from jitalloc.replay.generator import generate
 from jitalloc.replay.options import ReplayOptions
 from jitalloc.replay.plot import save_plot
+from jitalloc.replay.preparing import prepare
 from jitalloc.replay.report import Report
 from jitalloc.replay.request import Request
-from jitalloc.replay.simulator import prepare, replay
+from jitalloc.replay.simulator import replay
 from jitalloc.replay.sweep import Sweep, run_sweep
 from jitalloc.replay.traces import read_trace, read_traces
 

@@ -51,6 +51,7 @@ class CacheRun:
         if meter.prefix is not None and prompt.shared:
             tokens = prompt.whole_tokens()
             start = perf_counter_ns()
+            tokens = meter.transfers.up(tokens)
             cached = cache.allocate(key, tokens=tokens, namespace=prompt.scope)
         else:
             start = perf_counter_ns()
@@ -60,7 +61,7 @@ class CacheRun:
         meter.look_up(request.input_length, length, cached)
         meter.cached_tokens += found
         meter.prompt_tokens += request.input_length - found
-        meter.count_runs(cache.rows([key]))
+        meter.count_runs([cache.row(key)])
         meter.hold(meter.finished, 1, 1, 0)
         start = perf_counter_ns()
         cache.free(key)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from array import array
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -11,7 +12,9 @@ from numpy.typing import NDArray
 from jitalloc.pool import PagePool
 from jitalloc.prefix import PrefixCache
 from jitalloc.replay.timeline import Timeline
+from jitalloc.replay.transfers import Transfers
 from jitalloc.sequences import PagedKVCache
+from jitalloc.state import INT32
 
 
 @dataclass(slots=True)
@@ -41,6 +44,7 @@ class Meter:
     steps : array of int64
         Nanoseconds of allocator time, one entry a step.
     timeline : Timeline
+    transfers : Transfers
     page_runs, page_runs_of : int
         Runs of consecutive page ids, and in how many sequences they were counted.
     held_time, cached_time, time : float
@@ -71,6 +75,7 @@ class Meter:
     spent: int = 0
     steps: array[int] = field(default_factory=lambda: array("q"))
     timeline: Timeline = field(init=False)
+    transfers: Transfers = field(init=False)
     page_runs: int = 0
     page_runs_of: int = 0
     held_time: float = 0.0
@@ -81,6 +86,7 @@ class Meter:
 
     def __post_init__(self) -> None:
         self.timeline = Timeline(self.pool)
+        self.transfers = Transfers(self.pool)
 
     @property
     def reclaimable(self) -> int:
@@ -118,14 +124,14 @@ class Meter:
         self.steps.append(self.spent)
         self.spent = 0
 
-    def count_runs(self, rows: NDArray[np.int32]) -> None:
+    def count_runs(self, rows: Sequence[int] | NDArray[np.int32]) -> None:
         """Count the runs of consecutive page ids in the sequences of `rows`."""
-        table = self.cache.page_table_csr(rows)
-        pages = table.indices
+        table = self.cache.page_table_csr(self.transfers.up(np.array(rows, INT32)))
+        pages, indptr = (self.transfers.down(each) for each in (table.indices, table.indptr))
         if pages.size:
             starts = np.ones(pages.size, bool)
             starts[1:] = pages[1:] != pages[:-1] + 1
-            first = table.indptr[:-1]
+            first = indptr[:-1]
             starts[first[first < pages.size]] = True
             self.page_runs += int(np.count_nonzero(starts))
         self.page_runs_of += len(rows)

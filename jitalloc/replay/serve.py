@@ -163,7 +163,7 @@ class Server:
             if not fits and room <= self._refused:
                 return -1
             try:
-                tokens = sequence.tokens.tokens(length)
+                tokens = meter.transfers.up(sequence.tokens.tokens(length))
                 meter.calls += 1
                 cached = self.cache.allocate(
                     sequence.key, tokens=tokens, namespace=sequence.tokens.scope
@@ -199,13 +199,14 @@ class Server:
 
     def _decode(self) -> None:
         """Append one token to every decoding sequence; make room where pages run out."""
-        meter = self.meter
+        meter, up = self.meter, self.meter.transfers.up
         done = False
         while not done and self.decoding:
             start = perf_counter_ns()
             try:
-                tokens = self._responses if self._sharing else None
-                self.cache.append_batch(self._rows, 1, tokens=tokens)
+                tokens = up(self._responses) if self._sharing else None
+                self.cache.append_batch(up(self._rows), 1, tokens=tokens)
+                meter.transfers.settle()
                 done = True
             except OutOfPages:
                 pass
@@ -269,8 +270,10 @@ class Server:
         """Look up where the keys and values of the prompt tokens of this step go."""
         each_row = np.repeat(np.array(rows, np.int32), [len(chunk) for chunk in chunks])
         positions = np.concatenate(chunks)
+        up = self.meter.transfers.up
         start = perf_counter_ns()
-        self.cache.slot_mapping(each_row, positions)
+        self.cache.slot_mapping(up(each_row), up(positions))
+        self.meter.transfers.settle()
         self.meter.spent += perf_counter_ns() - start
         self.meter.calls += 1
 
@@ -280,10 +283,11 @@ class Server:
         if read:
             rows = np.concatenate((rows, np.array([each.row for each in read], np.int32)))
         start = perf_counter_ns()
+        there = self.meter.transfers.up(rows)
         if self.options.export == "csr":
-            self.cache.page_table_csr(rows)
+            self.cache.page_table_csr(there)
         else:
-            self.cache.block_tables(rows)
+            self.cache.block_tables(there)
         self.meter.spent += perf_counter_ns() - start
         self.meter.calls += 1
 
@@ -315,7 +319,7 @@ class Server:
             rows = self._rows[done]
             self.meter.count_runs(rows)
             start = perf_counter_ns()
-            self.cache.free_batch(rows)
+            self.cache.free_batch(self.meter.transfers.up(rows))
             self.meter.spent += perf_counter_ns() - start
             self.meter.calls += 1
             self.meter.finished += len(rows)

@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from contextlib import suppress
 from itertools import islice
 from time import perf_counter
 
-import numpy as np
-
-from jitalloc.errors import OutOfPages
 from jitalloc.pool import PagePool
 from jitalloc.prefix import PrefixCache
 from jitalloc.replay.cache import CacheRun
@@ -92,55 +88,3 @@ def _make_meter(options: ReplayOptions) -> Meter:
     )
     prefix = None if options.policy == "none" else PrefixCache(pool, policy=options.policy)
     return Meter(pool, PagedKVCache(pool, rows, options.row_pages, prefix_cache=prefix), prefix)
-
-
-def prepare(options: ReplayOptions) -> None:
-    """Compile what a replay calls, so that its figures do not contain the compiler.
-
-    Takes a few milliseconds where the kernels lie in the disk cache.
-    """
-    pool = PagePool(4, 1, order=options.order, device=options.device)
-    cache = PagedKVCache(pool, 2, 4)
-    cache.allocate(0, 1)
-    cache.allocate(1, 1)
-    rows = cache.rows([0, 1])
-    cache.append_batch(rows, 1)
-    with suppress(OutOfPages):
-        cache.append_batch(rows, 1)
-    cache.slot_mapping(rows, np.zeros(2, np.int64))
-    cache.page_table_csr(rows)
-    cache.block_tables(rows)
-    cache.free(0)
-    cache.free_batch(np.asarray(rows[1:]))
-    cache.allocate(0, 4)  # more than the freelist has: merges
-    cache.check()
-    cache.stats()
-    cache.free(0)
-    if options.policy != "none":
-        _prepare_prefix(pool, options.policy)
-    pool.check()
-    pool.stats()
-
-
-def _prepare_prefix(pool: PagePool, policy: str) -> None:
-    """Compile what caching adds: look-ups, growth, eviction under pressure, refusals."""
-    prefix = PrefixCache(pool, policy=policy)
-    cache = PagedKVCache(pool, 2, 4, prefix_cache=prefix)
-    tokens = np.arange(4, dtype=np.int32)
-    cache.allocate(0, tokens=tokens[:2])
-    cache.commit(0)
-    cache.allocate(1, tokens=tokens[:2])
-    rows = cache.rows([0, 1])
-    cache.append_batch(rows, 1, tokens=tokens[2:])
-    with suppress(OutOfPages):
-        cache.append_batch(rows, 1, tokens=tokens[:2])
-    cache.truncate(1, 1)
-    cache.free(1, commit=False)
-    cache.free_batch(np.asarray(rows[:1]))
-    cache.allocate(1, tokens=tokens[::-1].copy())
-    with suppress(OutOfPages):
-        cache.allocate(0, tokens=tokens)
-    cache.free(1)
-    cache.check()
-    prefix.check()
-    prefix.stats()

@@ -66,11 +66,9 @@ def fault_key(code, position):
 
 
 @device_helper
-def end_call(slab, record, kind, status, value, wanted):
-    """Book the end of a call, by one thread of its last block."""
-    if status >= 0:
-        slab[STEP] += 1
-    elif record[FAULT_STATUS] == 0:
+def end_read(record, kind, status, value, wanted):
+    """Book the end of a call that changes nothing, by one thread."""
+    if status < 0 and record[FAULT_STATUS] == 0:
         record[FAULT_STATUS] = status
         record[FAULT_CALL] = record[CALLS]
         record[FAULT_KIND] = kind
@@ -80,10 +78,20 @@ def end_call(slab, record, kind, status, value, wanted):
 
 
 @device_helper
+def end_call(slab, record, kind, status, value, wanted):
+    """Book the end of a call, by one thread of its last block."""
+    if status >= 0:
+        slab[STEP] += 1
+    end_read(record, kind, status, value, wanted)
+
+
+@device_helper
 def fill_null(out, start, first, step):
     """Write NULL to `out[start:]`, every `step`-th element from `first` on."""
-    for i in range(start + first, out.size, step):
+    i = np.int64(start + first)
+    while i < out.size:  # `range` would divide to know how often
         out[i] = NULL
+        i += step
 
 
 @device_helper

@@ -11,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 
 from jitalloc._cuda import MOST_THREADS, SIMULATED, device_helper, gpu
-from jitalloc.state import TICKET
+from jitalloc.state import LOWEST, TICKET
 
 ALL_LANES = 0xFFFFFFFF
 SHARED_WORDS = MOST_THREADS if SIMULATED else 32
@@ -128,3 +128,27 @@ def is_last_block(record, shared):
     last = shared[0] == 1
     gpu.syncthreads()
     return last
+
+
+@device_helper
+def call_min(record, shared, value):
+    """Return `(whether this is the last block, the lowest value of all threads of the call)`.
+
+    A value is NONE or from 0 on. Elsewhere than in the last block the lowest is not known.
+    """
+    lowest = NONE
+    if any_thread(value != NONE):
+        lowest = block_min(shared, value)
+    if gpu.gridDim.x == 1:
+        return True, lowest
+    if lowest != NONE and gpu.threadIdx.x == 0:
+        gpu.atomic.max(record, LOWEST, NONE - lowest)
+    if not is_last_block(record, shared):
+        return False, NONE
+    if gpu.threadIdx.x == 0:
+        # By an atomic: another block may have left an old value in the cache of this processor.
+        shared[0] = NONE - gpu.atomic.exch(record, LOWEST, np.int64(0))
+    gpu.syncthreads()
+    lowest = shared[0]
+    gpu.syncthreads()
+    return True, lowest

@@ -1,0 +1,207 @@
+"""Twins of the slot allocator's loops.
+
+Single slots are taken and given back for a host that waits, so one thread runs the loop of the
+CPU. Batches are for callers that do not wait, and a block runs them: taken by a scan of the words
+of the bitmap, given back in tiles of one slot a thread, so that of a slot named twice it is known
+which mention came first. No race decides. There is no clock to advance: `end_read` books a call.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from jitalloc._cuda import MOST_THREADS, cuda_kernel, device_helper, gpu
+from jitalloc._cuda_loops import from_cpu
+from jitalloc.errors import OUT_OF_SLOTS, SLOT_IS_FREE, SLOT_OUTSIDE, STATUS_BITS
+from jitalloc.kernels import slots
+from jitalloc.kernels.cuda.calls import begins
+from jitalloc.kernels.cuda.owners import mentions
+from jitalloc.kernels.cuda.pool import bit, end_read, fail, fault_key, fill_null
+from jitalloc.kernels.cuda.scan import NONE, SHARED_WORDS, any_thread, block_min, block_scan
+from jitalloc.kernels.cuda.tokens import owner_of
+from jitalloc.slot_state import FREE_SLOTS, LOWEST, NUM_SLOTS, SLOT_CALL_KINDS
+from jitalloc.state import CALLS, RECORD_SLOTS, RESULT
+
+ALLOC_BATCH = SLOT_CALL_KINDS.index("alloc_batch")
+FREE_BATCH = SLOT_CALL_KINDS.index("free_batch")
+ZERO, ONE, ALL_ONES = np.uint64(0), np.uint64(1), np.uint64(0xFFFFFFFFFFFFFFFF)
+
+slot_views = from_cpu(slots.slot_views)
+book_taken = from_cpu(slots.book_taken)
+slots_alloc = from_cpu(slots.slots_alloc_cpu)
+slots_free = from_cpu(slots.slots_free_cpu)
+slots_occupy = from_cpu(slots.slots_occupy_cpu)
+slots_look = from_cpu(slots.slots_look_cpu)
+
+
+@cuda_kernel("void(int64[::1])", serial=True)
+def slots_alloc_cuda(words):
+    if begins(words):
+        words[RESULT] = slots_alloc(words[RECORD_SLOTS:])
+
+
+@cuda_kernel("void(int64[::1], int64)", serial=True)
+def slots_free_cuda(words, slot):
+    if begins(words):
+        words[RESULT] = slots_free(words[RECORD_SLOTS:], slot)
+
+
+@cuda_kernel("void(int64[::1], int64)", serial=True)
+def slots_occupy_cuda(words, slot):
+    if begins(words):
+        words[RESULT] = slots_occupy(words[RECORD_SLOTS:], slot)
+
+
+@cuda_kernel("void(int64[::1], int64)", serial=True)
+def slots_look_cuda(words, slot):
+    if begins(words):
+        words[RESULT] = slots_look(words[RECORD_SLOTS:], slot)
+
+
+@device_helper
+def nth_bit(word, n):
+    """Return the index of the set bit of `word` below which `n` others are set."""
+    at, width = np.int64(0), np.int64(32)
+    while width > 0:
+        half = (word >> np.uint64(at)) & ((ONE << np.uint64(width)) - ONE)
+        count = np.int64(gpu.popc(half))
+        if n >= count:
+            n -= count
+            at += width
+        width >>= 1
+    return at
+
+
+@device_helper
+def drop_bits(free, summary, w, count):
+    """Take the `count` lowest set bits out of word `w`, which has as many."""
+    left = np.int64(gpu.popc(free[w])) - count
+    if left > 0:
+        free[w] &= ALL_ONES << np.uint64(nth_bit(free[w], count))
+    else:
+        free[w] = ZERO
+        gpu.atomic.and_(summary, w >> 6, ~bit(w))
+
+
+@cuda_kernel("void(int64[::1], int64[::1], int32[::1])")
+def slots_alloc_batch_cuda(slab, record, out):
+    shared = gpu.shared.array(SHARED_WORDS, np.int64)
+    starts = gpu.shared.array(MOST_THREADS, np.int32)
+    summary, free, versions = slot_views(slab)
+    me, step, n = gpu.threadIdx.x, gpu.blockDim.x, np.int64(out.size)
+    if n > slab[FREE_SLOTS]:
+        fill_null(out, 0, me, step)
+        if me == 0:
+            status = fail(OUT_OF_SLOTS, slab[FREE_SLOTS])
+            end_read(record, ALLOC_BATCH, status, np.int64(0), n)
+        return
+    taken, first = np.int64(0), slab[LOWEST] << 6
+    while taken < n and first < free.size:
+        w = np.int64(first + me)
+        mine = np.int64(gpu.popc(free[w])) if w < free.size else np.int64(0)
+        before, total = block_scan(shared, mine)
+        starts[me] = before
+        gpu.syncthreads()
+        count = min(total, n - taken)
+        for i in range(me, count, step):
+            j = owner_of(starts, i, step)
+            slot = ((first + j) << 6) + nth_bit(free[first + j], i - starts[j])
+            versions[slot] += 1
+            out[taken + i] = slot
+        gpu.syncthreads()
+        if mine > 0 and before < count:
+            drop_bits(free, summary, w, min(mine, count - before))
+        taken += count
+        first += step
+    gpu.syncthreads()
+    if me == 0:
+        if n > 0:
+            slab[LOWEST] = np.int64(out[n - 1]) >> 12
+        book_taken(slab, n)
+        end_read(record, ALLOC_BATCH, np.int64(0), np.int64(0), n)
+
+
+@device_helper
+def give_fault(slab, free, slots, i, begin):
+    """Return the key of why `slots[i]` of the tile from `begin` on cannot be freed, or NONE.
+
+    Slots before the tile are marked free by now, those of the tile are not.
+    """
+    slot = np.int64(slots[i])
+    if slot < 0 or slot >= slab[NUM_SLOTS]:
+        return fault_key(SLOT_OUTSIDE, i)
+    if free[slot >> 6] & bit(slot) != ZERO or mentions(slots, slot, begin, i) > 0:
+        return fault_key(SLOT_IS_FREE, i)
+    return NONE
+
+
+@device_helper
+def take_back(summary, free, slots, begin, end):
+    """Mark `slots[begin:end]`, which this call has freed, as taken again."""
+    me, step = gpu.threadIdx.x, gpu.blockDim.x
+    for i in range(begin + me, end, step):
+        slot = np.int64(slots[i])
+        gpu.atomic.and_(free, slot >> 6, ~bit(slot))
+    gpu.syncthreads()
+    for i in range(begin + me, end, step):
+        w = np.int64(slots[i]) >> 6
+        if free[w] == ZERO:
+            gpu.atomic.and_(summary, w >> 6, ~bit(w))
+    gpu.syncthreads()
+
+
+@cuda_kernel("void(int64[::1], int64[::1], int32[::1])")
+def slots_free_batch_cuda(slab, record, slots):
+    shared = gpu.shared.array(SHARED_WORDS, np.int64)
+    summary, free, _versions = slot_views(slab)
+    me, step, n = gpu.threadIdx.x, gpu.blockDim.x, np.int64(slots.size)
+    lowest = slab[LOWEST]
+    for begin in range(0, n, step):
+        i, end = np.int64(begin + me), min(np.int64(begin + step), n)
+        slot = np.int64(slots[i]) if i < n else np.int64(0)
+        wrong = i < n and (slot < 0 or slot >= slab[NUM_SLOTS])
+        if i < n and not wrong:
+            wrong = free[slot >> 6] & bit(slot) != ZERO
+        marked = np.int64(begin)
+        twice = False
+        if not any_thread(wrong):
+            marked = end
+            if i < n:
+                w = slot >> 6
+                twice = gpu.atomic.or_(free, w, bit(slot)) & bit(slot) != ZERO
+                gpu.atomic.or_(summary, w >> 6, bit(w))
+                lowest = min(lowest, w >> 6)
+        if any_thread(wrong or twice):
+            take_back(summary, free, slots, begin, marked)
+            key = give_fault(slab, free, slots, i, begin) if i < n else NONE
+            key = block_min(shared, key)
+            take_back(summary, free, slots, 0, begin)
+            if me == 0:
+                value = np.int64(slots[key >> STATUS_BITS])
+                end_read(record, FREE_BATCH, -key, value, np.int64(0))
+            return
+    lowest = block_min(shared, lowest)
+    if me == 0:
+        slab[LOWEST] = lowest
+        slab[FREE_SLOTS] += n
+        end_read(record, FREE_BATCH, np.int64(0), np.int64(0), n)
+
+
+@device_helper
+def bits_below(count):
+    """Return the lowest `count` bits of a word, at most all of them."""
+    return ALL_ONES if count >= 64 else (ONE << np.uint64(count)) - ONE
+
+
+@cuda_kernel("void(int64[::1], int64[::1])")
+def slots_clear_cuda(slab, record):
+    summary, free, _versions = slot_views(slab)
+    me, step, n = gpu.threadIdx.x, gpu.blockDim.x, slab[NUM_SLOTS]
+    for w in range(me, free.size, step):
+        free[w] = bits_below(n - (w << 6))
+    for s in range(me, summary.size, step):
+        summary[s] = bits_below(free.size - (s << 6))
+    if me == 0:
+        slab[FREE_SLOTS] = n
+        slab[LOWEST] = 0
+        record[CALLS] += 1

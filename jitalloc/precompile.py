@@ -1,0 +1,70 @@
+"""Compiling kernels in a second process, so that two cores share the first start."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Self
+
+from jitalloc import _jit
+
+CHILD: Final = """
+import sys, jitalloc
+from jitalloc import _jit
+for name in sys.argv[1:]:
+    _jit.kernels()[name].compile()
+"""
+
+
+class Precompiled:
+    """Compiles kernels into the disk cache, in a process of its own, while the caller goes on.
+
+    To be used in a `with` statement; `wait` before the first of these kernels is called. Does
+    nothing where all of them are cached, there is no disk cache, or only one core. A kernel that
+    the process did not get to is compiled at its first call, like any other.
+
+    Parameters
+    ----------
+    names : iterable of str
+        Names of kernels.
+    """
+
+    __slots__ = ("_process",)
+
+    def __init__(self, names: Iterable[str]) -> None:
+        missing = [name for name in names if not _is_cached(name)]
+        self._process: subprocess.Popen[bytes] | None = None
+        if missing and _jit.CACHE_ENABLED and sys.executable and (os.cpu_count() or 1) > 1:
+            self._process = subprocess.Popen(
+                [sys.executable, "-c", CHILD, *missing],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+            )
+
+    def wait(self) -> None:
+        """Wait until the process is done, well or not."""
+        if self._process is not None:
+            self._process.wait()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._process is not None and self._process.poll() is None:
+            self._process.terminate()
+            self._process.wait()
+
+
+def _is_cached(name: str) -> bool:
+    return any(Path(_jit.CACHE_FOLDER).glob(f"*/*.{name}-*.nbi"))

@@ -1,0 +1,132 @@
+"""One random call for each CUDA kernel of the prefix cache, for `test_cuda_prefix.py`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from random import Random
+from typing import Any
+
+from jitalloc import errors
+from tests.cuda_prefix_pairs import CudaPrefixPair
+from tests.prefix_pairs import spell
+
+Step = Callable[[CudaPrefixPair, Random], Any]
+
+
+def prompt(pair: CudaPrefixPair, random: Random) -> list[int]:
+    """Tokens that often begin like others, the last page cut short, now and then with a slip."""
+    size = pair.model.page_size
+    tokens = spell("".join(random.choices("aab", k=1 + random.randrange(6))), size)
+    tokens = tokens[: len(tokens) - random.randrange(size)]
+    if tokens and random.random() < 0.2:
+        tokens[random.randrange(len(tokens))] = random.choice((7, 8))
+    return tokens
+
+
+def a_namespace(random: Random) -> Any:
+    return random.choice((None, None, "other", 7))
+
+
+def match(pair: CudaPrefixPair, random: Random) -> None:
+    pair.look_up(prompt(pair, random), a_namespace(random))
+
+
+def pin(pair: CudaPrefixPair, random: Random) -> None:
+    pair.look_up(prompt(pair, random), a_namespace(random), "pin")
+
+
+def release(pair: CudaPrefixPair, random: Random) -> None:
+    """What is held, or twice what was."""
+    if not pair.matches:
+        match(pair, random)
+    if pair.matches:
+        library, model = random.choice(pair.matches)
+        pair.give_back(pair.matches.index((library, model)))
+        name = "unpin" if random.random() < 0.5 else "release"
+        assert pair.compare(
+            lambda: getattr(pair.cache, name)(library), lambda: pair.cache_model.release(model)
+        ) == (errors.NotLocked,)
+
+
+def match_batch(pair: CudaPrefixPair, random: Random) -> None:
+    prompts = [prompt(pair, random) for _ in range(random.randrange(4))]
+    spaces = [a_namespace(random) for _ in prompts]
+    tokens = [token for each in prompts for token in each]
+    bounds = [sum(map(len, prompts[:i])) for i in range(len(prompts) + 1)]
+    step = pair.model.step
+    models = [pair.cache_model.match(*each) for each in zip(prompts, spaces, strict=True)]
+    pair.model.step = step + 1  # one call is one step
+    batch = pair.cache.match_batch(tokens, bounds, spaces)
+    assert [page for each in models for page in each.pages] == batch.pages.tolist()
+    assert [each.partial[0] for each in models] == batch.partial_pages.tolist()
+    pair.agree()
+    if random.random() < 0.5:
+        pair.call("defragment")
+        step += 1
+    for each in models:
+        pair.cache_model.release(each)
+    pair.model.step = step + 2
+    pair.cache.release(batch)
+    pair.agree()
+
+
+def insert(pair: CudaPrefixPair, random: Random) -> None:
+    """Right pages mostly, and wrong ones: free, cached, named twice, of no pool."""
+    tokens = prompt(pair, random)
+    options: dict[str, Any] = {}
+    if pair.cache_model.policy == "priority":
+        options["priority"] = random.choice((None, 0, 35, 80))
+        options["lifetime"] = random.choice((None, 1, 6, 15))
+    if random.random() < 0.7:
+        pair.store(tokens, a_namespace(random), **options)
+        return
+    tokens[0] = random.randrange(3)
+    count = len(tokens) // pair.model.page_size
+    pages = [random.randrange(-1, pair.model.num_pages + 1) for _ in range(count)]
+    pair.do("insert", tokens, pages, a_namespace(random), **options)
+
+
+def evict(pair: CudaPrefixPair, random: Random) -> None:
+    pair.do("evict", random.randrange(5))
+
+
+def clear(pair: CudaPrefixPair, random: Random) -> None:
+    while pair.matches and random.random() < 0.8:
+        pair.give_back()
+    pair.do("clear")
+
+
+def rename(pair: CudaPrefixPair, random: Random) -> None:
+    pair.call("defragment")
+
+
+def resize(pair: CudaPrefixPair, random: Random) -> None:
+    pair.call("resize", max(12, min(pair.model.num_pages + random.choice((-2, 0, 3)), 40)))
+
+
+def roots(pair: CudaPrefixPair, random: Random) -> None:
+    """A new namespace, while those that nobody uses are forgotten."""
+    pair.cache.cpu._sweep_at = pair.cache.view.device_cache._sweep_at = 0
+    pair.store(spell("ab", pair.model.page_size), random.random())
+    assert pair.cache.cpu._namespaces == pair.cache.view._namespaces
+
+
+CUDA_STEPS: dict[str, Step] = {
+    "prefix_insert_cuda": insert,
+    "prefix_match_batch_cuda": match_batch,
+    "prefix_match_cuda": match,
+    "prefix_pin_cuda": pin,
+    "prefix_release_cuda": release,
+    "prefix_upkeep_rename_cuda": rename,
+    "prefix_upkeep_resize_cuda": resize,
+    "prefix_upkeep_roots_cuda": roots,
+    "reclaim_clear_cuda": clear,
+    "reclaim_evict_cuda": evict,
+}
+BACKGROUND: tuple[Step, ...] = (insert, insert, match, pin, release, release, evict)
+# Kernels of the CPU that have no twin, and why a cache on the GPU does without.
+WITHOUT_TWIN = {
+    "prefix_upkeep_check_cpu": "runs on a copy of the state",
+    "prefix_upkeep_copy_cpu": "a copy is made by the array library",
+    "prefix_upkeep_unlock_cpu": "runs on a snapshot before it goes up",
+}

@@ -1,0 +1,141 @@
+"""Slots and their prefix cache on the GPU, for the steps of `slot_steps.py` as they are.
+
+Each call runs on an object of the CPU as well, and the two slabs must be equal bit for bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import suppress
+from random import Random
+from typing import Any
+
+import numpy as np
+
+from jitalloc import NULL, SlotAllocator, SlotPrefixCache, _cuda_device
+from jitalloc.errors import JitallocError
+from jitalloc.slot_prefix_state import slot_prefix_arrays
+from jitalloc.slot_state import slot_arrays
+from tests.slot_pairs import SlotPair, SlotPrefixPair
+from tests.slot_steps import PREFIX_STEPS, SLOT_STEPS, clear_slots
+
+
+def up(values: Any, dtype: Any = np.int32) -> Any:
+    return _cuda_device.device().upload(np.array(values, dtype))
+
+
+def down(values: Any) -> Any:
+    return _cuda_device.device().download(values)
+
+
+class HostView:
+    """Speaks like an object of the CPU and calls one on the GPU: arrays go up, results come down.
+
+    A call that fails raises what the device kept, after a look that its results are NULL.
+    """
+
+    uploads: tuple[str, ...]  # calls whose first argument is an array
+
+    def __init__(self, gpu: Any, cpu: Any) -> None:
+        self.gpu, self.cpu = gpu, cpu
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self.gpu, name)
+        return self.on_both(name) if callable(found) else found
+
+    def __len__(self) -> int:
+        return len(self.gpu)
+
+    def on_both(self, name: str) -> Callable[..., Any]:
+        def call(*args: Any, **options: Any) -> Any:
+            with suppress(JitallocError):
+                getattr(self.cpu, name)(*args, **options)
+            if name in self.uploads:
+                args = (up(args[0]), *args[1:])
+            try:
+                return self.settled(getattr(self.gpu, name)(*args, **options))
+            finally:
+                assert down(self.gpu._slab).tolist() == self.cpu._slab.tolist()
+                assert down(self.gpu._record)[0] == 0, "a ticket is left over"
+
+        return call
+
+    def settled(self, result: Any) -> Any:
+        device = _cuda_device.device()
+        with suppress(JitallocError):
+            result = device.download(device.adopt("result", result))
+        try:
+            self.gpu._settled()
+        except JitallocError:
+            assert result is None or (result == NULL).all(), "results of a failed call"
+            raise
+        return result
+
+
+class HostSlots(HostView):
+    """An allocator on the GPU, and one on the CPU."""
+
+    uploads = ("free_batch",)
+
+    def __init__(self, max_slots: int) -> None:
+        super().__init__(SlotAllocator(max_slots, device="cuda"), SlotAllocator(max_slots))
+
+    @property
+    def arrays(self) -> Any:
+        return slot_arrays(down(self.gpu._slab), self.gpu.num_slots)
+
+
+class HostPrefixes(HostView):
+    """A prefix cache on the GPU, and one on the CPU."""
+
+    uploads = ("find", "insert")
+
+    def __init__(self, capacity: int, max_tokens: int = 8192) -> None:
+        gpu = SlotPrefixCache(capacity, max_tokens, device="cuda")
+        super().__init__(gpu, SlotPrefixCache(capacity, max_tokens))
+
+    @property
+    def arrays(self) -> Any:
+        return slot_prefix_arrays(down(self.gpu._slab), self.gpu.capacity, self.gpu.max_tokens)
+
+
+class CudaSlotPair(SlotPair):
+    """An allocator on the GPU and its model."""
+
+    def __init__(self, max_slots: int) -> None:
+        super().__init__(max_slots)
+        self.library: Any = HostSlots(max_slots)
+
+
+class CudaSlotPrefixPair(SlotPrefixPair):
+    """A prefix cache on the GPU and its model."""
+
+    def __init__(self, capacity: int, max_tokens: int) -> None:
+        super().__init__(capacity, max_tokens)
+        self.library: Any = HostPrefixes(capacity, max_tokens)
+
+
+# Kernels of the CPU that have no twin, and why the GPU does without.
+WITHOUT_TWIN = {
+    "slots_check_cpu": "runs on a copy of the state",
+    "slot_prefix_check_cpu": "runs on a copy of the state",
+}
+
+
+def twins(steps: dict[str, Any]) -> dict[str, Any]:
+    return {
+        name.replace("_cpu", "_cuda"): step
+        for name, step in steps.items()
+        if name not in WITHOUT_TWIN
+    }
+
+
+def clear_some(pair: SlotPair, random: Random) -> None:
+    """In a run of other calls, `clear` would mostly find an empty allocator."""
+    pair.call("alloc_batch", random.randrange(pair.model.free_count + 1))
+    clear_slots(pair, random)
+
+
+CUDA_SLOT_STEPS = {**twins(SLOT_STEPS), "slots_clear_cuda": clear_some}
+CUDA_PREFIX_STEPS = twins(PREFIX_STEPS)
+CUDA_STEPS = {**CUDA_SLOT_STEPS, **CUDA_PREFIX_STEPS}

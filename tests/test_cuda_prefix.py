@@ -1,0 +1,65 @@
+"""The prefix cache on the GPU: bit for bit that of the CPU, which does what the model does.
+
+NUMBA_ENABLE_CUDASIM=1 NUMBA_DISABLE_JIT=1 pytest tests/test_cuda_prefix.py
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from random import Random
+from typing import Any
+
+import pytest
+from hypothesis import settings
+
+from jitalloc import _cuda, _cuda_device
+from tests.cuda_prefix_pairs import CudaPrefixPair
+from tests.cuda_prefix_steps import BACKGROUND, CUDA_STEPS
+from tests.gpu import ON_DEVICE
+from tests.test_prefix_machine import PrefixMachine
+from tests.test_twins import describe
+
+pytestmark = ON_DEVICE
+ROUNDS = 12
+CACHES: list[dict[str, Any]] = [
+    {"num_pages": 20, "page_size": 4, "order": "lifo", "policy": "lru"},
+    {"num_pages": 30, "page_size": 1, "order": "fifo", "policy": "slru", "protected_share": 0.3},
+    {"num_pages": 24, "page_size": 3, "order": "sorted", "null_page": True, "policy": "fifo"},
+    {"num_pages": 24, "page_size": 2, "order": "sorted", "policy": "lfu"},
+    {"num_pages": 24, "page_size": 2, "order": "fifo", "policy": "priority"},
+    {"num_pages": 25, "page_size": 2, "order": "fifo", "policy": "mru", "pin_budget": 3},
+]
+
+
+@pytest.fixture(autouse=True)
+def quick_simulator(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Few threads a block, which take turns often: the simulator waits for them in a busy loop."""
+    if _cuda.SIMULATED:
+        monkeypatch.setattr(_cuda_device.device(), "threads", 2)
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(2e-5)
+    yield
+    sys.setswitchinterval(before)
+
+
+@pytest.mark.parametrize("options", CACHES, ids=describe)
+@pytest.mark.parametrize("name", sorted(CUDA_STEPS))
+def test_kernel_does_what_its_twin_and_the_model_do(name: str, options: dict[str, Any]) -> None:
+    random, pair = Random(f"{name} {describe(options)}"), CudaPrefixPair(**options)
+    for _ in range(ROUNDS):
+        CUDA_STEPS[name](pair, random)
+        random.choice(BACKGROUND)(pair, random)
+    while pair.matches:
+        pair.give_back()
+    pair.must("clear")
+
+
+class CudaPrefixMachine(PrefixMachine):
+    """Random calls on a cache of the GPU, one of the CPU and the model."""
+
+    kind = CudaPrefixPair
+
+
+TestCudaPrefixMachine = CudaPrefixMachine.TestCase
+TestCudaPrefixMachine.settings = settings(max_examples=15, stateful_step_count=30)
