@@ -25,7 +25,6 @@ from jitalloc._cuda import (
     load_compiler,
 )
 from jitalloc._cuda_images import Image, compiler_versions, kernel_image
-from jitalloc._jit import warmers
 from jitalloc.errors import WrongDevice
 
 T = TypeVar("T")
@@ -344,6 +343,3 @@ def load_kernels() -> int:
     for each in kernels.values():
         gpu.load(each)
     return len(kernels)
-
-
-warmers["cuda"] = load_kernels

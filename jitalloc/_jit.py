@@ -1,4 +1,4 @@
-"""The only importer of numba: decorators, disk cache, lazy compilation, warm-up, the lock.
+"""The only importer of numba: decorators, disk cache, lazy compilation, the lock.
 
 Every kernel is compiled for exactly one signature, at its first call, and called through the
 compiled entry point rather than through Numba's dispatcher: that saves the type look-up, about
@@ -26,7 +26,7 @@ import numpy as np
 from numba import njit, types
 from numba.extending import intrinsic
 
-from jitalloc.errors import STATUS_BITS, WrongDevice
+from jitalloc.errors import STATUS_BITS
 from jitalloc.state import LOCK
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -180,42 +180,11 @@ def kernels() -> dict[str, Kernel]:
     return dict(_kernels)
 
 
-def _compile_kernels() -> int:
+def compile_kernels() -> int:
+    """Compile every kernel, or load it from the disk cache; return how many there are."""
     for each in _kernels.values():
         each.compile()
     return len(_kernels)
-
-
-warmers: Final[dict[str, Callable[[], int]]] = {"cpu": _compile_kernels}  # by device
-
-
-def warmup(device: str = "cpu") -> int:
-    """Compile every kernel of a device now, or load it from the disk cache.
-
-    Parameters
-    ----------
-    device : {"cpu", "cuda"}
-        `"cuda"`: the kernels for CuPy's current GPU, which are loaded there as well.
-
-    Returns
-    -------
-    int
-        How many kernels there are.
-
-    Raises
-    ------
-    WrongDevice
-        The device is none of these, or there is no GPU that can be used.
-
-    Notes
-    -----
-    Without it each kernel compiles at its first call, which takes up to two seconds the first
-    time on a machine and a few milliseconds from the disk cache. On the GPU it is up to twelve
-    seconds; and a first call should not fall into the capture of a CUDA graph.
-    """
-    if not isinstance(device, str) or device not in warmers:
-        raise WrongDevice("device", device, "must be 'cpu' or 'cuda'")
-    return warmers[device]()
 
 
 if JIT_DISABLED:

@@ -39,6 +39,7 @@ ORDER = [
     ["_cuda"],
     ["_cuda_images"],
     ["_cuda_device"],
+    ["warming"],
     ["kernels"],
     ["arguments"],
     ["devices"],
