@@ -23,6 +23,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 SIMULATED: Final = bool(numba.config.ENABLE_CUDASIM)
 MOST_THREADS: Final = 1024  # of a block
+THREADS: Final = 512  # of a block mostly: a thread may then use 128 registers; extend needs 96
 WORDS_AN_ARRAY: Final = 7  # of a kernel's parameters; see `CupyDevice.wrap`
 MOST_WORDS: Final = 8 * WORDS_AN_ARRAY  # a kernel has at most eight arguments
 
@@ -78,17 +79,27 @@ class CudaKernel:
         It is run by one thread.
     words : int
         How many words of 8 bytes its parameters are.
+    wide : bool
+        Its blocks may have twice as many threads as those of others, of half the registers.
     """
 
-    __slots__ = ("function", "name", "serial", "signature", "words")
+    __slots__ = ("function", "name", "serial", "signature", "wide", "words")
 
-    def __init__(self, function: Callable[..., Any], signature: str, serial: bool) -> None:
+    def __init__(
+        self, function: Callable[..., Any], signature: str, serial: bool, wide: bool
+    ) -> None:
         self.name = function.__name__
         self.function = function
         self.signature = signature
         self.serial = serial
         arrays = signature.count("[")
         self.words = signature.count(",") + 1 - arrays + arrays * WORDS_AN_ARRAY
+        self.wide = wide
+
+    @property
+    def most_threads(self) -> int:
+        """The most threads of a block that it is compiled for."""
+        return 1 if self.serial else MOST_THREADS if self.wide else THREADS
 
     def ptx(self, capability: tuple[int, int]) -> str:
         """Return the kernel in PTX for GPUs of a compute capability; no GPU is needed."""
@@ -101,7 +112,10 @@ class CudaKernel:
             before = dispatcher.get_current_device
             dispatcher.get_current_device = lambda: _Capability(capability)
             try:
-                text, _type = compiler.compile_ptx(self.function, arguments, cc=capability)
+                # Limits its registers, whatever assembles it: no launch fails for want of them.
+                text, _type = compiler.compile_ptx(
+                    self.function, arguments, cc=capability, launch_bounds=self.most_threads
+                )
             finally:
                 dispatcher.get_current_device = before
         return str(text)
@@ -112,14 +126,16 @@ class _Capability:
         self.compute_capability = capability
 
 
-def cuda_kernel(signature: str, serial: bool = False) -> Callable[[Callable[..., Any]], CudaKernel]:
+def cuda_kernel(
+    signature: str, serial: bool = False, wide: bool = False
+) -> Callable[[Callable[..., Any]], CudaKernel]:
     """Make a module-level function a `CudaKernel` of one Numba signature.
 
-    `serial`: one thread runs it.
+    `serial`: one thread runs it. `wide`: blocks of up to `MOST_THREADS` do.
     """
 
     def wrap(function: Callable[..., Any]) -> CudaKernel:
-        made = CudaKernel(function, signature, serial)
+        made = CudaKernel(function, signature, serial, wide)
         _kernels[made.name] = made
         return made
 

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from jitalloc._cuda import (
     MOST_WORDS,
     SIMULATED,
+    THREADS,
     WORDS_AN_ARRAY,
     CudaKernel,
     cuda_kernels,
@@ -40,7 +41,7 @@ class Device(Protocol):
     Attributes
     ----------
     threads : int
-        The most threads of a block that a call starts.
+        The most threads of a block that a call starts; twice as many where the kernel is wide.
     """
 
     threads: int
@@ -62,6 +63,9 @@ class Device(Protocol):
 
     def contiguous(self, values: Any) -> Any:
         """Return `values`, or a contiguous copy on the device."""
+
+    def concatenate(self, arrays: list[Any]) -> Any:
+        """Return a new array of the elements of all, in stream order."""
 
     def wrap(self, values: Any) -> Any:
         """Return an array in the form in which `launch` takes it."""
@@ -115,7 +119,7 @@ class CupyDevice:
     an object for each word of the parameters, 35 of them for a call with three arrays.
     """
 
-    threads = 512  # a thread may then use 128 registers; extend needs 96
+    threads = THREADS
 
     def __init__(self, cupy: Any, number: int) -> None:
         self.number = number  # CUDA's
@@ -180,6 +184,9 @@ class CupyDevice:
 
     def contiguous(self, values: Any) -> Any:
         return self._cupy.ascontiguousarray(values)
+
+    def concatenate(self, arrays: list[Any]) -> Any:
+        return self._cupy.concatenate(arrays)
 
     def wrap(self, values: Any) -> Any:
         # What numba makes of a one-dimensional array: owner, parent, number of elements, size of
@@ -282,6 +289,9 @@ class SimulatedDevice:
     def contiguous(self, values: Any) -> Any:
         # NumPy's own function would return an array of the host.
         return values if values.flags.c_contiguous else values.copy()
+
+    def concatenate(self, arrays: list[Any]) -> Any:
+        return np.concatenate(arrays).view(SimulatedArray)
 
     def wrap(self, values: Any) -> Any:
         return self._fake(values.view(np.ndarray))

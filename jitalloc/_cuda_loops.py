@@ -35,6 +35,14 @@ def from_cpu(loop: Any) -> Any:
     return function
 
 
+def as_rows(array, size, width):  # type: ignore[no-untyped-def]
+    """Return a flat array as `size` rows of `width` elements; a view."""
+    return array.reshape(size, width)
+
+
+_wanted[id(as_rows)] = as_rows  # numba reshapes by a function that no GPU has
+
+
 def scratch_words(num_pages: int) -> int:
     """Return how many words of scratch stand behind a prefix cache on the GPU."""
     return (num_pages + 1) // 2 + num_pages + 1  # `page_scratch`, then `zero_counts`
@@ -64,7 +72,7 @@ class _GpuLoops:
 
     def loop(self, function: Callable[..., Any]) -> Any:
         """Return `function` for the GPU."""
-        if function.__module__ == JIT:
+        if function.__module__ == JIT or function is as_rows:
             return self._intrinsics[function.__name__]
         if function not in self._made:
             made = types.FunctionType(
@@ -159,6 +167,19 @@ def _intrinsics() -> dict[str, Any]:
         made = gpu_types.Array(word_type, 2, "C")
         return made(slab, word_type, word_type, word_type), column
 
+    def split(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        array, size, width = args
+        view = make_array(signature.return_type)(context, builder)
+        source = make_array(signature.args[0])(context, builder, array)
+        item = source.itemsize
+        strides = [builder.mul(width, item), item]
+        populate_array(view, source.data, [size, width], strides, item, meminfo=None)
+        return view._getvalue()
+
+    @intrinsic
+    def as_rows(typing_context, array, size, width):  # type: ignore[no-untyped-def]
+        return gpu_types.Array(array.dtype, 2, "C")(array, word_type, word_type), split
+
     @register_jitable
     def scratch_of(prefix):  # type: ignore[no-untyped-def]
         return (prefix[PAGES] + 1) // 2 + prefix[PAGES] + 1
@@ -180,5 +201,5 @@ def _intrinsics() -> dict[str, Any]:
 
     stand_ins: list[Any] = [try_lock, unlock, trailing_zeros, bit_count, bit, fail, mix, borrow]
     stand_ins += [int64_column, int32_column, int32_rows, int64_rows]
-    stand_ins += [page_scratch, zero_counts]
+    stand_ins += [page_scratch, zero_counts, as_rows]
     return {each.__name__: each for each in stand_ins}

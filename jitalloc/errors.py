@@ -43,6 +43,7 @@ TABLE_WIDTH = 23
 POSITION_RANGE = 24
 PAGE_IN_USE = 25  # detail: page
 OUT_SHORT = 55  # a buffer on the GPU holds fewer elements than the call makes; detail: its size
+TOKENS_MISFIT = 56  # not one token a slot; detail: tokens given
 TOKEN_DIFFERS = 49  # detail: position
 NEGATIVE_TOKEN = 50  # detail: position
 PAGE_CACHED = 26

@@ -59,6 +59,11 @@ class SequenceEviction(SequenceSharing):
     def _policy(self) -> tuple[int, int, int]:
         return POLICIES.index(self.eviction), self.sink_tokens, self.window_tokens
 
+    def _next_victim(self) -> int:
+        """Return the row of the sequence that gives way first, or -1."""
+        row: int = eviction_select_cpu.run(self.tables._slab, *self._policy())
+        return row
+
     def pin(self, seq_id: Hashable) -> None:
         """Protect a sequence from eviction until `unpin`; a second pin changes nothing.
 
@@ -118,7 +123,7 @@ class SequenceEviction(SequenceSharing):
         then to the lower row. Pinned sequences are never taken.
         """
         with self.lock:
-            row = eviction_select_cpu.run(self.tables._slab, *self._policy())
+            row = self._next_victim()
             return None if row < 0 else self._ids.by_row[row]
 
     @changes_ids
@@ -143,7 +148,7 @@ class SequenceEviction(SequenceSharing):
             The sequence is pinned.
         """
         if seq_id is None:
-            row = eviction_select_cpu.run(self.tables._slab, *self._policy())
+            row = self._next_victim()
             if row < 0:
                 return None
             seq_id = self._ids.by_row[row]

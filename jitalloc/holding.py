@@ -9,11 +9,12 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from jitalloc.arguments import as_integers, as_tokens
 from jitalloc.devices import OnDevice
 from jitalloc.ids import SequenceIds
 from jitalloc.moves import Moves
 from jitalloc.pool import PagePool
-from jitalloc.state import LOCKED, NAMESPACE
+from jitalloc.state import INT32, LOCKED, NAMESPACE
 from jitalloc.tables import BlockTables
 
 
@@ -32,6 +33,15 @@ class SequencePages(OnDevice):
 
     def __len__(self) -> int:
         return len(self._ids.rows)
+
+    def _make_ids(self) -> SequenceIds:
+        return SequenceIds(self.tables)
+
+    def _as_rows(self, name: str, rows: Any) -> NDArray[np.int32]:
+        return as_integers(name, rows, INT32)
+
+    def _as_tokens(self, tokens: Any) -> NDArray[np.int32]:
+        return as_tokens(tokens)
 
     def _rename_pages(self, moves: Moves) -> None:
         names = np.arange(self.pool.num_pages, dtype=np.int32)

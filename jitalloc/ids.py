@@ -10,7 +10,7 @@ from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 import numpy as np
 
 from jitalloc.errors import DuplicateSequence, InvalidArgument, JitallocError, UnknownSequence
-from jitalloc.state import BORN
+from jitalloc.state import BORN, TableArrays
 from jitalloc.tables import BlockTables
 
 P = ParamSpec("P")
@@ -67,9 +67,13 @@ class SequenceIds:
         del self.rows[seq_id]
         return seq_id
 
+    def _arrays(self) -> TableArrays:
+        """Return the arrays of the block table, to be read."""
+        return self.tables.arrays
+
     def live_rows(self) -> list[int]:
         """Return the rows that sequences live in by the block table, the oldest first."""
-        arrays = self.tables.arrays
+        arrays = self._arrays()
         rows = np.flatnonzero(np.unpackbits(arrays.taken.view(np.uint8), bitorder="little"))
         live: list[int] = rows[np.argsort(arrays.columns[BORN, rows], kind="stable")].tolist()
         return live

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import weakref
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Any, Self
 
@@ -11,7 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from jitalloc.arguments import as_lengths, as_pages
-from jitalloc.errors import NestedFreeGroup, argument_error
+from jitalloc.errors import InvalidPage, NestedFreeGroup, argument_error
 from jitalloc.kernels.owners import (
     owners_count_cpu,
     owners_free_cpu,
@@ -66,6 +67,16 @@ class FreeGroup:
     def _gather(self, pages: NDArray[np.int32]) -> None:
         """Keep a copy of `pages` for the end of the block."""
         self._gathered.append(pages.copy())
+
+
+def group_error(error: InvalidPage, sizes: Sequence[int]) -> InvalidPage:
+    """Return the error of a group whose calls had `sizes`, with its call and the position there."""
+    call, position = 0, error.position or 0
+    while position >= sizes[call]:
+        position -= sizes[call]
+        call += 1
+    name = f"pages (free call {call} of the group)"
+    return type(error)(name, error.value, error.expected, position)
 
 
 class PageOwners(PoolUpkeep):
@@ -202,14 +213,7 @@ class PageOwners(PoolUpkeep):
         status = self._run(owners_free_cpu, pages)
         if status >= 0:
             return status
-        error = self._page_error(status, pages)
-        call, position = 0, error.position or 0
-        while position >= gathered[call].size:
-            position -= gathered[call].size
-            call += 1
-        raise type(error)(
-            f"pages (free call {call} of the group)", error.value, error.expected, position
-        )
+        raise group_error(self._page_error(status, pages), [each.size for each in gathered])
 
     def free_slots(self, slots: ArrayLike) -> int:
         """Take one owner off each page that holds at least one of `slots`, all or nothing.

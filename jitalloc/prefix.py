@@ -42,7 +42,7 @@ class PrefixCache(PrefixLocks):
     Parameters
     ----------
     pool : PagePool
-        Whose pages are cached.
+        Whose pages are cached. On the GPU the cache is a `jitalloc.cuda.CudaPrefixCache`.
     policy : {"lru", "fifo", "mru", "lfu", "slru", "priority"}
         Which page gives way first: the one used longest ago; inserted longest ago; used last;
         used least often; used longest ago among those not used since they were inserted, then

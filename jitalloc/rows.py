@@ -8,7 +8,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from jitalloc.arguments import as_choice, as_count, as_fraction, as_integers, as_tokens
+from jitalloc.arguments import as_choice, as_count, as_fraction
 from jitalloc.errors import (
     NEGATIVE_TOKEN,
     OUT_OF_PAGES,
@@ -25,7 +25,7 @@ from jitalloc.errors import (
     unpack_status,
 )
 from jitalloc.exports import SequenceExports
-from jitalloc.ids import SequenceIds, changes_ids
+from jitalloc.ids import changes_ids
 from jitalloc.kernels.rows import rows_allocate_cpu, rows_allocate_tokens_cpu, rows_free_cpu
 from jitalloc.kernels.sharing import sharing_pages_cpu
 from jitalloc.moves import ranks
@@ -87,7 +87,7 @@ class SequenceRows(SequenceExports):
         self.eviction = as_choice("eviction", eviction, POLICIES)
         self.eviction_threshold = as_fraction("eviction_threshold", eviction_threshold)
         self.tables = self._make_tables(max_sequences, max_pages_per_sequence)
-        self._ids = SequenceIds(self.tables)
+        self._ids = self._make_ids()
         self.lock = self._ids.lock
         self.rank = next(ranks)
         self.prefix_cache = prefix_cache
@@ -220,7 +220,7 @@ class SequenceRows(SequenceExports):
                 raise InvalidArgument("num_tokens", None, "needed where there are no tokens")
             length = as_count("num_tokens", num_tokens)
         else:
-            tokens = as_tokens(tokens)
+            tokens = self._as_tokens(tokens)
             length = tokens.size
             if num_tokens is not None and as_count("num_tokens", num_tokens) != length:
                 raise InvalidArgument("num_tokens", num_tokens, f"there are {length} tokens")
@@ -316,7 +316,7 @@ class SequenceRows(SequenceExports):
         InvalidArgument
             A row is out of range, free or repeated.
         """
-        return self._free_rows(as_integers("rows", rows, INT32), commit)
+        return self._free_rows(self._as_rows("rows", rows), commit)
 
     def _free_rows(self, rows: NDArray[np.int32], commit: bool) -> int:
         if not isinstance(commit, bool):

@@ -12,7 +12,6 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from jitalloc.errors import CorruptState, InvalidArgument, SnapshotError, corrupt_error
-from jitalloc.interrupts import uninterrupted
 from jitalloc.kernels.sharing import sharing_check_cpu, sharing_relock_cpu
 from jitalloc.kernels.tables import tables_check_cpu
 from jitalloc.pool import PagePool
@@ -163,7 +162,7 @@ class SequenceSaving(SequenceRows):
             self.tables._install(snapshot.tables.copy())
             if self.prefix_cache is not None and snapshot.prefix is not None:
                 self.prefix_cache._take_over(snapshot.prefix)
-                sharing_relock_cpu.run(self.tables._slab, self._prefix)
+                self._relock()
 
         def work() -> None:
             self.pool._take_over(snapshot.pool, rest)
@@ -174,7 +173,11 @@ class SequenceSaving(SequenceRows):
             self.pool._fits(snapshot.pool)
             if self.prefix_cache is not None and snapshot.prefix is not None:
                 self.prefix_cache._fits(snapshot.prefix, snapshot.pool.num_pages)
-            uninterrupted(work)
+            self.pool._uninterrupted(work)
+
+    def _relock(self) -> None:
+        """Let the sequences lock their cached pages again, whose locks have been taken away."""
+        sharing_relock_cpu.run(self.tables._slab, self._prefix)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the complete state, pool and prefix cache included, to one `.npz` file.
@@ -246,7 +249,7 @@ class SequenceSaving(SequenceRows):
             cache.tables._install(np.ascontiguousarray(slab))
             if prefix is not None:
                 cache._check_paths(prefix)
-                sharing_relock_cpu.run(cache.tables._slab, cache._prefix)
+                cache._relock()
             cache._ids.by_row = ids
             cache._ids.reconcile()
             cache.check()

@@ -6,7 +6,6 @@ from collections.abc import Hashable
 
 from numpy.typing import ArrayLike
 
-from jitalloc.arguments import as_tokens
 from jitalloc.errors import InvalidArgument, argument_error
 from jitalloc.kernels.sharing import sharing_commit_cpu
 from jitalloc.saving import SequenceSaving
@@ -73,7 +72,7 @@ class SequenceSharing(SequenceSaving):
         """
         if self.prefix_cache is None:
             raise InvalidArgument("prefix_cache", None, "there is none to commit to")
-        ids = NO_TOKENS if tokens is None else as_tokens(tokens)
+        ids = NO_TOKENS if tokens is None else self._as_tokens(tokens)
         with self.lock:
             row = self.row(seq_id)
             length = int(self.tables.arrays.columns[LENGTH, row])

@@ -110,6 +110,9 @@ CALL_KINDS: Final = (
     "slot_mapping",
     "page_table_csr",
     "seq_lens",
+    "append_batch",
+    "fork_batch",
+    "reorder",
 )
 
 SORTED: Final = 0

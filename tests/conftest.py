@@ -9,6 +9,7 @@ import pytest
 pytest.register_assert_rewrite(
     "tests.pairs",
     "tests.cache_pairs",
+    "tests.cuda_cache_pairs",
     "tests.prefix_pairs",
     "tests.cuda_prefix_pairs",
     "tests.sharing_pairs",

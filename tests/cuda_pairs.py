@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -81,6 +83,14 @@ class HostView:
     def free(self, pages: Any) -> int:
         return self.count(lambda: self.device_pool.free(self.up(pages, INT32)))
 
+    @contextmanager
+    def free_group(self) -> Iterator[Any]:
+        """A group of the device; behind it `released` is a number, or its failure is raised."""
+        told = SimpleNamespace()
+        with self.device_pool.free_group() as group:
+            yield told
+        told.released = self.count(lambda: group.released)
+
     def free_slots(self, slots: Any) -> int:
         return self.count(lambda: self.device_pool.free_slots(self.up(slots, INT64)))
 
@@ -125,8 +135,3 @@ class CudaPair(PoolPair):
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self.pool: Any = HostView(PagePool(*args, **options, device="cuda"))  # type: ignore[arg-type]
-
-    def free_group(self, calls: Sequence[Sequence[int]]) -> tuple[Any, ...]:
-        """There are no groups on the GPU: one call frees them all."""
-        pages = [page for call in calls for page in call]
-        return self.call("free", pages)

@@ -70,14 +70,10 @@ def test_a_class_of_the_callers_own_stays_on_its_device() -> None:
         CudaPagePool(4)
 
 
-def test_what_a_gpu_does_not_do_is_refused(pool: Any) -> None:
-    with pytest.raises(WrongDevice, match="free_group"):
-        pool.free_group()
-
-
-def test_caches_stay_on_the_cpu(pool: Any) -> None:
-    with pytest.raises(WrongDevice, match="needs a pool"):
-        jitalloc.PagedKVCache(pool, 4, 4)
+def test_caches_stay_on_the_device_of_their_pool(pool: Any) -> None:
+    on_cpu = jitalloc.PrefixCache(PagePool(8, 4))
+    with pytest.raises(jitalloc.InvalidArgument, match="another pool"):
+        jitalloc.PagedKVCache(pool, 4, 4, prefix_cache=on_cpu)
 
 
 # Arrays.

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from jitalloc import NULL, OutOfPages, _cuda, _cuda_device
-from tests.cuda_decode import PoolSteps
+from tests.cuda_decode import CacheSteps, PoolSteps
 from tests.cuda_stress import Stress
 from tests.gpu import ON_DEVICE
 
@@ -41,6 +41,14 @@ def test_steps_with_fixed_buffers(order: str, count: int) -> None:
     for _ in range(0, count, 20):
         many(steps.on_gpu, 20)
         many(steps.on_cpu, 20)
+        steps.agree()
+
+
+def test_steps_of_sequences() -> None:
+    steps = CacheSteps(60)
+    for _ in range(6):
+        many(steps.on_gpu, 10)
+        many(steps.on_cpu, 10)
         steps.agree()
 
 

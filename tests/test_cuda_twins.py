@@ -17,7 +17,7 @@ import pytest
 from jitalloc import _cuda, _cuda_device
 from tests import twin_steps
 from tests.cuda_pairs import CudaPair
-from tests.cuda_steps import CUDA_STEPS
+from tests.cuda_pool_steps import CUDA_STEPS, LARGE_ONLY
 from tests.gpu import ON_DEVICE
 from tests.test_twins import POOLS, describe
 
@@ -52,6 +52,8 @@ def test_kernel_does_what_the_model_does(
     if name == "pool_alloc_run_cuda" and options["order"] != "sorted":
         pytest.skip("contiguous pages in a sorted pool only")
     monkeypatch.setattr(_cuda_device.device(), "threads", FEW)
+    if name in LARGE_ONLY:
+        monkeypatch.setattr("jitalloc.cuda.pool.LARGE", 2)
     run(name, options, ROUNDS)
 
 
@@ -61,6 +63,8 @@ def test_kernel_does_so_in_blocks_of_whole_warps(
     name: str, threads: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(_cuda_device.device(), "threads", threads)
+    if name in LARGE_ONLY:
+        monkeypatch.setattr("jitalloc.cuda.pool.LARGE", 2)
     for options in (POOLS[5], POOLS[6]):
         if name != "pool_alloc_run_cuda" or options["order"] == "sorted":
             run(name, options, 2)

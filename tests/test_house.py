@@ -97,11 +97,18 @@ KERNEL_ORDER += ["slots", "slot_table", "slot_tree", "slot_entries", "slot_prefi
 CUDA_DOOR = ("_cuda_loops", "_cuda", "_cuda_images", "_cuda_device")
 # Where the steps stand that run CUDA kernels in the simulator: CUDA_STEPS, and WITHOUT_TWIN.
 CUDA_REGISTRIES = [
-    importlib.import_module(f"tests.{name}")
-    for name in ("cuda_steps", "cuda_prefix_steps", "cuda_tables_steps", "cuda_slot_steps")
+    importlib.import_module(f"tests.cuda_{name}_steps")
+    for name in ("pool", "prefix", "tables", "slot", "cache")
 ]
-# Files of kernels/cuda/ that hold no twins.
-CUDA_SHARED = {"scan", "calls"}
+# Files of kernels/cuda/ that hold no twins, and where they stand among the others.
+CUDA_SHARED = {"scan", "calls", "merging", "releasing", "row_batches", "appends"}
+CUDA_ORDER = ["scan", "calls", "merging", "pool", "releasing"]
+CUDA_ORDER += KERNEL_ORDER[1 : KERNEL_ORDER.index("sequences")]
+CUDA_ORDER += ["row_batches", "appends", *KERNEL_ORDER[KERNEL_ORDER.index("sequences") :]]
+# Launches that stand before the one which has the twin's name, and that twin.
+PARTS = {
+    name: twin for each in CUDA_REGISTRIES for name, twin in getattr(each, "PARTS", {}).items()
+}
 CUDA_FILES = sorted(
     path.stem for path in (PACKAGE / "kernels" / "cuda").glob("*.py") if path.stem[0] != "_"
 )
@@ -172,10 +179,9 @@ def test_kernels_are_built_from_those_before(noun: str) -> None:
 
 @pytest.mark.parametrize("noun", CUDA_FILES)
 def test_cuda_kernels_are_built_from_those_before(noun: str) -> None:
-    order = [*CUDA_SHARED, *KERNEL_ORDER]
     for module in imports(PACKAGE / "kernels" / "cuda" / f"{noun}.py"):
         if module.startswith("jitalloc.kernels.cuda."):
-            assert order.index(module.split(".")[3]) < order.index(noun)
+            assert CUDA_ORDER.index(module.split(".")[3]) < CUDA_ORDER.index(noun)
 
 
 @pytest.mark.parametrize("path", sources(ROOT), ids=name_of)
@@ -255,7 +261,9 @@ def test_cuda_kernels_stand_in_the_file_named_like_that_of_their_twins(noun: str
     assert bool(mine) == (noun not in CUDA_SHARED)
     for name in mine:
         assert re.fullmatch(rf"{noun}_[a-z_]+_cuda", name)
-        assert name.replace("_cuda", "_cpu") in _jit.kernels()
+        # One twin may stand in two kernels: one of a block, and one of a thread.
+        twin = PARTS.get(name, re.sub("(_serial)?_cuda", "_cpu", name))
+        assert twin in _jit.kernels()
         assert _cuda.cuda_kernels()[name].name == name
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from numpy.typing import NDArray
@@ -11,21 +12,29 @@ from jitalloc.errors import (
     LAST_SLOT_MISALIGNED,
     LAST_SLOT_RANGE,
     NEGATIVE,
+    NEGATIVE_TOKEN,
     NO_RUN,
     OUT_OF_PAGES,
     OUT_SHORT,
     PAGE_IN_USE,
     PAGE_REASONS,
     POSITION_RANGE,
+    REFCOUNT_OVERFLOW,
     TABLE_WIDTH,
+    TOKENS_MISFIT,
+    TOO_MANY,
     InvalidArgument,
+    InvalidPage,
     JitallocError,
     OutOfPages,
     PageInUse,
+    SequenceTooLong,
     argument_error,
+    pack_status,
     page_error,
     unpack_status,
 )
+from jitalloc.owners import group_error
 from jitalloc.state import (
     CALL_KINDS,
     FAULT_CALL,
@@ -33,18 +42,34 @@ from jitalloc.state import (
     FAULT_STATUS,
     FAULT_VALUE,
     FAULT_WANTED,
+    INT32_MAX,
 )
 
 EXPORTS = ("block_tables", "slot_mapping", "page_table_csr", "seq_lens")
+# The arguments of calls on sequences: what a code is about, and 0 and 1 for the two sorts of rows.
+SEQUENCE_CALLS = {
+    "append_batch": {0: "rows", NEGATIVE: "n", TOO_MANY: "n", NEGATIVE_TOKEN: "tokens"},
+    "fork_batch": {0: "dst_rows", 1: "src_rows"},
+    "reorder": {0: "rows", 1: "parents"},
+}
 LAST_SLOT_CODES = (LAST_SLOT_FREE, LAST_SLOT_MISALIGNED, LAST_SLOT_RANGE)
 
 
 def fault_error(
-    record: NDArray[Any], page_size: int, null_page: bool, num_pages: int
+    record: NDArray[Any],
+    page_size: int,
+    null_page: bool,
+    num_pages: int,
+    calls: Sequence[int] | None = None,
 ) -> JitallocError:
-    """Return the exception that a pool's record tells of, with a note on which call it was."""
+    """Return the exception that a pool's record tells of, with a note on which call it was.
+
+    `calls`: the sizes of the frees of the group numbered in the record, if it was a group's.
+    """
     kind = CALL_KINDS[int(record[FAULT_KIND])]
     error = _error(record, kind, page_size, null_page, num_pages)
+    if kind == "free" and calls is not None and isinstance(error, InvalidPage):
+        error = group_error(error, calls)
     error.add_note(f"raised late: it is call {int(record[FAULT_CALL])} of the pool ({kind})")
     return error
 
@@ -65,6 +90,8 @@ def _error(
         return InvalidArgument("out", detail, f"the call makes {wanted} elements")
     if code == PAGE_IN_USE:
         return PageInUse("num_pages", wanted, f"page {value} is held and would be cut off")
+    if kind in SEQUENCE_CALLS:
+        return _sequence_error(kind, code, detail, value, wanted)
     values = {detail: value}
     if code in PAGE_REASONS:
         return page_error(status, values, int(null_page), num_pages - 1)
@@ -81,6 +108,29 @@ def _export_error(status: int, value: int, wanted: int) -> InvalidArgument:
         return InvalidArgument("width", wanted, text)
     argument = "positions" if code == POSITION_RANGE else "rows"
     return argument_error(status, argument, {detail: value}, 0, wanted - 1)  # wanted: the rows
+
+
+def _sequence_error(kind: str, code: int, detail: int, value: int, wanted: int) -> InvalidArgument:
+    """Return the exception for a call of `SEQUENCE_CALLS`.
+
+    `wanted` holds how many rows the table has, and above, for calls of pairs, the size of the
+    batch; for a row that would be too long its width, and above the pages needed.
+    """
+    if code == TOKENS_MISFIT:
+        return InvalidArgument("tokens", detail, f"must have {wanted} elements, one a new token")
+    if code == TABLE_WIDTH:
+        pages, width = wanted >> 31, wanted & INT32_MAX
+        text = f"the sequence would need {pages} pages; a row holds {width}, a length fits int32"
+        return SequenceTooLong("n", value, text, detail)
+    names = SEQUENCE_CALLS[kind]
+    batch, height = wanted >> 32, wanted & INT32_MAX
+    name = names.get(code, names[0])
+    if 0 < batch <= detail:
+        name, detail = names[1], detail - batch
+    if code == REFCOUNT_OVERFLOW:
+        text = "a page would have more owners than int32 holds"
+        return InvalidArgument(name, value, text, detail)
+    return argument_error(pack_status(code, detail), name, {detail: value}, 0, height - 1)
 
 
 def _argument(kind: str, code: int) -> str:

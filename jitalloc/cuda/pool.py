@@ -1,11 +1,12 @@
-"""PagePool on the GPU: the calls of the CPU, each one launch on the current stream."""
+"""PagePool on the GPU: the calls of the CPU, each one launch, or few, on the current stream."""
 
 from __future__ import annotations
 
 import os
 import weakref
 from collections.abc import Callable
-from typing import Any, NoReturn, Self, TypeVar
+from itertools import count
+from typing import Any, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,20 +14,18 @@ from numpy.typing import NDArray
 from jitalloc.arguments import as_count
 from jitalloc.cuda.arguments import as_device, as_device_out
 from jitalloc.cuda.faults import fault_error
-from jitalloc.cuda.slab import CudaSlab
-from jitalloc.errors import CorruptState, InvalidArgument, JitallocError, OutOfPages, WrongDevice
-from jitalloc.kernels.cuda.owners import (
-    owners_count_cuda,
-    owners_free_cuda,
-    owners_free_slots_cuda,
-    owners_share_cuda,
-)
+from jitalloc.cuda.owners import CudaPageOwners
+from jitalloc.cuda.slab import ITEMS
+from jitalloc.errors import CorruptState, InvalidArgument, JitallocError, OutOfPages
+from jitalloc.kernels.cuda.merging import TOTALS_SLOTS
 from jitalloc.kernels.cuda.pool import (
     pool_admit_cuda,
     pool_alloc_batch_cuda,
     pool_alloc_cuda,
     pool_alloc_run_cuda,
     pool_merge_cuda,
+    pool_reserve_cuda,
+    pool_total_cuda,
 )
 from jitalloc.kernels.cuda.tokens import tokens_decode_cuda, tokens_extend_cuda
 from jitalloc.kernels.cuda.upkeep import (
@@ -38,6 +37,7 @@ from jitalloc.moves import Moves
 from jitalloc.pool import PageBatch, PagePool
 from jitalloc.snapshot import PoolSnapshot
 from jitalloc.state import (
+    FAULT_WANTED,
     FREE,
     INT32,
     INT64,
@@ -52,16 +52,20 @@ from jitalloc.stats import PoolStats
 
 T = TypeVar("T")
 
+SPREAD = ITEMS * 65536  # elements in whose place up to 65,536 slots take a thread each
+LARGE = 16384  # pages that one block does not look at, or hand out, by itself
 
-class CudaPagePool(CudaSlab, PagePool, device="cuda"):
+
+class CudaPagePool(CudaPageOwners, PagePool, device="cuda"):
     """A `PagePool` whose arrays live on the GPU; made by `PagePool(..., device="cuda")`.
 
     The calls are those of the CPU, with the same results and the same state, and these differences.
 
     - Arrays are CuPy's, or anything on the GPU with `__cuda_array_interface__` or DLPack: page ids
       `int32`, lengths, counts and slots `int64`. Host memory is refused, never copied.
-    - A call is one launch on CuPy's current stream and waits for nothing, unless its docstring says
-      so. Counts that the CPU returns as an int come as `int64[1]` on the GPU.
+    - A call is one launch on CuPy's current stream, or up to three for very many pages, and waits
+      for nothing, unless its docstring says so. Counts that the CPU returns as an int come as
+      `int64[1]` on the GPU.
     - A call that fails there changes nothing and fills its results with NULL. The first failure is
       kept; the next call that waits raises it, as the exception of the CPU with a note on which
       call it was, and forgets it.
@@ -70,10 +74,12 @@ class CudaPagePool(CudaSlab, PagePool, device="cuda"):
       graph. `restore` and `resize` make the arrays anew: graphs captured before are stale.
     """
 
-    __slots__ = ("_gpu", "_record", "_state", "_words")
+    __slots__ = ("_gpu", "_group_numbers", "_groups", "_record", "_state", "_totals", "_words")
 
     def _install(self, slab: NDArray[np.int64]) -> None:
         self._put(slab)
+        self._totals = self._gpu.empty(TOTALS_SLOTS, INT64)  # what launches leave for the next one
+        self._groups, self._group_numbers = {}, count(1)
         self._name_arrays(int(slab[NUM_PAGES]))
 
     def _name_arrays(self, num_pages: int) -> None:
@@ -85,7 +91,14 @@ class CudaPagePool(CudaSlab, PagePool, device="cuda"):
         return super()._uninterrupted(carried)
 
     def _fault(self, record: NDArray[np.int64]) -> JitallocError:
-        return fault_error(record, self.page_size, self.null_page, self.num_pages)
+        calls = self._groups.get(int(record[FAULT_WANTED]))
+        self._groups.clear()
+        return fault_error(record, self.page_size, self.null_page, self.num_pages, calls)
+
+    def _settled(self) -> NDArray[np.int64]:
+        words = super()._settled()
+        self._groups.clear()  # they all went well
+        return words
 
     def _header(self) -> NDArray[np.int64]:
         """Wait, raise the first failure, or return the header of the pool."""
@@ -131,7 +144,8 @@ class CudaPagePool(CudaSlab, PagePool, device="cuda"):
         """Take `n` pages, each with one owner, or none: see `PagePool.alloc`.
 
         Where they are not there, the result is NULL, and `OutOfPages` is raised later. Only for
-        more pages than the pool has, it is raised at once.
+        more pages than the pool has, it is raised at once. Very many pages take three launches:
+        the two of `merge`, which do nothing where it is not due, and one that hands out.
         """
         if type(n) is not int or not 0 <= n <= self.num_pages:
             n = as_count("n", n)
@@ -145,8 +159,16 @@ class CudaPagePool(CudaSlab, PagePool, device="cuda"):
         if contiguous:
             self._start(pool_alloc_run_cuda, 0, pages)
         else:
+            if n > LARGE and self.order == "sorted":  # elsewhere nothing waits for a merge
+                self._reserve(self._totals[:0], self._gpu.empty(0, INT32), n, n)
             self._start(pool_alloc_cuda, n, pages)
         return pages
+
+    def _reserve(self, counts: Any, starts: Any, wanted: int, room: int) -> None:
+        """Merge if need be, by all blocks, for `wanted` pages or (-1) the sum of a batch."""
+        elements, totals = max(self.num_pages, counts.size), self._totals
+        self._start(pool_total_cuda, elements, counts, totals, room)
+        self._start(pool_reserve_cuda, elements, counts, starts, totals, wanted, room)
 
     def try_alloc(self, n: int) -> Any:
         """Take `n` pages, or return None where they are not there. Waits for the GPU."""
@@ -163,12 +185,19 @@ class CudaPagePool(CudaSlab, PagePool, device="cuda"):
         out : int32[any], optional
             Buffer for the pages, NULL behind the last. Without it the call waits for the GPU, to
             learn how many there are.
+
+        Very many pages or sequences take three launches: all blocks add up the counts, all write
+        `indptr` (and merge if need be), all hand out.
         """
         gpu = self._gpu
         counts = as_device(gpu, "counts", counts, INT64)
         starts = as_device_out(gpu, "indptr", indptr, INT32, counts.size + 1)
         pages = as_device_out(gpu, "out", out, INT32, self.num_pages if out is None else None)
-        self._start(pool_alloc_batch_cuda, pages.size, counts, starts, pages)
+        summed = max(4 * counts.size, pages.size) > LARGE  # a tile of counts costs a block most
+        if summed:
+            self._reserve(counts, starts, -1, pages.size)
+        totals = self._totals
+        self._start(pool_alloc_batch_cuda, pages.size, counts, starts, pages, totals, int(summed))
         if out is None:
             self._settled()
             pages = pages[: int(gpu.download(starts[-1:])[0])]
@@ -183,41 +212,17 @@ class CudaPagePool(CudaSlab, PagePool, device="cuda"):
         return fit
 
     def merge(self, *, out: Any = None) -> Any:
-        """Merge the released pages into the freelist; how many, as `int64[1]` on the GPU."""
+        """Merge the released pages into the freelist; how many, as `int64[1]` on the GPU.
+
+        Two launches for a large pool: all blocks count their pages, then all write them.
+        """
         merged = as_device_out(self._gpu, "out", out, INT64, 1)
-        self._start(pool_merge_cuda, 0, merged)
+        large = self.num_pages > LARGE and self.order == "sorted"
+        elements = self.num_pages if large else 0
+        if elements:
+            self._start(pool_total_cuda, elements, self._totals[:0], self._totals, elements + 1)
+        self._start(pool_merge_cuda, elements, self._totals, merged)
         return merged
-
-    def share(self, pages: Any) -> None:
-        """Add one owner to each page, all or nothing: see `PagePool.share`."""
-        self._start(owners_share_cuda, 0, as_device(self._gpu, "pages", pages, INT32))
-
-    def free(self, pages: Any, *, out: Any = None) -> Any:
-        """Take one owner off each page: see `PagePool.free`.
-
-        Returns how many pages were released, as `int64[1]` on the GPU.
-        """
-        pages = as_device(self._gpu, "pages", pages, INT32)
-        count = as_device_out(self._gpu, "out", out, INT64, 1)
-        self._start(owners_free_cuda, 0, pages, count)
-        return count
-
-    def free_slots(self, slots: Any, *, out: Any = None) -> Any:
-        """Take one owner off each page that holds one of `slots`: see `PagePool.free_slots`.
-
-        Returns how many pages were released, as `int64[1]` on the GPU.
-        """
-        slots = as_device(self._gpu, "slots", slots, INT64)
-        count = as_device_out(self._gpu, "out", out, INT64, 1)
-        self._start(owners_free_slots_cuda, 0, slots, count)
-        return count
-
-    def refcount(self, pages: Any, *, out: Any = None) -> Any:
-        """Return how many owners each page has: see `PagePool.refcount`."""
-        pages = as_device(self._gpu, "pages", pages, INT32)
-        counts = as_device_out(self._gpu, "out", out, INT32, pages.size)
-        self._start(owners_count_cuda, 0, pages, counts)
-        return counts
 
     def alloc_extend(
         self, prefix_lens: Any, seq_lens: Any, last_slots: Any, *, out: Any = None
@@ -241,7 +246,8 @@ class CudaPagePool(CudaSlab, PagePool, device="cuda"):
             grown = gpu.download(seq_lens) - gpu.download(prefix_lens)
             total = int(np.clip(grown, 0, self.num_pages * self.page_size).sum())
         slots = as_device_out(gpu, "out", out, INT64, total)
-        self._start(tokens_extend_cuda, slots.size, prefix_lens, seq_lens, last_slots, slots)
+        elements = max(slots.size, min(ITEMS * slots.size, SPREAD))
+        self._start(tokens_extend_cuda, elements, prefix_lens, seq_lens, last_slots, slots)
         if out is None:
             self._settled()
         return slots
@@ -255,7 +261,7 @@ class CudaPagePool(CudaSlab, PagePool, device="cuda"):
         seq_lens = as_device(gpu, "seq_lens", seq_lens, INT64)
         last_slots = as_device(gpu, "last_slots", last_slots, INT64, seq_lens.size)
         slots = as_device_out(gpu, "out", out, INT64, seq_lens.size)
-        self._start(tokens_decode_cuda, 0, seq_lens, last_slots, slots)
+        self._start_block(tokens_decode_cuda, slots.size, seq_lens, last_slots, slots)
         return slots
 
     def clear(self) -> None:
@@ -358,7 +364,3 @@ class CudaPagePool(CudaSlab, PagePool, device="cuda"):
         with self._everyone():
             moves = self._uninterrupted(work)
         return Moves(src, dst) if brought else moves
-
-    def free_group(self) -> NoReturn:
-        """Refuse by `WrongDevice`: the caller gathers what it frees on the GPU."""
-        raise WrongDevice("pool.device", self.device, "free_group needs a pool on the 'cpu'")

@@ -105,10 +105,17 @@ class CudaPrefixCache(PrefixCache, device="cuda"):
     def match(self, tokens: Any, namespace: Hashable = None) -> PrefixMatch:
         """Find the longest cached prefix, and lock it until `release`: see `PrefixCache.match`.
 
+        Waits for the GPU.
+
         Parameters
         ----------
         tokens : int32[n]
         namespace : Hashable, optional
+
+        Returns
+        -------
+        PrefixMatch
+            Its pages lie on the GPU, its numbers are Python's.
         """
         tokens = as_device(self._gpu, "tokens", tokens, INT32)
         root = self._root(namespace)
@@ -128,11 +135,13 @@ class CudaPrefixCache(PrefixCache, device="cuda"):
     ) -> PrefixBatch:
         """Find and lock the longest cached prefixes of B prompts: see `PrefixCache.match_batch`.
 
+        Waits for the GPU.
+
         Parameters
         ----------
         tokens : int32[n]
         indptr : int64[B + 1]
-            On the GPU as well; the call copies it to the CPU, to look at it.
+            On the GPU as well, and copied from there to be looked at.
         namespaces : sequence of Hashable, optional
 
         Returns
@@ -162,10 +171,17 @@ class CudaPrefixCache(PrefixCache, device="cuda"):
     def pin(self, tokens: Any, namespace: Hashable = None) -> PrefixMatch:
         """Lock the longest cached prefix for long: see `PrefixCache.pin`.
 
+        Waits for the GPU.
+
         Parameters
         ----------
         tokens : int32[n]
         namespace : Hashable, optional
+
+        Returns
+        -------
+        PrefixMatch
+            Its pages lie on the GPU, its numbers are Python's.
         """
         tokens = as_device(self._gpu, "tokens", tokens, INT32)
         root = self._root(namespace)
@@ -193,6 +209,8 @@ class CudaPrefixCache(PrefixCache, device="cuda"):
         lifetime: int | None = None,
     ) -> InsertResult:
         """Keep pages by the tokens that they hold: see `PrefixCache.insert`.
+
+        Waits for the GPU.
 
         Parameters
         ----------
@@ -269,19 +287,25 @@ class CudaPrefixCache(PrefixCache, device="cuda"):
         return there
 
     def check(self) -> None:
-        """Raise the first failure, or verify every link: see `PrefixCache.check`."""
+        """Raise the first failure, or verify every link: see `PrefixCache.check`.
+
+        Waits for the GPU and copies the state.
+        """
         with self.pool._everyone():
             self._copy_on_cpu().check()
 
     def snapshot(self) -> PrefixSnapshot:
-        """Return a copy of the complete state on the CPU, for caches of any device."""
+        """Return a copy of the complete state on the CPU, for caches of any device. Waits."""
         with self.lock, self.pool._shape:
             slab = self._down()
             slab.flags.writeable = False
             return PrefixSnapshot(slab, tuple(self._namespaces.items()))
 
     def restore(self, snapshot: PrefixSnapshot) -> None:
-        """Take over a complete state without its locks and pins: see `PrefixCache.restore`."""
+        """Take over a complete state without its locks and pins: see `PrefixCache.restore`.
+
+        Waits for the GPU. `arrays` is made anew.
+        """
         with self.pool._everyone():
             self._copy_on_cpu().restore(snapshot)  # refuses what does not fit
             self.pool._uninterrupted(lambda: self._take_over(snapshot, alone=True))

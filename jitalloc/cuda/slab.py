@@ -12,10 +12,11 @@ from jitalloc._cuda import CudaKernel, cuda_kernels
 from jitalloc._cuda_device import Device, device
 from jitalloc._jit import Kernel
 from jitalloc.errors import JitallocError
+from jitalloc.kernels.cuda.merging import MOST_BLOCKS
 from jitalloc.state import FAULT_STATUS, HEADER_SLOTS, RECORD_SLOTS, RESULT
 
 ITEMS = 4  # elements of a thread before a call takes another block
-MOST_BLOCKS = 512
+WARP = 32  # threads of a block come in so many
 NUMBERS = (int, np.integer)
 
 
@@ -57,6 +58,13 @@ class CudaSlab:
         gpu = self._gpu
         blocks = blocks_for(gpu, elements)
         gpu.launch(kernel, blocks, gpu.threads, *self._state, *self._wrapped(arguments))
+
+    def _start_block(self, kernel: CudaKernel, elements: int, *arguments: Any) -> None:
+        """Launch `kernel` in one block, with a thread for each of `elements` as far as they go."""
+        gpu = self._gpu
+        most = gpu.threads * (2 if kernel.wide else 1)
+        threads = min(-(-elements // WARP) * WARP or WARP, most)
+        gpu.launch(kernel, 1, threads, *self._state, *self._wrapped(arguments))
 
     def _wrapped(self, arguments: tuple[Any, ...]) -> list[Any]:
         wrap = self._gpu.wrap

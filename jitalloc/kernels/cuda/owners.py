@@ -1,8 +1,12 @@
 """Twins of the loops of page ownership: share, free, reference counts, and frees by slot.
 
-A batch is taken in tiles of one element a thread, one tile behind the other, so that the counts
-before a tile are known. Within it, who names a page first or last is looked up among its elements
-wherever a page is named twice: no race decides.
+In the order `sorted` a free needs no order: owners taken off and bits set commute. All blocks take
+them off at once, and who took the last one sets the bit. Only where a page could not be freed does
+the last block give all owners back, and look for the first fault as follows.
+
+Elsewhere a batch is taken by one block in tiles of one element a thread, one tile behind the
+other, so that the counts before a tile are known. Within it, who names a page first or last is
+looked up among its elements wherever a page is named twice: no race decides.
 """
 
 from __future__ import annotations
@@ -21,24 +25,35 @@ from jitalloc.errors import (
     STATUS_BITS,
 )
 from jitalloc.kernels import owners
-from jitalloc.kernels.cuda.pool import bit, end_call, fault_key, fill_null, pool_views, ring_place
-from jitalloc.kernels.cuda.scan import NONE, SHARED_WORDS, any_thread, block_min, block_scan
+from jitalloc.kernels.cuda.pool import bit, end_call, fault_key, fill_null, pool_views
+from jitalloc.kernels.cuda.releasing import (
+    FAULTY,
+    block_count,
+    end_release,
+    marks_of,
+    mentions,
+    put_back,
+    release_tile,
+    take_off,
+    unrelease,
+)
+from jitalloc.kernels.cuda.scan import (
+    NONE,
+    SHARED_WORDS,
+    any_thread,
+    block_min,
+    last_block,
+)
 from jitalloc.state import (
     CALL_KINDS,
     CALLS,
-    FIFO,
     FIRST_PAGE,
-    FREE,
-    FREED,
-    HEAD,
-    HEADER_SLOTS,
     INT32_MAX,
     NULL,
     NUM_PAGES,
     ORDER,
     PAGE_SHIFT,
     PAGE_SIZE,
-    RELEASED,
     SORTED,
 )
 
@@ -48,70 +63,6 @@ FREE_SLOTS = CALL_KINDS.index("free_slots")
 COUNT = CALL_KINDS.index("refcount")
 
 page_fault = from_cpu(owners.page_fault)
-
-
-@device_helper
-def mentions(pages, page, begin, end):
-    """Return how often `page` stands in `pages[begin:end]`."""
-    count = np.int64(0)
-    for i in range(begin, end):
-        if pages[i] == page:
-            count += 1
-    return count
-
-
-@device_helper
-def release_tile(slab, shared, page, gone, count):
-    """Release the page of each thread with `gone`; `count` were released before by this call.
-
-    Returns how many this tile released. In the order of the threads, for a freelist that is
-    a ring.
-    """
-    free_pages, _refcount, released = pool_views(slab)
-    before, total = block_scan(shared, np.int64(1) if gone else np.int64(0))
-    if gone:
-        size, at = slab[NUM_PAGES], count + before
-        if slab[ORDER] == SORTED:
-            gpu.atomic.or_(released, page >> 6, bit(page))
-        elif slab[ORDER] == FIFO:
-            free_pages[ring_place(ring_place(slab[HEAD] + slab[FREE], size) + at, size)] = page
-        else:
-            at = slab[HEAD] - 1 - at
-            free_pages[at if at >= 0 else at + size] = page
-    return total
-
-
-@device_helper
-def end_release(slab, count):
-    """Book that `count` pages were released, by one thread."""
-    if slab[ORDER] == SORTED:
-        slab[RELEASED] += count
-    elif slab[ORDER] == FIFO:
-        slab[FREE] += count
-    else:
-        slab[FREE] += count
-        slab[HEAD] -= count
-        if slab[HEAD] < 0:
-            slab[HEAD] += slab[NUM_PAGES]
-    slab[FREED] += count
-
-
-@device_helper
-def unrelease(slab, pages, end):
-    """Give back the owners that `pages[:end]` have lost, those out of range left out."""
-    _free_pages, refcount, released = pool_views(slab)
-    me, step = gpu.threadIdx.x, gpu.blockDim.x
-    lowest, size = slab[FIRST_PAGE], slab[NUM_PAGES]
-    for i in range(me, end, step):
-        page = np.int64(pages[i])
-        if lowest <= page < size:
-            gpu.atomic.add(refcount, page, np.int32(1))
-    gpu.syncthreads()
-    for i in range(me, end, step):
-        page = np.int64(pages[i])
-        if lowest <= page < size and refcount[page] > 0:  # else it was released before the call
-            gpu.atomic.and_(released, page >> 6, ~bit(page))
-    gpu.syncthreads()
 
 
 @device_helper
@@ -132,9 +83,34 @@ def free_fault(slab, pages, i, begin, end):
     return NONE
 
 
-@cuda_kernel("void(int64[::1], int64[::1], int32[::1], int64[::1])")
-def owners_free_cuda(slab, record, pages, out):
-    shared = gpu.shared.array(SHARED_WORDS, np.int64)
+@device_helper
+def free_unordered(slab, record, shared, pages):
+    """Take one owner off each page, by all blocks, all or nothing; order `sorted`.
+
+    Returns how many were released, in the last block. -1: the call is not done, either because
+    other blocks are not, or because it was undone; then `free_in_order` has to find out why.
+    """
+    lowest, size, n = slab[FIRST_PAGE], slab[NUM_PAGES], np.int64(pages.size)
+    mine = np.int64(0)
+    for i in range(gpu.grid(1), n, gpu.gridsize(1)):
+        page = np.int64(pages[i])
+        mine += take_off(slab, page) if lowest <= page < size else FAULTY
+    last, count = last_block(record, shared, block_count(shared, mine))
+    if last and count >= FAULTY:
+        for i in range(gpu.threadIdx.x, n, gpu.blockDim.x):
+            page = np.int64(pages[i])
+            if lowest <= page < size:
+                put_back(slab, page)
+        gpu.syncthreads()
+    return last, count if count < FAULTY else np.int64(-1)
+
+
+@device_helper
+def free_in_order(slab, shared, pages):
+    """Take one owner off each page, by one block, in order, until one cannot be freed.
+
+    Returns how many were released, or the negative key of the first fault; all is undone then.
+    """
     _free_pages, refcount, _released = pool_views(slab)
     me, step = gpu.threadIdx.x, gpu.blockDim.x
     lowest, size, n = slab[FIRST_PAGE], slab[NUM_PAGES], np.int64(pages.size)
@@ -150,11 +126,7 @@ def owners_free_cuda(slab, record, pages, out):
             key = free_fault(slab, pages, i, begin, end) if i < n else NONE
             key = block_min(shared, key)
             unrelease(slab, pages, end)
-            if me == 0:
-                out[0] = NULL
-                at = key >> STATUS_BITS
-                end_call(slab, record, RELEASE, -key, np.int64(pages[at]), np.int64(0))
-            return
+            return -key
         # Released in the order of the last mentions: that is the thread that took the last owner,
         # unless the tile names a page that went free more often than once.
         gone = named and before == 1
@@ -162,10 +134,29 @@ def owners_free_cuda(slab, record, pages, out):
             gone = named and refcount[page] == 0 and mentions(pages, page, i + 1, end) == 0
         count += release_tile(slab, shared, page, gone, count)
     gpu.syncthreads()
-    if me == 0:
-        out[0] = count
-        end_release(slab, count)
-        end_call(slab, record, RELEASE, np.int64(0), np.int64(0), np.int64(0))
+    return count
+
+
+@cuda_kernel("void(int64[::1], int64[::1], int32[::1], int64[::1], int64)")
+def owners_free_cuda(slab, record, pages, out, group):
+    # Many blocks in the order `sorted` only. `group` stays in the record of a call that fails.
+    shared = gpu.shared.array(SHARED_WORDS, np.int64)
+    last, count = True, np.int64(-1)
+    if slab[ORDER] == SORTED:
+        last, count = free_unordered(slab, record, shared, pages)
+    if not last:
+        return
+    if count < 0:
+        count = free_in_order(slab, shared, pages)
+    if gpu.threadIdx.x == 0:
+        if count < 0:
+            out[0] = NULL
+            value = np.int64(pages[-count >> STATUS_BITS])
+            end_call(slab, record, RELEASE, count, value, group)
+        else:
+            out[0] = count
+            end_release(slab, count)
+            end_call(slab, record, RELEASE, np.int64(0), np.int64(0), np.int64(0))
 
 
 @device_helper
@@ -256,12 +247,44 @@ def named_before(slots, page, begin, i, size, shift):
     return False
 
 
-@cuda_kernel("void(int64[::1], int64[::1], int64[::1], int64[::1])")
-def owners_free_slots_cuda(slab, record, slots, out):
-    shared = gpu.shared.array(SHARED_WORDS, np.int64)
+@device_helper
+def free_slots_unordered(slab, record, shared, slots):
+    """Take one owner off the page of each slot, like `free_unordered`; who marks it does so."""
+    (marks,) = marks_of(slab)
+    n = np.int64(slots.size)
+    size, shift = slab[PAGE_SIZE], slab[PAGE_SHIFT]
+    lowest, end = slab[FIRST_PAGE] * size, slab[NUM_PAGES] * size
+    mine = np.int64(0)
+    for i in range(gpu.grid(1), n, gpu.gridsize(1)):
+        slot = slots[i]
+        if slot < lowest or slot >= end:
+            mine += FAULTY
+            continue
+        # Mostly the slots of a page stand side by side: the first of them speaks for it.
+        page = page_of(slot, size, shift)
+        if i == 0 or page_of(slots[i - 1], size, shift) != page:
+            if gpu.atomic.or_(marks, page >> 6, bit(page)) & bit(page) == np.uint64(0):
+                mine += take_off(slab, page)
+    last, count = last_block(record, shared, block_count(shared, mine))
+    if last and count >= FAULTY:
+        for i in range(gpu.threadIdx.x, n, gpu.blockDim.x):
+            slot = slots[i]
+            if lowest <= slot < end:
+                page = page_of(slot, size, shift)
+                if gpu.atomic.and_(marks, page >> 6, ~bit(page)) & bit(page) != np.uint64(0):
+                    put_back(slab, page)
+        gpu.syncthreads()
+    return last, count if count < FAULTY else np.int64(-1)
+
+
+@device_helper
+def free_slots_in_order(slab, shared, slots):
+    """Take one owner off the page of each slot, by one block, in the order of first mentions.
+
+    Returns how many were released, or the negative key of the first fault; nothing is done then.
+    """
     _free_pages, refcount, _released = pool_views(slab)
-    first_mark = HEADER_SLOTS + ((slab[NUM_PAGES] + 63) >> 6)
-    marks = slab[first_mark : 2 * first_mark - HEADER_SLOTS].view(np.uint64)
+    (marks,) = marks_of(slab)
     me, step, n = gpu.threadIdx.x, gpu.blockDim.x, np.int64(slots.size)
     size, shift = slab[PAGE_SIZE], slab[PAGE_SHIFT]
     key = NONE
@@ -269,15 +292,11 @@ def owners_free_slots_cuda(slab, record, slots, out):
         key = min(key, slot_fault(slab, slots[i], i))
     key = block_min(shared, key)
     if key != NONE:
-        if me == 0:
-            out[0] = NULL
-            end_call(slab, record, FREE_SLOTS, -key, slots[key >> STATUS_BITS], np.int64(0))
-        return
+        return -key
     count = np.int64(0)
     for begin in range(0, n, step):
         i = np.int64(begin + me)
         page = page_of(slots[i], size, shift) if i < n else np.int64(0)
-        # Mostly the slots of a page stand side by side: the first of them speaks for it.
         asks = i < n and (me == 0 or page_of(slots[i - 1], size, shift) != page)
         asks = asks and marks[page >> 6] & bit(page) == np.uint64(0)
         gpu.syncthreads()
@@ -292,9 +311,34 @@ def owners_free_slots_cuda(slab, record, slots, out):
             gone = refcount[page] == 0
         count += release_tile(slab, shared, page, gone, count)
     gpu.syncthreads()
-    for i in range(me, n, step):
-        marks[page_of(slots[i], size, shift) >> 6] = np.uint64(0)
+    return count
+
+
+@cuda_kernel("void(int64[::1], int64[::1], int64[::1], int64[::1])")
+def owners_free_slots_cuda(slab, record, slots, out):
+    # Many blocks in the order `sorted` only.
+    shared = gpu.shared.array(SHARED_WORDS, np.int64)
+    last, count = True, np.int64(-1)
+    if slab[ORDER] == SORTED:
+        last, count = free_slots_unordered(slab, record, shared, slots)
+    if not last:
+        return
+    if count < 0:
+        count = free_slots_in_order(slab, shared, slots)
+    (marks,) = marks_of(slab)
+    me, step = gpu.threadIdx.x, gpu.blockDim.x
+    if count >= 0 and marks.size <= slots.size:
+        for w in range(me, marks.size, step):
+            marks[w] = np.uint64(0)
+    elif count >= 0:
+        for i in range(me, slots.size, step):
+            marks[page_of(slots[i], slab[PAGE_SIZE], slab[PAGE_SHIFT]) >> 6] = np.uint64(0)
     if me == 0:
-        out[0] = count
-        end_release(slab, count)
-        end_call(slab, record, FREE_SLOTS, np.int64(0), np.int64(0), np.int64(0))
+        if count < 0:
+            out[0] = NULL
+            value = slots[-count >> STATUS_BITS]
+            end_call(slab, record, FREE_SLOTS, count, value, np.int64(0))
+        else:
+            out[0] = count
+            end_release(slab, count)
+            end_call(slab, record, FREE_SLOTS, np.int64(0), np.int64(0), np.int64(0))

@@ -8,6 +8,16 @@ from jitalloc._cuda import MOST_THREADS, cuda_kernel, device_helper, gpu
 from jitalloc._cuda_loops import from_cpu
 from jitalloc.errors import NEGATIVE, NO_RUN, OUT_OF_PAGES, OUT_SHORT, STATUS_BITS, TOO_MANY
 from jitalloc.kernels import pool
+from jitalloc.kernels.cuda.merging import (
+    BATCH,
+    VERDICT,
+    block_freelist,
+    block_merge,
+    count_free,
+    end_merge,
+    running,
+    share_merge,
+)
 from jitalloc.kernels.cuda.scan import (
     NONE,
     SHARED_WORDS,
@@ -15,7 +25,9 @@ from jitalloc.kernels.cuda.scan import (
     block_highest_before,
     block_min,
     block_scan,
+    block_share,
     is_last_block,
+    last_block,
 )
 from jitalloc.state import (
     CALL_KINDS,
@@ -29,7 +41,6 @@ from jitalloc.state import (
     FREE,
     HEAD,
     INT32_MAX,
-    MERGES,
     NULL,
     NUM_PAGES,
     RELEASED,
@@ -40,8 +51,6 @@ ALLOC = CALL_KINDS.index("alloc")
 ALLOC_RUN = CALL_KINDS.index("alloc_run")
 ALLOC_BATCH = CALL_KINDS.index("alloc_batch")
 ADMIT = CALL_KINDS.index("admit")
-
-SPAN = 8  # pages of a thread at a time where all pages are looked at: 32 bytes, one sector
 
 pool_views = from_cpu(pool.pool_views)
 pool_advance = from_cpu(pool.pool_advance)
@@ -92,46 +101,6 @@ def fill_null(out, start, first, step):
     while i < out.size:  # `range` would divide to know how often
         out[i] = NULL
         i += step
-
-
-@device_helper
-def block_freelist(slab, shared, put):
-    """Write the ids of all pages without an owner to `free_pages[put:]`, ascending."""
-    free_pages, refcount, _released = pool_views(slab)
-    n = slab[NUM_PAGES]
-    for tile in range(0, n, SPAN * gpu.blockDim.x):
-        first = np.int64(tile + SPAN * gpu.threadIdx.x)
-        mine = np.int64(0)
-        for page in range(first, min(first + SPAN, n)):
-            if refcount[page] == 0:
-                mine |= np.int64(1) << np.int64(page - first)
-        before, total = block_scan(shared, np.int64(gpu.popc(mine)))
-        at = put + before
-        for j in range(SPAN):
-            if (mine >> np.int64(j)) & 1:
-                free_pages[at] = first + j
-                at += 1
-        put += total
-    gpu.syncthreads()
-
-
-@device_helper
-def block_merge(slab, shared):
-    """Merge the released pages into the sorted freelist, by one block; return how many."""
-    waiting = slab[RELEASED]
-    gpu.syncthreads()
-    if waiting > 0:
-        _free_pages, _refcount, released = pool_views(slab)
-        block_freelist(slab, shared, slab[HEAD] - waiting)
-        for w in range(gpu.threadIdx.x, released.size, gpu.blockDim.x):
-            released[w] = np.uint64(0)
-        if gpu.threadIdx.x == 0:
-            slab[HEAD] -= waiting
-            slab[FREE] += waiting
-            slab[RELEASED] = 0
-            slab[MERGES] += 1
-        gpu.syncthreads()
-    return waiting
 
 
 @device_helper
@@ -214,37 +183,94 @@ def block_total(shared, counts):
 
 
 @device_helper
-def block_indptr(shared, counts, indptr):
-    """Write where the pages of each sequence begin."""
-    end = np.int64(0)
-    for tile in range(0, counts.size, gpu.blockDim.x):
+def share_indptr(shared, counts, indptr, begin, end, total):
+    """Write where the pages of the sequences `begin .. end - 1` begin; `total` come before."""
+    for tile in range(begin, end, gpu.blockDim.x):
         i = np.int64(tile + gpu.threadIdx.x)
-        before, total = block_scan(shared, np.int64(counts[i]) if i < counts.size else np.int64(0))
-        if i < counts.size:
-            indptr[i] = end + before
-        end += total
-    if gpu.threadIdx.x == 0:
-        indptr[counts.size] = end
+        before, tile_total = block_scan(shared, np.int64(counts[i]) if i < end else np.int64(0))
+        if i < end:
+            indptr[i] = total + before
+        total += tile_total
 
 
-@cuda_kernel("void(int64[::1], int64[::1], int64[::1], int32[::1], int32[::1])")
-def pool_alloc_batch_cuda(slab, record, counts, indptr, out):
-    shared = gpu.shared.array(SHARED_WORDS, np.int64)
-    total = block_total(shared, counts)
+@device_helper
+def batch_status(slab, total, room):
+    """Return the status word of a batch that sums up to `total`, with `room` in its buffer."""
     available = slab[FREE] + slab[RELEASED]
-    status, n = np.int64(0), total
     if total < 0:
-        status, n = total, np.int64(0)
-    elif total > available:
-        status = fail(OUT_OF_PAGES, available)
-    elif total > out.size:
-        status = fail(OUT_SHORT, out.size)
+        return total
+    if total > available:
+        return fail(OUT_OF_PAGES, available)
+    return fail(OUT_SHORT, room) if total > room else np.int64(0)
+
+
+@cuda_kernel("void(int64[::1], int64[::1], int64[::1], int64[::1], int64)")
+def pool_total_cuda(slab, record, counts, totals, wanted):
+    """Sum up a batch, and count the free pages if `wanted` ones call for a merge: first launch."""
+    shared = gpu.shared.array(SHARED_WORDS, np.int64)
+    begin, end = block_share(np.int64(counts.size))
+    mine, bad = np.int64(0), False
+    for i in range(begin + gpu.threadIdx.x, end, gpu.blockDim.x):
+        bad |= counts[i] < 0
+        mine += min(max(counts[i], np.int64(0)), np.int64(INT32_MAX + 1))
+    _before, total = block_scan(shared, mine)
+    if gpu.threadIdx.x == 0:
+        totals[BATCH + gpu.blockIdx.x] = total
+    merges = slab[RELEASED] > 0 and wanted > slab[FREE]
+    if merges:
+        count_free(slab, shared, totals)
+    last, bad_blocks = last_block(record, shared, np.int64(1) if any_thread(bad) else np.int64(0))
+    if not last:
+        return
+    if merges:
+        running(shared, totals, np.int64(0), np.int64(gpu.gridDim.x))
+    total = running(shared, totals, np.int64(BATCH), np.int64(gpu.gridDim.x))
+    if bad_blocks > 0 or total > INT32_MAX:
+        total = block_total(shared, counts)
+    if gpu.threadIdx.x == 0:
+        totals[VERDICT] = total
+
+
+@cuda_kernel("void(int64[::1], int64[::1], int64[::1], int32[::1], int64[::1], int64, int64)")
+def pool_reserve_cuda(slab, record, counts, indptr, totals, wanted, room):
+    """Merge where the `wanted` pages call for it, and write where those of each begin.
+
+    The second launch, behind `pool_total_cuda` in as many blocks. `wanted`: -1 for the sum of
+    the batch.
+    """
+    shared = gpu.shared.array(SHARED_WORDS, np.int64)
+    total = totals[VERDICT] if wanted < 0 else wanted
+    status = batch_status(slab, total, room)
+    if status < 0:
+        fill_null(indptr, 0, gpu.grid(1), gpu.gridsize(1))
+    elif indptr.size > 0:
+        begin, end = block_share(np.int64(counts.size))
+        share_indptr(shared, counts, indptr, begin, end, totals[BATCH + gpu.blockIdx.x])
+        if gpu.grid(1) == 0:
+            indptr[counts.size] = total
+    merges = status >= 0 and total > slab[FREE]
+    if merges:
+        share_merge(slab, shared, totals)
+    if is_last_block(record, shared) and merges and gpu.threadIdx.x == 0:
+        end_merge(slab, slab[RELEASED])
+
+
+@cuda_kernel("void(int64[::1], int64[::1], int64[::1], int32[::1], int32[::1], int64[::1], int64)")
+def pool_alloc_batch_cuda(slab, record, counts, indptr, out, totals, summed):
+    """Hand out the pages of a batch; `summed`: two launches before have done all but that."""
+    shared = gpu.shared.array(SHARED_WORDS, np.int64)
+    total = totals[VERDICT] if summed else block_total(shared, counts)
+    status = batch_status(slab, total, np.int64(out.size))
+    n = max(total, np.int64(0))
     if not take(slab, record, shared, out, n, status):
         return
-    if status < 0:
-        fill_null(indptr, 0, gpu.threadIdx.x, gpu.blockDim.x)
-    else:
-        block_indptr(shared, counts, indptr)
+    if not summed:
+        if status < 0:
+            fill_null(indptr, 0, gpu.threadIdx.x, gpu.blockDim.x)
+        else:
+            share_indptr(shared, counts, indptr, np.int64(0), np.int64(counts.size), np.int64(0))
+            if gpu.threadIdx.x == 0:
+                indptr[counts.size] = total
     if gpu.threadIdx.x == 0:
         value = counts[-total >> STATUS_BITS] if total < 0 else np.int64(0)
         end_take(slab, record, ALLOC_BATCH, n, status, value)
@@ -276,12 +302,19 @@ def pool_admit_cuda(slab, record, counts, out):
             record[CALLS] += 1
 
 
-@cuda_kernel("void(int64[::1], int64[::1], int64[::1])")
-def pool_merge_cuda(slab, record, out):
+@cuda_kernel("void(int64[::1], int64[::1], int64[::1], int64[::1])")
+def pool_merge_cuda(slab, record, totals, out):
+    # In one block, or behind pool_total_cuda in as many.
     shared = gpu.shared.array(SHARED_WORDS, np.int64)
-    count = block_merge(slab, shared)
-    if gpu.threadIdx.x == 0:
-        out[0] = count
+    waiting = slab[RELEASED]
+    if gpu.gridDim.x == 1:
+        block_merge(slab, shared)
+    elif waiting > 0:
+        share_merge(slab, shared, totals)
+    if is_last_block(record, shared) and gpu.threadIdx.x == 0:
+        if gpu.gridDim.x > 1 and waiting > 0:
+            end_merge(slab, waiting)
+        out[0] = waiting
         slab[STEP] += 1
         record[CALLS] += 1
 

@@ -2,8 +2,7 @@
 
 Every thread of a block has to call these. `shared` is an array of `SHARED_WORDS` that the kernel
 itself makes: one made in a helper is linked twice where two helpers call it, and NVVM refuses that.
-Warp intrinsics stand in this file alone; numba's simulator has none, so it gets
-`block_scan_shared`.
+Warp intrinsics stand in this file alone; numba's simulator has none, so there a warp is one thread.
 """
 
 from __future__ import annotations
@@ -14,8 +13,10 @@ from jitalloc._cuda import MOST_THREADS, SIMULATED, device_helper, gpu
 from jitalloc.state import LOWEST, TICKET
 
 ALL_LANES = 0xFFFFFFFF
+LANES = 1 if SIMULATED else 32  # threads of a warp
 SHARED_WORDS = MOST_THREADS if SIMULATED else 32
 NONE = np.int64(2**62)  # above every position
+TICKET_BITS = 12  # of the record's ticket count blocks, those above them add up what these bring
 
 
 @device_helper
@@ -34,10 +35,33 @@ def block_scan_shared(shared, value):
 
 
 @device_helper
-def block_scan_warps(shared, value):
-    """Return `(sum of the values of the threads before, sum of all)`, for whole warps."""
+def warps_scan_shuffled(shared, value):
+    """Return `(sum of the warps before, sum of all)`; the value of a warp is its last lane's."""
     me = gpu.threadIdx.x
     lane, warp, warps = me & 31, me >> 5, gpu.blockDim.x >> 5
+    if lane == 31:
+        shared[warp] = value
+    gpu.syncthreads()
+    if warp == 0:
+        upto = shared[lane] if lane < warps else np.int64(0)
+        step = 1
+        while step < 32:
+            lower = gpu.shfl_up_sync(ALL_LANES, upto, step)
+            if lane >= step:
+                upto += lower
+            step <<= 1
+        shared[lane] = upto
+    gpu.syncthreads()
+    before = shared[warp - 1] if warp > 0 else np.int64(0)
+    total = shared[31]
+    gpu.syncthreads()
+    return before, total
+
+
+@device_helper
+def block_scan_warps(shared, value):
+    """Return `(sum of the values of the threads before, sum of all)`, for whole warps."""
+    lane = gpu.threadIdx.x & 31
     upto = np.int64(value)
     step = 1
     while step < 32:
@@ -45,28 +69,59 @@ def block_scan_warps(shared, value):
         if lane >= step:
             upto += lower
         step <<= 1
-    if lane == 31:
-        shared[warp] = upto
-    gpu.syncthreads()
-    if warp == 0:
-        sum_upto = shared[lane] if lane < warps else np.int64(0)
-        step = 1
-        while step < 32:
-            lower = gpu.shfl_up_sync(ALL_LANES, sum_upto, step)
-            if lane >= step:
-                sum_upto += lower
-            step <<= 1
-        shared[lane] = sum_upto
-    gpu.syncthreads()
-    before = upto - value
-    if warp > 0:
-        before += shared[warp - 1]
-    total = shared[31]
-    gpu.syncthreads()
-    return before, total
+    before, total = warps_scan_shuffled(shared, upto)
+    return before + upto - value, total
+
+
+@device_helper
+def vote_of_one(condition):
+    """Return a bit for each thread of the warp: whether the condition holds for it."""
+    return np.uint32(1) if condition else np.uint32(0)
+
+
+@device_helper
+def votes_of_warp(condition):
+    """Return a bit for each thread of the warp: whether the condition holds for it."""
+    return np.uint32(gpu.ballot_sync(ALL_LANES, condition))
 
 
 block_scan = block_scan_shared if SIMULATED else block_scan_warps
+warps_scan = block_scan_shared if SIMULATED else warps_scan_shuffled
+warp_votes = vote_of_one if SIMULATED else votes_of_warp
+
+
+@device_helper
+def votes_before(votes):
+    """Return how many threads of the warp before this one have voted yes."""
+    lane = gpu.threadIdx.x & (LANES - 1)
+    return np.int64(gpu.popc(votes & np.uint32((np.int64(1) << np.int64(lane)) - 1)))
+
+
+@device_helper
+def block_rank(shared, condition):
+    """Return `(for how many threads before the condition holds, for how many of all)`.
+
+    A vote takes the place of the five shuffles that `block_scan` needs within a warp.
+    """
+    votes = warp_votes(condition)
+    before, total = warps_scan(shared, np.int64(gpu.popc(votes)))
+    return before + votes_before(votes), total
+
+
+@device_helper
+def own_part(n):
+    """Return `(begin, end)` of the share of `n` elements that this thread takes, in their order."""
+    share = (n + gpu.blockDim.x - 1) // gpu.blockDim.x
+    begin = min(np.int64(share * gpu.threadIdx.x), np.int64(n))
+    return begin, min(begin + share, np.int64(n))
+
+
+@device_helper
+def warp_place():
+    """Return `(warp, warps, lane, lanes)` of this thread in its block."""
+    lanes = min(np.int64(32), np.int64(gpu.blockDim.x))
+    me = np.int64(gpu.threadIdx.x)
+    return me // lanes, gpu.blockDim.x // lanes, me % lanes, lanes
 
 
 @device_helper
@@ -110,24 +165,46 @@ def block_highest_before(shared, value, lowest):
 
 
 @device_helper
-def is_last_block(record, shared):
-    """Return whether all other blocks of the call are done; what they wrote can be read."""
+def last_block(record, shared, value):
+    """Return `(whether all other blocks of the call are done, sum of the values of all blocks)`.
+
+    What they wrote can be read then. `value`, the same in all threads of a block, is no less than
+    0, and the sum below 2**50. One atomic counts the blocks and adds up what they bring.
+    """
     if gpu.gridDim.x == 1:
         gpu.syncthreads()
-        return True
+        return True, np.int64(value)
     gpu.threadfence()
     gpu.syncthreads()
     if gpu.threadIdx.x == 0:
-        ticket = gpu.atomic.add(record, TICKET, 1)
-        shared[0] = 0
-        if ticket == gpu.gridDim.x - 1:
-            shared[0] = 1
+        mine = np.int64(value)
+        ticket = gpu.atomic.add(record, TICKET, (mine << TICKET_BITS) + 1)
+        shared[0] = NONE
+        if ticket & ((1 << TICKET_BITS) - 1) == gpu.gridDim.x - 1:
+            shared[0] = (ticket >> TICKET_BITS) + mine
             record[TICKET] = 0
         gpu.threadfence()
     gpu.syncthreads()
-    last = shared[0] == 1
+    total = shared[0]
     gpu.syncthreads()
+    return total != NONE, total
+
+
+@device_helper
+def is_last_block(record, shared):
+    """Return whether all other blocks of the call are done; what they wrote can be read."""
+    last, _total = last_block(record, shared, np.int64(0))
     return last
+
+
+@device_helper
+def block_share(n):
+    """Return `(begin, end)` of the part of `0 .. n - 1` that is this block's, in whole warps."""
+    blocks = np.uint32(gpu.gridDim.x)
+    size = np.int64((np.uint32(n) + blocks - np.uint32(1)) // blocks)  # 32 bits: one division
+    size = (size + LANES - 1) & ~np.int64(LANES - 1)
+    begin = min(np.int64(gpu.blockIdx.x * size), n)
+    return begin, min(begin + size, n)
 
 
 @device_helper

@@ -15,8 +15,8 @@ from jitalloc._cuda_loops import from_cpu
 from jitalloc.errors import OUT_OF_SLOTS, SLOT_IS_FREE, SLOT_OUTSIDE, STATUS_BITS
 from jitalloc.kernels import slots
 from jitalloc.kernels.cuda.calls import begins
-from jitalloc.kernels.cuda.owners import mentions
 from jitalloc.kernels.cuda.pool import bit, end_read, fail, fault_key, fill_null
+from jitalloc.kernels.cuda.releasing import mentions
 from jitalloc.kernels.cuda.scan import NONE, SHARED_WORDS, any_thread, block_min, block_scan
 from jitalloc.kernels.cuda.tokens import owner_of
 from jitalloc.slot_state import FREE_SLOTS, LOWEST, NUM_SLOTS, SLOT_CALL_KINDS

@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 
 from jitalloc._cuda import MOST_THREADS, cuda_kernel, device_helper, gpu
-from jitalloc._cuda_loops import from_cpu
 from jitalloc.errors import (
     LAST_SLOT_FREE,
     LAST_SLOT_MISALIGNED,
@@ -18,10 +17,9 @@ from jitalloc.errors import (
     STATUS_MASK,
     TOO_MANY,
 )
-from jitalloc.kernels import tokens
+from jitalloc.kernels.cuda.merging import block_merge
 from jitalloc.kernels.cuda.owners import page_of
 from jitalloc.kernels.cuda.pool import (
-    block_merge,
     end_call,
     fail,
     fault_key,
@@ -40,6 +38,7 @@ from jitalloc.kernels.cuda.scan import (
 )
 from jitalloc.state import (
     CALL_KINDS,
+    FIRST_PAGE,
     FREE,
     HEAD,
     INT32_MAX,
@@ -52,7 +51,30 @@ from jitalloc.state import (
 EXTEND = CALL_KINDS.index("alloc_extend")
 DECODE = CALL_KINDS.index("alloc_decode")
 
-tokens_last_code = from_cpu(tokens.tokens_last_code)
+FAULT = np.int64(1) << np.int64(32)  # counts for a sequence that cannot decode; above any count
+
+
+@device_helper
+def offset_of(slot, size, shift):
+    """Return the place of a slot within its page."""
+    return slot & (size - 1) if shift >= 0 else slot % size
+
+
+@device_helper
+def last_code(slab, refcount, length, last):
+    """Return what `tokens_last_code` of the CPU does, by shifts where the page size has one.
+
+    A division of int64 is about a hundred instructions on a GPU, and that has four.
+    """
+    size, shift = slab[PAGE_SIZE], slab[PAGE_SHIFT]
+    if length == 0 or last == -1:
+        return np.int64(0 if length == 0 and last == -1 else LAST_SLOT_MISALIGNED)
+    page = page_of(last, size, shift)
+    if last < 0 or page < slab[FIRST_PAGE] or page >= slab[NUM_PAGES]:
+        return np.int64(LAST_SLOT_RANGE)
+    if offset_of(last + 1, size, shift) != offset_of(length, size, shift):
+        return np.int64(LAST_SLOT_MISALIGNED)
+    return np.int64(LAST_SLOT_FREE if refcount[page] == 0 else 0)
 
 
 @device_helper
@@ -72,63 +94,61 @@ def decode_fault(slab, seq, last, i):
         return fault_key(SEQ_BELOW_PREFIX, i)
     if seq > INT32_MAX:
         return fault_key(TOO_MANY, i)
-    code = tokens_last_code(slab, refcount, seq - 1, last)
+    code = last_code(slab, refcount, seq - 1, last)
     return fault_key(code, i) if code != 0 else NONE
 
 
-@device_helper
-def begins_page(last, size, shift):
-    """Return whether the slot behind `last` is the first of a page."""
-    slot = last + 1
-    return slot & (size - 1) == 0 if shift >= 0 else slot % size == 0
-
-
-@cuda_kernel("void(int64[::1], int64[::1], int64[::1], int64[::1], int64[::1])")
+@cuda_kernel("void(int64[::1], int64[::1], int64[::1], int64[::1], int64[::1])", wide=True)
 def tokens_decode_cuda(slab, record, seq_lens, last_slots, out):
-    # One block, and each thread reads last_slots[i] before it writes out[i]: they may be the same.
+    # One block, and a thread reads last_slots[i] before it writes out[i]: they may be the same.
+    # A thread has its sequences side by side, mostly one, so that one scan does for all: the time
+    # is that of four reads one behind the other (header, last slot, its page's count, new page).
     shared = gpu.shared.array(SHARED_WORDS, np.int64)
-    me, step, n = gpu.threadIdx.x, gpu.blockDim.x, np.int64(seq_lens.size)
+    n = np.int32(seq_lens.size)  # int32 takes half the registers, of which a wide block has few
+    share = np.int32((n + gpu.blockDim.x - 1) // gpu.blockDim.x)
+    first = np.int32(min(gpu.threadIdx.x * share, n))
+    end = np.int32(min(first + share, n))
     size, shift = slab[PAGE_SIZE], slab[PAGE_SHIFT]
     key, mine = NONE, np.int64(0)
-    for i in range(me, n, step):
-        key = min(key, decode_fault(slab, seq_lens[i], last_slots[i], i))
-        if begins_page(last_slots[i], size, shift):
+    for i in range(first, end):
+        last = last_slots[i]
+        key = min(key, decode_fault(slab, seq_lens[i], last, i))
+        if offset_of(last + 1, size, shift) == 0:
             mine += 1
-    status, value, pages = np.int64(0), np.int64(0), np.int64(0)
-    if any_thread(key != NONE):
+    if key != NONE:
+        mine += FAULT
+    before, pages = block_scan(shared, mine)
+    before = np.int32(before & (FAULT - 1))
+    available = slab[FREE] + slab[RELEASED]
+    status, value = np.int64(0), np.int64(0)
+    if pages >= FAULT:
         key = block_min(shared, key)
-        status = -key
+        status, pages = -key, np.int64(0)
         value = token_value(key, seq_lens, seq_lens, last_slots)
-    else:
-        _before, pages = block_scan(shared, mine)
-        available = slab[FREE] + slab[RELEASED]
-        if pages > available:
-            status = fail(OUT_OF_PAGES, available)
-    gpu.syncthreads()
+        gpu.syncthreads()
+    elif pages > available:
+        status = fail(OUT_OF_PAGES, available)
     if status < 0:
-        fill_null(out, 0, me, step)
-        if me == 0:
+        fill_null(out, 0, gpu.threadIdx.x, gpu.blockDim.x)
+        if gpu.threadIdx.x == 0:
             end_call(slab, record, DECODE, status, value, pages)
         return
     if pages > slab[FREE]:
         block_merge(slab, shared)
     free_pages, refcount, _released = pool_views(slab)
     head, ring = slab[HEAD], slab[NUM_PAGES]
-    taken = np.int64(0)
-    for begin in range(0, n, step):
-        i = np.int64(begin + me)
-        last = last_slots[i] if i < n else np.int64(0)
-        begins = i < n and begins_page(last, size, shift)
-        before, total = block_scan(shared, np.int64(1) if begins else np.int64(0))
-        if begins:
-            page = np.int64(free_pages[ring_place(head + taken + before, ring)])
+    gpu.syncthreads()
+    at = head + before
+    for i in range(first, end):
+        last = last_slots[i]
+        if offset_of(last + 1, size, shift) == 0:
+            page = np.int64(free_pages[ring_place(at, ring)])
             refcount[page] = 1
             out[i] = page * size
-        elif i < n:
+            at += 1
+        else:
             out[i] = last + 1
-        taken += total
-    gpu.syncthreads()
-    if me == 0:
+    if gpu.threadIdx.x == 0:  # nobody reads the header any more
         pool_advance(slab, head + pages, pages)
         end_call(slab, record, DECODE, np.int64(0), np.int64(0), pages)
 
@@ -143,7 +163,7 @@ def extend_fault(slab, prefix, seq, last, i, tokens):
         return fault_key(SEQ_BELOW_PREFIX, i)
     if seq > INT32_MAX or tokens > INT32_MAX:
         return fault_key(TOO_MANY, i)
-    code = tokens_last_code(slab, refcount, prefix, last)
+    code = last_code(slab, refcount, prefix, last)
     return fault_key(code, i) if code != 0 else NONE
 
 

@@ -1,0 +1,133 @@
+"""Who holds a page on the GPU: sharing, freeing, reference counts, and groups of frees."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from jitalloc.cuda.arguments import as_device, as_device_out
+from jitalloc.cuda.slab import CudaSlab
+from jitalloc.kernels.cuda.owners import (
+    owners_count_cuda,
+    owners_free_cuda,
+    owners_free_slots_cuda,
+    owners_share_cuda,
+)
+from jitalloc.owners import FreeGroup, PageOwners
+from jitalloc.state import INT32, INT64
+
+MOST_GROUPS = 1024  # whose calls are remembered
+
+
+class CudaPageOwners(CudaSlab, PageOwners):
+    """The part of a pool on the GPU that counts who holds a page."""
+
+    __slots__ = ()
+
+    _groups: dict[int, list[int]]  # by number: the sizes of their calls, until somebody waits
+    _group_numbers: Iterator[int]
+
+    def share(self, pages: Any) -> None:
+        """Add one owner to each page, all or nothing: see `PagePool.share`. One block works."""
+        self._start(owners_share_cuda, 0, as_device(self._gpu, "pages", pages, INT32))
+
+    def free(self, pages: Any, *, out: Any = None) -> Any:
+        """Take one owner off each page: see `PagePool.free`.
+
+        Parameters
+        ----------
+        pages : int32[n]
+        out : int64[1], optional
+            Buffer for the result.
+
+        Returns
+        -------
+        int64[1]
+            How many pages were released; 0 inside a `free_group`, which releases at its end.
+
+        Raises
+        ------
+        WrongDevice, InvalidArgument
+            `pages` or `out` is no such array of the GPU.
+        DoubleFree, InvalidPage
+            Later: see `CudaPagePool`.
+
+        Notes
+        -----
+        One launch, whatever the size; it does not wait. In the order `sorted` all of the GPU works
+        on it, and a million pages cost little more than their memory traffic. The freelists of
+        `fifo` and `lifo` keep the order in which pages are named last, so that one block works
+        through the batch. So does the last block of a call that fails, to say why.
+        """
+        pages = as_device(self._gpu, "pages", pages, INT32)
+        count = as_device_out(self._gpu, "out", out, INT64, 1)
+        group = self._open_group()
+        if group is not None and group._is_mine():
+            group._gather(pages)
+            self._gpu.clear(count)
+        else:
+            self._free(pages, count, 0)
+        return count
+
+    def _free(self, pages: Any, count: Any, group: int) -> None:
+        elements = pages.size if self.order == "sorted" else 0
+        self._start(owners_free_cuda, elements, pages, count, group)
+
+    def free_group(self) -> FreeGroup:
+        """Gather the frees of a `with` block and release them by one call at its end.
+
+        As on the CPU: see `PagePool.free_group`. Inside the block `free` copies the ids on the
+        GPU and returns 0; nothing waits.
+
+        Returns
+        -------
+        FreeGroup
+            `released`, as `int64[1]` on the GPU, says afterwards how many pages went free.
+
+        Raises
+        ------
+        NestedFreeGroup
+            On entering the block: a group is open on this pool already.
+        WrongDevice, InvalidArgument
+            Within the block, by `free`: what was gathered before is released all the same.
+        DoubleFree, InvalidPage
+            Later, as for `free`. The position counts within the call that named the id, and the
+            message says which call of the block that was: by what the host has noted of the last
+            1,024 groups since it waited for the GPU. Elsewhere, as when a CUDA graph runs again,
+            the position counts through the whole group.
+        """
+        group = FreeGroup(self)
+        group.released = self._nothing()
+        return group
+
+    def _nothing(self) -> Any:
+        count = self._gpu.empty(1, INT64)
+        self._gpu.clear(count)
+        return count
+
+    def _free_gathered(self, gathered: list[Any]) -> Any:
+        count = self._gpu.empty(1, INT64)
+        number = next(self._group_numbers)
+        self._groups[number] = [each.size for each in gathered]
+        if len(self._groups) > MOST_GROUPS:
+            del self._groups[next(iter(self._groups))]
+        self._free(self._gpu.concatenate(gathered), count, number)
+        return count
+
+    def free_slots(self, slots: Any, *, out: Any = None) -> Any:
+        """Take one owner off each page that holds one of `slots`: see `PagePool.free_slots`.
+
+        Returns how many pages were released, as `int64[1]` on the GPU. One launch, like `free`.
+        """
+        slots = as_device(self._gpu, "slots", slots, INT64)
+        count = as_device_out(self._gpu, "out", out, INT64, 1)
+        elements = slots.size if self.order == "sorted" else 0
+        self._start(owners_free_slots_cuda, elements, slots, count)
+        return count
+
+    def refcount(self, pages: Any, *, out: Any = None) -> Any:
+        """Return how many owners each page has: see `PagePool.refcount`."""
+        pages = as_device(self._gpu, "pages", pages, INT32)
+        counts = as_device_out(self._gpu, "out", out, INT32, pages.size)
+        self._start(owners_count_cuda, 0, pages, counts)
+        return counts

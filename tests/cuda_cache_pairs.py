@@ -1,0 +1,239 @@
+"""A cache on the GPU beside its model; the steps of `cache_steps.py` run on it as they are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from jitalloc import (
+    NULL,
+    Appended,
+    Moves,
+    PagedKVCache,
+    PagePool,
+    PrefixCache,
+    _cuda,
+    _cuda_device,
+    errors,
+)
+from jitalloc._cuda_loops import scratch_words
+from jitalloc.cuda import CudaPagedKVCache
+from jitalloc.state import table_arrays
+from tests.cache_pairs import CachePair
+from tests.cuda_pairs import HostView
+from tests.oracle_sequences import Cache
+from tests.pairs import PoolPair, plain
+
+INT32, INT64 = np.dtype(np.int32), np.dtype(np.int64)
+SLACK = 3  # elements by which a buffer is longer than it has to be
+
+
+def use_threads(monkeypatch: pytest.MonkeyPatch, threads: int) -> None:
+    """Let blocks have so many threads; so many warps on a real GPU, which has whole ones only."""
+    number = threads if _cuda.SIMULATED else min(32 * threads, 512)
+    monkeypatch.setattr(_cuda_device.device(), "threads", number)
+
+
+class HostCache:
+    """Speaks like a cache of the CPU and calls one on the GPU: arrays go up, results come down.
+
+    A call that fails raises what the device kept, after a look that its results are NULL.
+    """
+
+    def __init__(self, cache: CudaPagedKVCache) -> None:
+        self.device_cache = cache
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.device_cache, name)
+
+    def __len__(self) -> int:
+        return len(self.device_cache)
+
+    def __contains__(self, seq_id: Any) -> bool:
+        return seq_id in self.device_cache
+
+    @property
+    def gpu(self) -> Any:
+        return self.device_cache.pool._gpu
+
+    @property
+    def tables(self) -> Any:
+        assert self.gpu.download(self.device_cache.pool._record)[0] == 0, "a ticket is left over"
+        return SimpleNamespace(
+            arrays=table_arrays(self.gpu.download(self.device_cache.tables._slab))
+        )
+
+    def up(self, values: Any, dtype: np.dtype[Any]) -> Any:
+        return None if values is None else self.gpu.upload(np.array(values, dtype))
+
+    def settle(self, call: Callable[[], Any], *results: Any) -> Any:
+        """Run a call that does not wait; `results`: the buffers that it fills."""
+        made = call()
+        try:
+            self.device_cache.pool._settled()
+        except errors.JitallocError:
+            for each in results:
+                assert (self.gpu.download(each) == NULL).all(), "results of a failed call"
+            raise
+        return made
+
+    def allocate(self, seq_id: Any, *args: Any, tokens: Any = None, **options: Any) -> int:
+        tokens = self.up(tokens, INT32)
+        return self.device_cache.allocate(seq_id, *args, tokens=tokens, **options)
+
+    def commit(self, seq_id: Any, tokens: Any = None) -> int:
+        return self.device_cache.commit(seq_id, self.up(tokens, INT32))
+
+    def free_batch(self, rows: Any, **options: Any) -> int:
+        return self.device_cache.free_batch(self.up(rows, INT32), **options)
+
+    def append(self, seq_id: Any, n: Any = None, *, tokens: Any = None) -> Appended:
+        slots, copies = self.device_cache.append(seq_id, n, tokens=self.up(tokens, INT32))
+        return Appended(self.gpu.download(slots), Moves(*map(self.gpu.download, copies)))
+
+    def append_batch(self, rows: Any, n: Any = 1, *, tokens: Any = None) -> Appended:
+        rows = self.up(rows, INT32)
+        counts = self.up(n, INT64) if np.ndim(n) else n
+        total = min(int((np.zeros(rows.size) + np.clip(n, 0, 2**20)).sum()), 4096)
+        out = self.up(np.zeros(total + SLACK), INT64)
+        copied = self.gpu.upload(np.zeros((2, rows.size), np.int32))
+        made = self.settle(
+            lambda: self.device_cache.append_batch(
+                rows, counts, tokens=self.up(tokens, INT32), out=out, copies=copied
+            ),
+            out,
+            copied,
+        )
+        slots, src, dst = map(self.gpu.download, (made.slots, *made.copies))
+        count = int((src != NULL).sum())
+        assert made.slots is out
+        assert (slots[total:] == NULL).all()
+        assert (src[count:] == NULL).all()
+        assert (dst[count:] == NULL).all()
+        return Appended(slots[:total], Moves(src[:count], dst[:count]))
+
+    def fork_batch(self, src_rows: Any, dst_rows: Any) -> None:
+        src, dst = self.up(src_rows, INT32), self.up(dst_rows, INT32)
+        self.settle(lambda: self.device_cache.fork_batch(src, dst))
+
+    def reorder(self, rows: Any, parents: Any) -> None:
+        rows, parents = self.up(rows, INT32), self.up(parents, INT32)
+        self.settle(lambda: self.device_cache.reorder(rows, parents))
+
+
+class CudaCachePair(CachePair):
+    """A pool and a cache on the GPU, each with its model."""
+
+    def __init__(
+        self,
+        num_pages: int = 16,
+        page_size: int = 4,
+        order: str = "sorted",
+        null_page: bool = False,
+        max_sequences: int = 6,
+        max_pages: int = 8,
+        eviction: str = "lru",
+        threshold: float = 0.9,
+        sink: int = 4,
+        window: int = 8,
+    ) -> None:
+        PoolPair.__init__(self, num_pages, page_size, order, null_page)
+        made: Any = PagePool(num_pages, page_size, order=order, null_page=null_page, device="cuda")
+        self.pool: Any = HostView(made)
+        cache: Any = PagedKVCache(
+            made,
+            max_sequences,
+            max_pages,
+            eviction=eviction,
+            eviction_threshold=threshold,
+            sink_tokens=sink,
+            window_tokens=window,
+        )
+        self.cache: Any = HostCache(cache)
+        self.cache_model = Cache(
+            self.model, max_sequences, max_pages, eviction, threshold, sink, window
+        )
+
+
+class PrefixStandIn(PrefixCache):
+    """A prefix cache as sequences on the GPU see it: its slab, scratch behind it, and its roots."""
+
+    def __init__(self, pool: Any, **options: Any) -> None:
+        self.on_cpu = PrefixCache(PagePool(pool.num_pages, pool.page_size), **options)
+        self.pool = pool
+        scratch = np.zeros(scratch_words(pool.num_pages), np.int64)
+        self._slab = pool._gpu.upload(np.concatenate([self.on_cpu._slab, scratch]))
+
+    @property
+    def words(self) -> Any:
+        """The slab without the scratch, on the CPU."""
+        return self.pool._gpu.download(self._slab)[: self.on_cpu._slab.size]
+
+    def _make_root(self, namespace: Any) -> int:
+        return self.on_cpu._make_root(namespace)
+
+    def _copy_on_cpu(self) -> PrefixCache:
+        prefix = PrefixCache(self.pool._copy_on_cpu(), **self.on_cpu._options())
+        prefix._namespaces = dict(self.on_cpu._namespaces)
+        prefix._next_namespace = self.on_cpu._next_namespace
+        prefix._install(self.words)
+        return prefix
+
+
+def told(call: Callable[[], Any]) -> tuple[Any, ...]:
+    """The outcome of a call, and the whole text of what it raised."""
+    try:
+        return ("returned", plain(call()))
+    except errors.JitallocError as error:
+        facts = {name: plain(value) for name, value in vars(error).items() if name[0] != "_"}
+        return (type(error), str(error), facts)
+
+
+class Both:
+    """The same calls on a cache of the CPU and on one of the GPU; every word must be equal."""
+
+    def __init__(
+        self,
+        pool: dict[str, Any],
+        max_sequences: int,
+        max_pages: int,
+        prefix: dict[str, Any] | None = None,
+        **options: Any,
+    ) -> None:
+        self.cpu_pool, self.gpu_pool = PagePool(**pool), PagePool(**pool, device="cuda")
+        self.prefix: Any = None
+        theirs: Any = None
+        if prefix is not None:
+            self.prefix = PrefixCache(self.cpu_pool, **prefix)
+            theirs = PrefixStandIn(self.gpu_pool, **prefix)
+        sizes = (max_sequences, max_pages)
+        self.cpu = PagedKVCache(self.cpu_pool, *sizes, prefix_cache=self.prefix, **options)
+        self.device: Any = PagedKVCache(self.gpu_pool, *sizes, prefix_cache=theirs, **options)
+        self.gpu: Any = HostCache(self.device)
+
+    def do(self, name: str, *args: Any, **options: Any) -> tuple[Any, ...]:
+        """Call both, compare what comes back and all words that are left; return the outcome."""
+        expected = told(lambda: getattr(self.cpu, name)(*args, **options))
+        got = told(lambda: getattr(self.gpu, name)(*args, **options))
+        assert got == expected
+        self.agree()
+        return got
+
+    def must(self, name: str, *args: Any, **options: Any) -> Any:
+        """Call both; the call must succeed."""
+        got = self.do(name, *args, **options)
+        assert got[0] == "returned", got
+        return got[1]
+
+    def agree(self) -> None:
+        down = self.gpu.gpu.download
+        assert (down(self.device.pool._slab) == self.cpu_pool._slab).all()
+        assert (down(self.device.tables._slab) == self.cpu.tables._slab).all()
+        assert self.device._ids.rows == self.cpu._ids.rows
+        assert self.device._ids.by_row == self.cpu._ids.by_row
+        if self.prefix is not None:
+            assert (self.device.prefix_cache.words == self.prefix._slab).all()
