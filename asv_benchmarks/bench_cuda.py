@@ -270,9 +270,8 @@ class Launch:
     def setup(self, launcher: str) -> None:
         gpu = tools.find_gpu()
         self.pool = pool_of("jitalloc", 64)
-        count = gpu.up(np.zeros(1, np.int64))
-        arrays = (self.pool._slab, self.pool._record, count)
-        self.launch = gpu.launchers(_cuda.cuda_kernels()["pool_merge_cuda"], arrays)[launcher]
+        arrays = (self.pool._slab, self.pool._record, gpu.up(np.zeros(0, np.int32)))
+        self.launch = gpu.launchers(_cuda.cuda_kernels()["pool_alloc_cuda"], arrays)[launcher]
 
     def track_host(self, launcher: str) -> float:
         return tools.host_us(self.launch)

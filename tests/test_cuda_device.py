@@ -58,7 +58,7 @@ def test_a_launch_hands_over_its_arrays_in_order(cupy: Cupy) -> None:
     cupy.stream.ptr = 3
     assert pool.alloc_decode(seq, last, out=out) is out
     (launch,) = cupy.launches
-    assert launch[:4] == ("tokens_decode_cuda", (1, 1, 1), (512, 1, 1), 3)
+    assert launch[:4] == ("tokens_decode_cuda", (1, 1, 1), (32, 1, 1), 3)
     wanted = [pool._slab, pool._record, seq, last, out]
     assert [each.ctypes.data for each in launch.arguments] == [each.data.ptr for each in wanted]
     assert [each.size for each in launch.arguments] == [each.size for each in wanted]
@@ -67,7 +67,7 @@ def test_a_launch_hands_over_its_arrays_in_order(cupy: Cupy) -> None:
 def test_the_pool_works_where_launches_run(cupy: Cupy) -> None:
     cupy.runs = {
         "pool_alloc_cuda": lambda slab, record, out: pool_alloc_cpu.run(slab, out),
-        "owners_free_cuda": lambda slab, record, pages, out: out.fill(
+        "owners_free_cuda": lambda slab, record, pages, out, group: out.fill(
             owners_free_cpu.run(slab, pages)
         ),
         "tokens_decode_cuda": lambda slab, record, *rest: tokens_decode_cpu.run(slab, *rest),
@@ -101,9 +101,9 @@ def test_numbers_are_words_as_well(cupy: Cupy) -> None:
 
 def test_too_many_or_too_few_words_are_refused(cupy: Cupy) -> None:
     gpu: Any = _cuda_device.device()
-    merge = _cuda.cuda_kernels()["pool_merge_cuda"]
+    share = _cuda.cuda_kernels()["owners_share_cuda"]
     with pytest.raises(TypeError, match="takes 168 bytes of parameters, not 112"):
-        gpu.launch(merge, 1, 1, gpu.wrap(gpu.empty(1, np.int64)), gpu.wrap(gpu.empty(1, np.int64)))
+        gpu.launch(share, 1, 1, gpu.wrap(gpu.empty(1, np.int64)), gpu.wrap(gpu.empty(1, np.int64)))
     assert cupy.launches == []
 
 
