@@ -21,6 +21,7 @@ A parameter `design` puts jitalloc beside the textbook designs of `baselines.py`
 `bench_slot_entries`  entries of the prefix cache that come and give way
 `bench_slot_table`  making such a cache, the entry of a slot, clearing
 `bench_slot_prefix`  checking it
+`bench_cuda`       pools on the GPU: time where there is one, registers of their kernels elsewhere
 `bench_replay`     recorded and generated traffic through all of it
 
 Importing this package compiles all kernels. asv imports it once and forks a process for each

@@ -8,7 +8,6 @@ holds the beginning of a prompt.
 
 from importlib.metadata import PackageNotFoundError, version
 
-from jitalloc._jit import warmup
 from jitalloc.cuda import CudaPagePool as _CudaPagePool  # noqa: F401  (known to PagePool by it)
 from jitalloc.errors import (
     AllPinned,
@@ -55,6 +54,7 @@ from jitalloc.snapshot import PoolSnapshot
 from jitalloc.state import NULL
 from jitalloc.stats import PoolStats, PrefixStats, SequenceInfo, SequenceStats
 from jitalloc.tables import BlockTables, PageTableCSR
+from jitalloc.warming import warmup
 
 try:
     __version__ = version("jitalloc")

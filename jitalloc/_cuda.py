@@ -25,6 +25,7 @@ SIMULATED: Final = bool(numba.config.ENABLE_CUDASIM)
 MOST_THREADS: Final = 1024  # of a block
 THREADS: Final = 512  # of a block mostly: a thread may then use 128 registers; extend needs 96
 WORDS_AN_ARRAY: Final = 7  # of a kernel's parameters; see `CupyDevice.wrap`
+MOST_WORDS: Final = 8 * WORDS_AN_ARRAY  # a kernel has at most eight arguments
 
 _kernels: dict[str, CudaKernel] = {}
 _helpers: list[Callable[..., Any]] = []
@@ -76,11 +77,13 @@ class CudaKernel:
     signature : str
     serial : bool
         It is run by one thread.
+    words : int
+        How many words of 8 bytes its parameters are.
     wide : bool
         Its blocks may have twice as many threads as those of others, of half the registers.
     """
 
-    __slots__ = ("function", "name", "serial", "signature", "wide")
+    __slots__ = ("function", "name", "serial", "signature", "wide", "words")
 
     def __init__(
         self, function: Callable[..., Any], signature: str, serial: bool, wide: bool
@@ -89,6 +92,8 @@ class CudaKernel:
         self.function = function
         self.signature = signature
         self.serial = serial
+        arrays = signature.count("[")
+        self.words = signature.count(",") + 1 - arrays + arrays * WORDS_AN_ARRAY
         self.wide = wide
 
     @property
@@ -152,9 +157,14 @@ def cuda_kernels() -> dict[str, CudaKernel]:
     return dict(_kernels)
 
 
-@cache
 def load_compiler() -> Any:
     """Import `numba.cuda`, show it the helpers, and return it."""
+    with _loading:
+        return _compiler()
+
+
+@cache
+def _compiler() -> Any:
     from numba import cuda
 
     if not SIMULATED:

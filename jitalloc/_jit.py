@@ -1,4 +1,4 @@
-"""The only importer of numba: decorators, disk cache, lazy compilation, warm-up, the lock.
+"""The only importer of numba: decorators, disk cache, lazy compilation, the lock.
 
 Every kernel is compiled for exactly one signature, at its first call, and called through the
 compiled entry point rather than through Numba's dispatcher: that saves the type look-up, about
@@ -180,19 +180,8 @@ def kernels() -> dict[str, Kernel]:
     return dict(_kernels)
 
 
-def warmup() -> int:
-    """Compile every kernel now, or load it from the disk cache.
-
-    Returns
-    -------
-    int
-        How many kernels there are.
-
-    Notes
-    -----
-    Without it each kernel compiles at its first call, which takes up to two seconds the first
-    time on a machine and a few milliseconds from the disk cache.
-    """
+def compile_kernels() -> int:
+    """Compile every kernel, or load it from the disk cache; return how many there are."""
     for each in _kernels.values():
         each.compile()
     return len(_kernels)

@@ -352,10 +352,20 @@ def info() -> None:
 
 
 @main.command()
-def warmup() -> None:
+@click.option(
+    "--device",
+    type=click.Choice(["cpu", "cuda"]),
+    default="cpu",
+    show_default=True,
+    help="Whose kernels.",
+)
+def warmup(device: str) -> None:
     """Compile all kernels now, so that the first use does not have to."""
     import jitalloc
 
     start = perf_counter()
-    count = jitalloc.warmup()
+    try:
+        count = jitalloc.warmup(device)
+    except InvalidArgument as error:
+        raise click.ClickException(str(error)) from error
     click.echo(f"{count} kernels ready in {perf_counter() - start:.1f} s")

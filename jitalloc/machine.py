@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import sys
 from pathlib import Path
+from typing import Final
 
 from jitalloc import _jit
+
+DRIVER: Final = Path("/proc/driver/nvidia")
+# The least driver for each CUDA that there is an extra for.
+CUDA_DRIVERS: Final = ((13, 580), (12, 525))
 
 
 def describe_machine() -> dict[str, str]:
@@ -18,8 +24,10 @@ def describe_machine() -> dict[str, str]:
     rows = {"python": f"{platform.python_version()} ({sys.platform})"}
     rows |= _jit.versions()
     rows["cpu"] = f"{_cpu_name()}, {os.cpu_count()} cores"
+    driver = _driver_version()
     rows["gpu"] = _gpu_names() or "none seen"
-    rows["cuda packages"] = _cuda_packages()
+    rows["driver"] = f"{driver}, {_driver_cuda(driver)}" if driver else "none seen"
+    rows["cuda packages"] = _cuda_packages(driver)
     rows["kernel cache"] = _jit.CACHE_FOLDER if _jit.CACHE_ENABLED else "off: JITALLOC_CACHE=0"
     if _jit.CACHE_ENABLED:
         files = [file for file in Path(_jit.CACHE_FOLDER).rglob("*") if file.is_file()]
@@ -42,23 +50,62 @@ def _cpu_name() -> str:
 def _gpu_names() -> str:
     """Return the models that NVIDIA's driver lists; CUDA itself is not loaded."""
     models = []
-    for file in sorted(Path("/proc/driver/nvidia/gpus").glob("*/information")):
+    for file in sorted((DRIVER / "gpus").glob("*/information")):
         for line in file.read_text(encoding="utf-8").splitlines():
             if line.startswith("Model:"):
                 models.append(line.partition(":")[2].strip())
     return ", ".join(models)
 
 
-def _cuda_packages() -> str:
-    """Return what of the CUDA extras is installed, from the metadata: nothing is imported."""
+def _driver_version() -> str:
+    """Return the version of NVIDIA's driver, or an empty string."""
+    try:
+        text = (DRIVER / "version").read_text(encoding="utf-8")
+    except OSError:
+        return ""
+    found = re.search(r"Kernel Module(?: for \S+)?\s+(\d+(?:\.\d+)+)", text)
+    return found.group(1) if found else ""
+
+
+def _cuda_of(driver: str) -> int:
+    """Return the newest CUDA of `CUDA_DRIVERS` that a driver supports; 0: none of them."""
+    major = int(driver.partition(".")[0])
+    return next((cuda for cuda, least in CUDA_DRIVERS if major >= least), 0)
+
+
+def _driver_cuda(driver: str) -> str:
+    cuda = _cuda_of(driver)
+    return f"CUDA {cuda}" if cuda else f"too old: CUDA 12 needs {CUDA_DRIVERS[-1][1]} or newer"
+
+
+def _cuda_packages(driver: str) -> str:
+    """Return what of the CUDA extras is installed, from the metadata, and what to install."""
     from importlib.metadata import distributions
 
-    wanted = ("cupy", "numba-cuda")
     found = {
-        f"{each.name} {each.version}"
+        (each.name or "").lower(): each.version
         for each in distributions()
-        if (each.name or "").lower().startswith(wanted)
+        if (each.name or "").lower().startswith(("cupy", "numba-cuda"))
     }
-    return ", ".join(sorted(found)) or (
-        "not installed; pip install 'jitalloc[cuda12]' or 'jitalloc[cuda13]'"
-    )
+    shown = ", ".join(f"{name} {version}" for name, version in sorted(found.items()))
+    missing = [
+        wanted
+        for wanted in ("cupy", "numba-cuda")
+        if not any(name.startswith(wanted) for name in found)
+    ]
+    cuda = _cuda_of(driver) if driver else 0
+    newer = [name for name in sorted(found) if 0 < cuda < _made_for(name)]
+    extra = f"pip install 'jitalloc[cuda{cuda}]'"
+    if not cuda:
+        extra = "pip install 'jitalloc[cuda12]' or 'jitalloc[cuda13]'"
+    if newer:
+        return f"{shown}; {newer[0]} needs a newer driver: {extra}"
+    if not found:
+        return f"not installed; {extra}"
+    return f"{shown}; no {' and no '.join(missing)}: {extra}" if missing else shown
+
+
+def _made_for(name: str) -> int:
+    """Return which CUDA a package such as cupy-cuda13x is for; 0: its name does not say."""
+    found = re.fullmatch(r"cupy-cuda(\d+)x?", name)
+    return int(found.group(1)) if found else 0

@@ -22,9 +22,16 @@ def has_gpu() -> bool:
     return True
 
 
+_compiled = [pytest.mark.filterwarnings("ignore")]  # numba-cuda's own, as it compiles
+REAL_GPU = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not has_gpu(), reason="needs a GPU, and jitalloc[cuda12] or [cuda13]"),
+    *_compiled,
+]
 ON_DEVICE = [
     pytest.mark.gpu,
     pytest.mark.skipif(
         not (_cuda.SIMULATED or has_gpu()), reason="no GPU, and NUMBA_ENABLE_CUDASIM is not set"
     ),
+    *([] if _cuda.SIMULATED else _compiled),
 ]

@@ -17,14 +17,14 @@ from jitalloc import (
     OutOfPages,
     PagePool,
     WrongDevice,
-    _cuda,
     _cuda_device,
 )
 from jitalloc.cuda import CudaPagePool
+from tests.gpu import ON_DEVICE
 from tests.pairs import pool_state
 
-# Set NUMBA_ENABLE_CUDASIM=1 NUMBA_DISABLE_JIT=1 to run them.
-pytestmark = pytest.mark.skipif(not _cuda.SIMULATED, reason="NUMBA_ENABLE_CUDASIM is not set")
+# On a GPU, or set NUMBA_ENABLE_CUDASIM=1 NUMBA_DISABLE_JIT=1 to run them.
+pytestmark = ON_DEVICE
 
 
 @pytest.fixture(autouse=True)

@@ -13,7 +13,7 @@ import pytest
 
 import jitalloc  # noqa: F401  (registers the kernels)
 from asv_benchmarks.ptxas import CAPABILITIES, assemble, find_ptxas
-from jitalloc import _cuda, _cuda_device
+from jitalloc import _cuda, _cuda_device, _cuda_images
 
 SHARED_BYTES = 48 * 1024  # of a block, without asking for more
 REGISTERS = 65536  # of a multiprocessor
@@ -46,13 +46,26 @@ def test_parameters_are_what_a_launch_hands_over(name: str) -> None:
     kernel = _cuda.cuda_kernels()[name]
     text = kernel.ptx((9, 0))
     entry = text.partition(".entry ")[2].partition("\n{")[0]
-    arrays, arguments = kernel.signature.count("["), kernel.signature.count(",") + 1
-    words = arrays * _cuda.WORDS_AN_ARRAY + arguments - arrays
-    assert len(re.findall(r"\.param \.u64", entry)) == entry.count(".param") == words
+    assert len(re.findall(r"\.param \.u64", entry)) == entry.count(".param") == kernel.words
+    assert kernel.words <= _cuda.MOST_WORDS
     assert _cuda.entry_name(text) == entry.partition("(")[0]
     assert text.count(".entry") == 1
     # The elements stand at the address in the fifth word of an array; its third word counts them.
     assert "_param_4]" in text
+
+
+@pytest.mark.parametrize("capability", CAPABILITIES, ids=str)
+def test_what_is_kept_on_disk_is_linked(
+    capability: tuple[int, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A cubin: a driver has nothing left to compile, and may be older than the compiler."""
+    monkeypatch.setattr(_cuda_images, "CACHE_ENABLED", True)
+    monkeypatch.setattr(_cuda_images, "CACHE_FOLDER", str(tmp_path))
+    image = _cuda_images.kernel_image(_cuda.cuda_kernels()["pool_merge_cuda"], capability)
+    assert image.code.startswith(b"\x7fELF")
+    assert image.entry.encode() in image.code
+    (file,) = (path for path in tmp_path.rglob("*") if path.is_file())
+    assert file.parent == _cuda_images.image_folder(capability)
 
 
 def test_only_the_file_of_scans_has_warp_intrinsics() -> None:

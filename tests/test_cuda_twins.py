@@ -1,8 +1,8 @@
-"""Every CUDA kernel against the model: bit-identical results and state, in numba's simulator.
+"""Every CUDA kernel against the model: bit-identical results and state.
 
     NUMBA_ENABLE_CUDASIM=1 NUMBA_DISABLE_JIT=1 pytest tests/test_cuda_twins.py
 
-Without these two set, the tests are skipped.
+Without these two set, the tests need a GPU.
 """
 
 from __future__ import annotations
@@ -18,10 +18,13 @@ from jitalloc import _cuda, _cuda_device
 from tests import twin_steps
 from tests.cuda_pairs import CudaPair
 from tests.cuda_pool_steps import CUDA_STEPS, LARGE_ONLY
+from tests.gpu import ON_DEVICE
 from tests.test_twins import POOLS, describe
 
-simulated = pytest.mark.skipif(not _cuda.SIMULATED, reason="NUMBA_ENABLE_CUDASIM is not set")
+pytestmark = ON_DEVICE
 ROUNDS = 20
+# Threads of a block: on a GPU, whole warps.
+FEW, WARPS = (4, (32, 64)) if _cuda.SIMULATED else (32, (64, 512))
 BACKGROUND = [*twin_steps.BACKGROUND, twin_steps.decode, twin_steps.alloc_batch]
 
 
@@ -41,7 +44,6 @@ def run(name: str, options: dict[str, Any], rounds: int, most: int = 64) -> None
         random.choice(BACKGROUND)(pair, random)
 
 
-@simulated
 @pytest.mark.parametrize("options", POOLS, ids=describe)
 @pytest.mark.parametrize("name", sorted(CUDA_STEPS))
 def test_kernel_does_what_the_model_does(
@@ -49,14 +51,13 @@ def test_kernel_does_what_the_model_does(
 ) -> None:
     if name == "pool_alloc_run_cuda" and options["order"] != "sorted":
         pytest.skip("contiguous pages in a sorted pool only")
-    monkeypatch.setattr(_cuda_device.device(), "threads", 4)
+    monkeypatch.setattr(_cuda_device.device(), "threads", FEW)
     if name in LARGE_ONLY:
         monkeypatch.setattr("jitalloc.cuda.pool.LARGE", 2)
     run(name, options, ROUNDS)
 
 
-@simulated
-@pytest.mark.parametrize("threads", [32, 64])
+@pytest.mark.parametrize("threads", WARPS)
 @pytest.mark.parametrize("name", sorted(CUDA_STEPS))
 def test_kernel_does_so_in_blocks_of_whole_warps(
     name: str, threads: int, monkeypatch: pytest.MonkeyPatch

@@ -22,7 +22,7 @@ NUMBERS = (int, np.integer)
 
 def blocks_for(gpu: Device, elements: int) -> int:
     """Return in how many blocks a thread has `ITEMS` of `elements`."""
-    return min(-(-elements // (ITEMS * gpu.threads)) or 1, MOST_BLOCKS)
+    return min(-(-elements // (ITEMS * gpu.threads)), MOST_BLOCKS) if elements else 1
 
 
 class CudaSlab:
