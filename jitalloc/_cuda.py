@@ -152,6 +152,11 @@ def device_helper(function: F) -> F:
     return function
 
 
+def cuda_twin(name: str) -> CudaKernel:
+    """Return the kernel that does on the GPU what `name`, a kernel of the CPU, does there."""
+    return _kernels[name.removesuffix("cpu") + "cuda"]
+
+
 def cuda_kernels() -> dict[str, CudaKernel]:
     """Return every CUDA kernel by name."""
     return dict(_kernels)

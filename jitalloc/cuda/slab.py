@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from jitalloc._cuda import CudaKernel, cuda_kernels
+from jitalloc._cuda import CudaKernel, cuda_twin
 from jitalloc._cuda_device import Device, device
 from jitalloc._jit import Kernel
 from jitalloc.errors import JitallocError
@@ -85,13 +85,12 @@ class CudaSlab:
         up before and come back behind it; those of the GPU are handed over.
         """
         gpu = self._gpu
-        twin = cuda_kernels()[kernel.name.removesuffix("cpu") + "cuda"]
         host = [type(each) is np.ndarray for each in arguments]
         there = tuple(
             gpu.upload(each) if is_host else each
             for each, is_host in zip(arguments, host, strict=True)
         )
-        gpu.launch(twin, 1, 1, gpu.wrap(self._words), *self._wrapped(there))
+        gpu.launch(cuda_twin(kernel.name), 1, 1, gpu.wrap(self._words), *self._wrapped(there))
         result = int(self._settled()[RESULT])
         for mine, each, is_host in zip(arguments, there, host, strict=True):
             if is_host and mine.flags.writeable and mine.size:
