@@ -267,6 +267,16 @@ def test_cuda_kernels_stand_in_the_file_named_like_that_of_their_twins(noun: str
         assert _cuda.cuda_kernels()[name].name == name
 
 
+def test_every_cuda_kernel_is_registered_by_importing_the_package() -> None:
+    code = "import jitalloc; from jitalloc import _cuda; print(sorted(_cuda.cuda_kernels()))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    files = (PACKAGE / "kernels" / "cuda").glob("*.py")
+    written = {
+        name for file in files for name in re.findall(r"^def (\w+_cuda)\(", file.read_text(), re.M)
+    }
+    assert set(ast.literal_eval(done.stdout)) == written
+
+
 def test_every_cuda_kernel_is_simulated() -> None:
     # test_cuda_twins.py runs these steps, test_cuda_compile.py compiles what is registered.
     steps = [name for each in CUDA_REGISTRIES for name in each.CUDA_STEPS]
