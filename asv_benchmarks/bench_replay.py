@@ -25,6 +25,43 @@ MOONCAKE = DATA / "mooncake" / "conversation_trace.jsonl"
 AZURE = DATA / "azure" / "AzureLLMInferenceTrace_conv.csv"
 
 
+COLD = """
+import os, tempfile
+folder = tempfile.TemporaryDirectory()
+os.environ["NUMBA_CACHE_DIR"] = folder.name
+"""
+QUIETLY = """
+import contextlib, io
+from jitalloc.cli import main
+
+def quietly(command):
+    with contextlib.redirect_stdout(io.StringIO()):  # asv reads what is printed
+        main([command], standalone_mode=False)
+"""
+
+
+class FirstRun:
+    """The built-in replay on the command line, in a new process.
+
+    `cold`: nothing is compiled yet; `warm`: the kernels lie in the disk cache.
+    """
+
+    params = (("cold", "warm"),)
+    param_names = ("cache",)
+    number = 1
+    rounds = 1
+    repeat = 3
+    min_run_count = 1
+    warmup_time = 0
+    timeout = 300
+
+    def timeraw_replay(self, cache: str) -> tuple[str, str]:
+        return "quietly('replay')", (COLD if cache == "cold" else "") + QUIETLY
+
+    def timeraw_warmup(self, cache: str) -> tuple[str, str]:
+        return "quietly('warmup')", (COLD if cache == "cold" else "") + QUIETLY
+
+
 class BuiltIn:
     """A quarter of an hour of generated chat, by order of the freelist."""
 

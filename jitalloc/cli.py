@@ -362,9 +362,12 @@ def info() -> None:
 def warmup(device: str) -> None:
     """Compile all kernels now, so that the first use does not have to."""
     import jitalloc
+    from jitalloc.precompile import compile_in_two
 
     start = perf_counter()
     try:
+        if device == "cpu":
+            compile_in_two()
         count = jitalloc.warmup(device)
     except InvalidArgument as error:
         raise click.ClickException(str(error)) from error
