@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 
 import pytest
 
@@ -19,7 +20,7 @@ pytest.register_assert_rewrite(
 
 from hypothesis import HealthCheck, Phase, settings  # noqa: E402
 
-from jitalloc import PagePool  # noqa: E402
+from jitalloc import PagePool, _cuda, _cuda_device  # noqa: E402
 from tests.cache_pairs import CachePair  # noqa: E402
 
 # `HYPOTHESIS_PROFILE=long pytest tests/test_machine.py` looks further, at random.
@@ -38,6 +39,8 @@ settings.register_profile(
 settings.register_profile(
     "quick", settings.get_profile("ci"), phases=(Phase.explicit, Phase.generate)
 )
+if _cuda.SIMULATED:
+    sys.setswitchinterval(2e-5)  # the simulator's threads wait for each other in a busy loop
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
 
@@ -45,6 +48,13 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 def order(request: pytest.FixtureRequest) -> str:
     """Each order of the freelist."""
     return str(request.param)
+
+
+@pytest.fixture
+def few_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two threads a block, where the simulator runs them."""
+    if _cuda.SIMULATED:
+        monkeypatch.setattr(_cuda_device.device(), "threads", 2)
 
 
 @pytest.fixture

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import inspect
 import itertools
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from time import perf_counter
 from typing import Any
 
@@ -52,18 +51,16 @@ class SlowGpu(gpu.Gpu):
 
 
 @pytest.fixture
-def slow(monkeypatch: pytest.MonkeyPatch) -> Iterator[SlowGpu]:
-    """A GPU of one thread, which takes turns with the simulator's own often."""
-    made, before = SlowGpu(), sys.getswitchinterval()
-    sys.setswitchinterval(2e-5)
+def slow(monkeypatch: pytest.MonkeyPatch) -> SlowGpu:
+    """A GPU of one thread."""
+    made = SlowGpu()
     monkeypatch.setattr(gpu, "find_gpu", lambda: made)
     for name, small in {"REPEAT": 1, "WARM": 1, "LOADED": 2}.items():
         monkeypatch.setattr(gpu, name, small)
     for name, small in {"PAGES": 40, "PROMPTS": 4, "TOKENS": 20, "POOL": 900, "STEPS": 3}.items():
         monkeypatch.setattr(bench_cuda, name, small)
     monkeypatch.setattr(_cuda_device.device(), "threads", 1)
-    yield made
-    sys.setswitchinterval(before)
+    return made
 
 
 def classes() -> dict[str, type]:

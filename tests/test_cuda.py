@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -25,14 +24,6 @@ from tests.pairs import pool_state
 
 # On a GPU, or set NUMBA_ENABLE_CUDASIM=1 NUMBA_DISABLE_JIT=1 to run them.
 pytestmark = ON_DEVICE
-
-
-@pytest.fixture(autouse=True)
-def threads_take_turns() -> Iterator[None]:
-    before = sys.getswitchinterval()
-    sys.setswitchinterval(2e-5)
-    yield
-    sys.setswitchinterval(before)
 
 
 @pytest.fixture

@@ -7,8 +7,7 @@ Without these two set, and without a GPU, the tests are skipped.
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from random import Random
 from typing import Any
 
@@ -36,8 +35,8 @@ PAGES = 300
 
 
 @pytest.fixture(autouse=True)
-def many_small_blocks(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[str, int]]]:
-    """Blocks of few threads, and at most five; yields the launches, with their blocks."""
+def many_small_blocks(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
+    """Blocks of few threads, and at most five; returns the launches, with their blocks."""
     gpu: Any = _cuda_device.device()
     launches: list[tuple[str, int]] = []
     launch = gpu.launch
@@ -51,10 +50,7 @@ def many_small_blocks(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[st
     monkeypatch.setattr("jitalloc.cuda.slab.ITEMS", 1)
     monkeypatch.setattr("jitalloc.cuda.slab.MOST_BLOCKS", 5)
     monkeypatch.setattr("jitalloc.cuda.pool.LARGE", 8)
-    before = sys.getswitchinterval()
-    sys.setswitchinterval(2e-5)  # the simulator's threads wait for each other in a busy loop
-    yield launches
-    sys.setswitchinterval(before)
+    return launches
 
 
 def up(values: Any, dtype: Any = np.int32) -> Any:

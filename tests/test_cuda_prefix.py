@@ -5,22 +5,19 @@ NUMBA_ENABLE_CUDASIM=1 NUMBA_DISABLE_JIT=1 pytest tests/test_cuda_prefix.py
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterator
 from random import Random
 from typing import Any
 
 import pytest
 from hypothesis import settings
 
-from jitalloc import _cuda, _cuda_device
 from tests.cuda_prefix_pairs import CudaPrefixPair
 from tests.cuda_prefix_steps import BACKGROUND, CUDA_STEPS
 from tests.gpu import ON_DEVICE
 from tests.test_prefix_machine import PrefixMachine
 from tests.test_twins import describe
 
-pytestmark = ON_DEVICE
+pytestmark = [*ON_DEVICE, pytest.mark.usefixtures("few_threads")]
 ROUNDS = 12
 CACHES: list[dict[str, Any]] = [
     {"num_pages": 20, "page_size": 4, "order": "lifo", "policy": "lru"},
@@ -30,17 +27,6 @@ CACHES: list[dict[str, Any]] = [
     {"num_pages": 24, "page_size": 2, "order": "fifo", "policy": "priority"},
     {"num_pages": 25, "page_size": 2, "order": "fifo", "policy": "mru", "pin_budget": 3},
 ]
-
-
-@pytest.fixture(autouse=True)
-def quick_simulator(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Few threads a block, which take turns often: the simulator waits for them in a busy loop."""
-    if _cuda.SIMULATED:
-        monkeypatch.setattr(_cuda_device.device(), "threads", 2)
-    before = sys.getswitchinterval()
-    sys.setswitchinterval(2e-5)
-    yield
-    sys.setswitchinterval(before)
 
 
 @pytest.mark.parametrize("options", CACHES, ids=describe)

@@ -5,8 +5,7 @@ NUMBA_ENABLE_CUDASIM=1 NUMBA_DISABLE_JIT=1 pytest tests/test_cuda_prefix_calls.p
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -34,14 +33,6 @@ from tests.prefix_pairs import spell
 from tests.test_cuda_waits import RecordingDevice
 
 pytestmark = ON_DEVICE
-
-
-@pytest.fixture(autouse=True)
-def threads_take_turns() -> Iterator[None]:
-    before = sys.getswitchinterval()
-    sys.setswitchinterval(2e-5)
-    yield
-    sys.setswitchinterval(before)
 
 
 # The class, and what comes back.

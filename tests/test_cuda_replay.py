@@ -5,30 +5,17 @@ NUMBA_ENABLE_CUDASIM=1 NUMBA_DISABLE_JIT=1 pytest tests/test_cuda_replay.py
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pytest
 
-from jitalloc import _cuda, _cuda_device
+from jitalloc import _cuda
 from jitalloc.replay import ReplayOptions, Request, prepare, replay
 from tests.gpu import ON_DEVICE
 
-pytestmark = ON_DEVICE
+pytestmark = [*ON_DEVICE, pytest.mark.usefixtures("few_threads")]
 MEASURED = ("allocator", "wall_seconds")
-
-
-@pytest.fixture(autouse=True)
-def quick_simulator(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Few threads a block, which take turns often: the simulator waits for them in a busy loop."""
-    if _cuda.SIMULATED:
-        monkeypatch.setattr(_cuda_device.device(), "threads", 2)
-    before = sys.getswitchinterval()
-    sys.setswitchinterval(2e-5)
-    yield
-    sys.setswitchinterval(before)
 
 
 def request(arrival: float, prompt: int, response: int, *blocks: int) -> Request:

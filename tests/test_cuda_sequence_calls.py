@@ -7,8 +7,7 @@ Skipped without these two, unless there is a GPU.
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -33,14 +32,6 @@ from tests.gpu import ON_DEVICE
 from tests.test_cuda_waits import RecordingDevice
 
 pytestmark = ON_DEVICE
-
-
-@pytest.fixture(autouse=True)
-def threads_take_turns() -> Iterator[None]:
-    before = sys.getswitchinterval()
-    sys.setswitchinterval(2e-5)
-    yield
-    sys.setswitchinterval(before)
 
 
 def small(prefix: Callable[[Any], Any] = lambda pool: None) -> Any:

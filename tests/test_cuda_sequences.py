@@ -7,9 +7,8 @@ Skipped without these two, unless there is a GPU.
 
 from __future__ import annotations
 
-import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from random import Random
 from typing import Any
 
@@ -28,14 +27,6 @@ from tests.test_twins import CACHES, describe
 
 pytestmark = ON_DEVICE
 ROUNDS = 12
-
-
-@pytest.fixture(autouse=True)
-def threads_take_turns() -> Iterator[None]:
-    before = sys.getswitchinterval()
-    sys.setswitchinterval(2e-5)
-    yield
-    sys.setswitchinterval(before)
 
 
 @pytest.mark.parametrize("options", CACHES, ids=describe)

@@ -31,7 +31,6 @@ from tests.cuda_slot_steps import HostPrefixes, HostSlots, down, up
 from tests.gpu import ON_DEVICE
 from tests.pool_faults import ANY
 from tests.slot_pairs import slot_prefix_facts, slot_state
-from tests.test_cuda_slots import threads_take_turns  # noqa: F401
 from tests.test_cuda_waits import RecordingDevice
 
 pytestmark = ON_DEVICE

@@ -7,8 +7,6 @@ Without a GPU and without these two set, the tests are skipped.
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterator
 from random import Random
 
 import numpy as np
@@ -31,15 +29,6 @@ from tests.test_twins import PREFIXES, SLOTS
 
 pytestmark = ON_DEVICE
 BLOCKS = (4, 8, 32) if _cuda.SIMULATED else (32, 64, 512)
-
-
-@pytest.fixture(autouse=True)
-def threads_take_turns() -> Iterator[None]:
-    """Let Python switch threads often: the simulator waits for them in a busy loop."""
-    before = sys.getswitchinterval()
-    sys.setswitchinterval(2e-5)
-    yield
-    sys.setswitchinterval(before)
 
 
 # Twins.

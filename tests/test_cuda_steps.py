@@ -7,27 +7,16 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 
-from jitalloc import NULL, OutOfPages, _cuda, _cuda_device
+from jitalloc import NULL, OutOfPages
 from tests.cuda_decode import CacheSteps, PoolSteps
 from tests.cuda_stress import Stress
 from tests.gpu import ON_DEVICE
 
-pytestmark = ON_DEVICE
-
-
-@pytest.fixture(autouse=True)
-def small_blocks(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Few threads, which take turns often: the simulator waits for them in a busy loop."""
-    monkeypatch.setattr(_cuda_device.device(), "threads", 2 if _cuda.SIMULATED else 32)
-    before = sys.getswitchinterval()
-    sys.setswitchinterval(2e-5)
-    yield
-    sys.setswitchinterval(before)
+pytestmark = [*ON_DEVICE, pytest.mark.usefixtures("few_threads")]
 
 
 def many(step: Callable[[], None], times: int) -> None:

@@ -7,8 +7,7 @@ In numba's simulator:
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from random import Random
 from typing import Any
 
@@ -38,15 +37,6 @@ TABLES: list[dict[str, Any]] = [
     {"num_pages": 40, "page_size": 3, "max_pages": 9},
     {"num_pages": 90, "page_size": 16, "null_page": True, "max_sequences": 70},
 ]
-
-
-@pytest.fixture(autouse=True)
-def threads_take_turns() -> Iterator[None]:
-    """Let Python switch threads often: the simulator waits for them in a busy loop."""
-    before = sys.getswitchinterval()
-    sys.setswitchinterval(2e-5)
-    yield
-    sys.setswitchinterval(before)
 
 
 @pytest.fixture

@@ -7,8 +7,6 @@ Without these two set, the tests need a GPU.
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterator
 from random import Random
 from typing import Any
 
@@ -26,15 +24,6 @@ ROUNDS = 20
 # Threads of a block: on a GPU, whole warps.
 FEW, WARPS = (4, (32, 64)) if _cuda.SIMULATED else (32, (64, 512))
 BACKGROUND = [*twin_steps.BACKGROUND, twin_steps.decode, twin_steps.alloc_batch]
-
-
-@pytest.fixture(autouse=True)
-def threads_take_turns() -> Iterator[None]:
-    """Let Python switch threads often: the simulator waits for them in a busy loop."""
-    before = sys.getswitchinterval()
-    sys.setswitchinterval(2e-5)
-    yield
-    sys.setswitchinterval(before)
 
 
 def run(name: str, options: dict[str, Any], rounds: int, most: int = 64) -> None:
