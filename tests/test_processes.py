@@ -329,8 +329,10 @@ pool.clear()
     )
 
 
+# A test run in the background of a shell ignores Ctrl-C, and so would its children.
 LOOP = """
-import jitalloc
+import signal, jitalloc
+signal.signal(signal.SIGINT, signal.default_int_handler)
 pool = jitalloc.PagePool(100)
 pool.free(pool.alloc(1))
 print("ready", flush=True)
@@ -344,6 +346,9 @@ def test_ctrl_c_ends_a_busy_process(kernels: Path) -> None:
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
         process.send_signal(signal.SIGINT)
-        _out, err = process.communicate(timeout=30)
+        try:
+            _out, err = process.communicate(timeout=30)
+        finally:
+            process.kill()
     assert process.returncode == -signal.SIGINT
     assert "KeyboardInterrupt" in err
