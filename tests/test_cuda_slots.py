@@ -104,6 +104,8 @@ FAULTY = {
     "twice behind one that is free": [30, 5, 5],
     "twice behind one outside": [5, 71, 5],
     "two that are wrong": [1, 2, -7, 30],
+    "all of a tile": [30, 30, 61, -1],
+    "all of a later tile": [1, 2, 3, 4, 62, 70, 30, 61, *range(5, 29), -1, 30, 65, 66],
     "named in an earlier tile, before one outside": [1, 2, 3, 4, 5, 1, 70, 6],
     "named in an earlier tile, behind one named twice": [1, 2, 3, 4, 5, 5, 1, 6],
     "many of one word": [*range(29), 28, *range(31, 40)],
