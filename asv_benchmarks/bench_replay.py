@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from asv_benchmarks.bench_pool import COLD
 from jitalloc.replay import (
     ReplayOptions,
     Report,
@@ -25,11 +26,6 @@ MOONCAKE = DATA / "mooncake" / "conversation_trace.jsonl"
 AZURE = DATA / "azure" / "AzureLLMInferenceTrace_conv.csv"
 
 
-COLD = """
-import os, tempfile
-folder = tempfile.TemporaryDirectory()
-os.environ["NUMBA_CACHE_DIR"] = folder.name
-"""
 QUIETLY = """
 import contextlib, io
 from jitalloc.cli import main

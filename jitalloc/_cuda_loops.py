@@ -180,9 +180,7 @@ def _intrinsics() -> dict[str, Any]:
     def as_rows(typing_context, array, size, width):  # type: ignore[no-untyped-def]
         return gpu_types.Array(array.dtype, 2, "C")(array, word_type, word_type), split
 
-    @register_jitable
-    def scratch_of(prefix):  # type: ignore[no-untyped-def]
-        return (prefix[PAGES] + 1) // 2 + prefix[PAGES] + 1
+    register_jitable(scratch_words)
 
     @register_jitable
     def fill_zero(counts):  # type: ignore[no-untyped-def]
@@ -191,7 +189,7 @@ def _intrinsics() -> dict[str, Any]:
 
     @register_jitable(inline="always")
     def page_scratch(prefix, size):  # type: ignore[no-untyped-def]
-        return int32_column(prefix, prefix.size - scratch_of(prefix), size)
+        return int32_column(prefix, prefix.size - scratch_words(prefix[PAGES]), size)
 
     @register_jitable(inline="always")
     def zero_counts(prefix, size):  # type: ignore[no-untyped-def]

@@ -117,13 +117,20 @@ class CudaPrefixCache(PrefixCache, device="cuda"):
         PrefixMatch
             Its pages lie on the GPU, its numbers are Python's.
         """
+        return self._find(prefix_match_cpu, tokens, namespace)
+
+    def _find(self, kernel: Kernel, tokens: Any, namespace: Hashable) -> PrefixMatch:
+        """Look a prefix up and hold it, by the kernel of `match` or `pin`."""
         tokens = as_device(self._gpu, "tokens", tokens, INT32)
         root = self._root(namespace)
         match = CudaPrefixMatch(self, self._epoch, tokens.size // self.page_size, self._gpu)
         try:
-            status = self._run(prefix_match_cpu, root, tokens, match._there)
+            status = self._run(kernel, root, tokens, match._there)
             if status < 0:
-                raise argument_error(status, "tokens", tokens)
+                code, detail = unpack_status(status)
+                if code == NEGATIVE_TOKEN:
+                    raise argument_error(status, "tokens", tokens)
+                raise PinBudget(detail, int(self._header()[PIN_BUDGET]))
             self._look(match)
         except BaseException:
             self._undo(match)
@@ -183,21 +190,7 @@ class CudaPrefixCache(PrefixCache, device="cuda"):
         PrefixMatch
             Its pages lie on the GPU, its numbers are Python's.
         """
-        tokens = as_device(self._gpu, "tokens", tokens, INT32)
-        root = self._root(namespace)
-        match = CudaPrefixMatch(self, self._epoch, tokens.size // self.page_size, self._gpu)
-        try:
-            status = self._run(prefix_pin_cpu, root, tokens, match._there)
-            if status < 0:
-                code, detail = unpack_status(status)
-                if code == NEGATIVE_TOKEN:
-                    raise argument_error(status, "tokens", tokens)
-                raise PinBudget(detail, int(self._header()[PIN_BUDGET]))
-            self._look(match)
-        except BaseException:
-            self._undo(match)
-            raise
-        return match
+        return self._find(prefix_pin_cpu, tokens, namespace)
 
     def insert(
         self,

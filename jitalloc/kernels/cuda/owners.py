@@ -137,6 +137,18 @@ def free_in_order(slab, shared, pages):
     return count
 
 
+@device_helper
+def end_free(slab, record, kind, named, out, count, wanted):
+    """Book a free of what `named` holds, by one thread; `count`: released, or a status word."""
+    if count < 0:
+        out[0] = NULL
+        end_call(slab, record, kind, count, np.int64(named[-count >> STATUS_BITS]), wanted)
+    else:
+        out[0] = count
+        end_release(slab, count)
+        end_call(slab, record, kind, np.int64(0), np.int64(0), np.int64(0))
+
+
 @cuda_kernel("void(int64[::1], int64[::1], int32[::1], int64[::1], int64)")
 def owners_free_cuda(slab, record, pages, out, group):
     # Many blocks in the order `sorted` only. `group` stays in the record of a call that fails.
@@ -149,14 +161,7 @@ def owners_free_cuda(slab, record, pages, out, group):
     if count < 0:
         count = free_in_order(slab, shared, pages)
     if gpu.threadIdx.x == 0:
-        if count < 0:
-            out[0] = NULL
-            value = np.int64(pages[-count >> STATUS_BITS])
-            end_call(slab, record, RELEASE, count, value, group)
-        else:
-            out[0] = count
-            end_release(slab, count)
-            end_call(slab, record, RELEASE, np.int64(0), np.int64(0), np.int64(0))
+        end_free(slab, record, RELEASE, pages, out, count, group)
 
 
 @device_helper
@@ -334,11 +339,4 @@ def owners_free_slots_cuda(slab, record, slots, out):
         for i in range(me, slots.size, step):
             marks[page_of(slots[i], slab[PAGE_SIZE], slab[PAGE_SHIFT]) >> 6] = np.uint64(0)
     if me == 0:
-        if count < 0:
-            out[0] = NULL
-            value = slots[-count >> STATUS_BITS]
-            end_call(slab, record, FREE_SLOTS, count, value, np.int64(0))
-        else:
-            out[0] = count
-            end_release(slab, count)
-            end_call(slab, record, FREE_SLOTS, np.int64(0), np.int64(0), np.int64(0))
+        end_free(slab, record, FREE_SLOTS, slots, out, count, np.int64(0))
