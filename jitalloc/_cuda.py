@@ -7,6 +7,7 @@ anywhere. Under the simulator (`NUMBA_ENABLE_CUDASIM=1`) kernels are Python that
 from __future__ import annotations
 
 import importlib
+import re
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -118,7 +119,19 @@ class CudaKernel:
                 cc=capability,
                 launch_bounds=self.most_threads if self.wide else None,
             )
+        self._takes_what_launches_hand_over(str(text))
         return str(text)
+
+    def _takes_what_launches_hand_over(self, text: str) -> None:
+        """Raise RuntimeError where the kernel in a text of PTX has other parameters."""
+        entry = text.partition(".entry ")[2].partition("{")[0]
+        words = len(re.findall(r"\.param \.[bsu]64\b", entry))
+        if not words == entry.count(".param") == self.words:
+            raise RuntimeError(
+                f"{self.name}: numba-cuda {version('numba-cuda')} made {entry.count('.param')} "
+                f"parameters, {words} of them of 8 bytes, of {self.signature}, not {self.words}; "
+                "install the numba-cuda that jitalloc[cuda12] asks for"
+            )
 
 
 class _Capability:
