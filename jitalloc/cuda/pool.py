@@ -15,7 +15,7 @@ from jitalloc.arguments import as_count
 from jitalloc.cuda.arguments import as_device, as_device_out, as_integers
 from jitalloc.cuda.faults import fault_error
 from jitalloc.cuda.owners import CudaPageOwners
-from jitalloc.cuda.slab import ITEMS, blocks_for
+from jitalloc.cuda.slab import ITEMS
 from jitalloc.errors import CorruptState, InvalidArgument, JitallocError, OutOfPages
 from jitalloc.kernels.cuda.merging import MOST_BLOCKS, SPAN, scratch_words
 from jitalloc.kernels.cuda.pool import (
@@ -89,13 +89,11 @@ class CudaPagePool(CudaPageOwners, PagePool, device="cuda"):
     def _scratch(self, num_pages: int) -> int:
         return scratch_words(num_pages, self.order)
 
-    def _helped(self, elements: int, most: int = HELPERS) -> int:
-        """Return for how many elements a call starts blocks, so that they can do a merge too."""
+    def _mergers(self, most: int = HELPERS) -> int:
+        """Return in how many blocks at least a call starts in which a merge could be due."""
         if self.order != "sorted" or self.num_pages <= LARGE:  # elsewhere nothing waits for one
-            return elements
-        each = ITEMS * self._gpu.threads
-        pages = -(-self.num_pages // (SPAN * self._gpu.threads)) * each
-        return max(elements, min(pages, most * each))
+            return 1
+        return min(-(-self.num_pages // (SPAN * self._gpu.threads)), most)
 
     def _uninterrupted(self, work: Callable[[], T]) -> T:
         carried: Callable[[], T] = self._gpu.carried(work)
@@ -170,7 +168,7 @@ class CudaPagePool(CudaPageOwners, PagePool, device="cuda"):
         if contiguous:
             self._start(pool_alloc_run_cuda, 0, pages)
         else:
-            self._start(pool_alloc_cuda, self._helped(n), pages)
+            self._start(pool_alloc_cuda, n, pages, blocks=self._mergers())
         return pages
 
     def try_alloc(self, n: int) -> Any:
@@ -197,10 +195,11 @@ class CudaPagePool(CudaPageOwners, PagePool, device="cuda"):
         starts = as_device_out(gpu, "indptr", indptr, INT32, batch + 1)
         pages = as_device_out(gpu, "out", out, INT32, self.num_pages if out is None else None)
         summed = max(4 * batch, pages.size) > LARGE  # a tile of counts costs a block most
-        elements = self._helped(max(batch, pages.size) if summed else pages.size)
+        elements, blocks = max(batch, pages.size) if summed else pages.size, self._mergers()
         if summed:
-            self._start(pool_total_cuda, elements, counts, batch, wide)
-        self._start(pool_alloc_batch_cuda, elements, counts, starts, pages, wide, int(summed))
+            self._start(pool_total_cuda, elements, counts, batch, wide, blocks=blocks)
+        arguments = (counts, starts, pages, wide, int(summed))
+        self._start(pool_alloc_batch_cuda, elements, *arguments, blocks=blocks)
         if out is None:
             self._settled()
             pages = pages[: int(gpu.download(starts[-1:])[0])]
@@ -220,7 +219,7 @@ class CudaPagePool(CudaPageOwners, PagePool, device="cuda"):
     def merge(self, *, out: Any = None) -> Any:
         """Merge the released pages into the freelist; how many, as `int64[1]` on the GPU."""
         merged = as_device_out(self._gpu, "out", out, INT64, 1)
-        self._start(pool_merge_cuda, self._helped(0, MOST_BLOCKS), merged)
+        self._start(pool_merge_cuda, 0, merged, blocks=self._mergers(MOST_BLOCKS))
         return merged
 
     def alloc_extend(
@@ -251,9 +250,9 @@ class CudaPagePool(CudaPageOwners, PagePool, device="cuda"):
             grown = np.where(after == NULL, 0, after - before)
             total = int(np.clip(grown, 0, self.num_pages * self.page_size).sum())
         slots = as_device_out(gpu, "out", out, INT64, total)
-        elements = self._helped(max(slots.size, min(ITEMS * slots.size, SPREAD)))
-        wides = wide | 2 * wide_too
-        self._start(tokens_extend_cuda, elements, prefixes, lengths, last_slots, slots, wides)
+        elements = max(slots.size, min(ITEMS * slots.size, SPREAD))
+        arguments = (prefixes, lengths, last_slots, slots, wide | 2 * wide_too)
+        self._start(tokens_extend_cuda, elements, *arguments, blocks=self._mergers())
         if out is None:
             self._settled()
         return slots
@@ -269,10 +268,8 @@ class CudaPagePool(CudaPageOwners, PagePool, device="cuda"):
         lengths, batch, wide = as_integers(gpu, "seq_lens", seq_lens)
         last_slots = as_device(gpu, "last_slots", last_slots, INT64, batch)
         slots = as_device_out(gpu, "out", out, INT64, batch)
-        blocks = blocks_for(gpu, self._helped(0))
-        self._start_block(
-            tokens_decode_cuda, batch, lengths, last_slots, slots, wide, blocks=blocks
-        )
+        arguments = (lengths, last_slots, slots, wide)
+        self._start_block(tokens_decode_cuda, batch, *arguments, blocks=self._mergers())
         return slots
 
     def clear(self) -> None:

@@ -54,22 +54,23 @@ class CudaSlab:
     def _fault(self, record: NDArray[np.int64]) -> JitallocError:
         """Return what a record with a failure tells of."""
 
-    def _start(self, kernel: CudaKernel, elements: int, *arguments: Any) -> None:
-        """Launch `kernel` with a thread for each `ITEMS` of `elements`; 0: in one block."""
+    def _start(self, kernel: CudaKernel, elements: int, *arguments: Any, blocks: int = 1) -> None:
+        """Launch `kernel` with a thread for each `ITEMS` of `elements`, in `blocks` at least."""
         gpu = self._gpu
-        blocks = blocks_for(gpu, elements)
+        blocks = max(blocks_for(gpu, elements), min(blocks, MOST_BLOCKS))
         gpu.launch(kernel, blocks, gpu.threads, *self._state, *self._wrapped(arguments))
 
     def _start_block(
         self, kernel: CudaKernel, elements: int, *arguments: Any, blocks: int = 1
     ) -> None:
-        """Launch `kernel` in one block, with a thread for each of `elements` as far as they go.
+        """Launch `kernel` with a block that has a thread for each of `elements`, if they go.
 
-        `blocks`: with so many, of `threads` at least; one of them does what the others do not.
+        `blocks`: how many are there, the others to help; then none has few threads.
         """
         gpu = self._gpu
         most = gpu.threads * (2 if kernel.wide else 1)
         threads = min(-(-elements // WARP) * WARP or WARP, most)
+        blocks = min(blocks, MOST_BLOCKS)
         if blocks > 1:
             threads = max(threads, gpu.threads)
         gpu.launch(kernel, blocks, threads, *self._state, *self._wrapped(arguments))
