@@ -101,9 +101,19 @@ CUDA_REGISTRIES = [
     for name in ("pool", "prefix", "tables", "slot", "cache")
 ]
 # Files of kernels/cuda/ that hold no twins, and where they stand among the others.
-CUDA_SHARED = {"scan", "calls", "merging", "releasing", "row_batches", "appends"}
-CUDA_ORDER = ["scan", "calls", "merging", "pool", "releasing"]
-CUDA_ORDER += KERNEL_ORDER[1 : KERNEL_ORDER.index("sequences")]
+CUDA_SHARED = {"scan", "calls", "batches", "merging", "releasing", "row_batches", "appends"}
+CUDA_SHARED |= {"page_frees", "slot_frees", "extends"}
+CUDA_ORDER = [
+    "scan",
+    "calls",
+    "batches",
+    "merging",
+    "pool",
+    "releasing",
+    "page_frees",
+    "slot_frees",
+]
+CUDA_ORDER += ["owners", "extends", *KERNEL_ORDER[2 : KERNEL_ORDER.index("sequences")]]
 CUDA_ORDER += ["row_batches", "appends", *KERNEL_ORDER[KERNEL_ORDER.index("sequences") :]]
 # Launches that stand before the one which has the twin's name, and that twin.
 PARTS = {

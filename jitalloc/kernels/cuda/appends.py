@@ -183,7 +183,7 @@ def fault_facts(tables, rows, counts, tokens, status):
 @device_helper
 def append_fault(shared, tables, rows, counts, tokens):
     """Return `(status word, value, wanted)` of the first failure of a batch that is not sound."""
-    total = block_total(shared, counts)
+    total = block_total(shared, counts, 0, np.int64(counts.size))
     if total >= 0 and counts.size == 1:
         total *= rows.size
     if total >= 0 and tokens.size > 0 and tokens.size != total:
