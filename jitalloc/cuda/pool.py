@@ -93,7 +93,7 @@ class CudaPagePool(CudaPageOwners, PagePool, device="cuda"):
         """Return in how many blocks at least a call starts in which a merge could be due."""
         if self.order != "sorted" or self.num_pages <= LARGE:  # elsewhere nothing waits for one
             return 1
-        return min(-(-self.num_pages // (SPAN * self._gpu.threads)), most)
+        return min(-(-self.num_pages // (SPAN * int(self._gpu.threads))), most)
 
     def _uninterrupted(self, work: Callable[[], T]) -> T:
         carried: Callable[[], T] = self._gpu.carried(work)
