@@ -67,6 +67,9 @@ class Device(Protocol):
     def concatenate(self, arrays: list[Any]) -> Any:
         """Return a new array of the elements of all, in stream order."""
 
+    def pairs(self, values: Any) -> Any:
+        """Return a contiguous array of int64 for a kernel that reads it as pairs of int32."""
+
     def wrap(self, values: Any) -> Any:
         """Return an array in the form in which `launch` takes it."""
 
@@ -188,6 +191,9 @@ class CupyDevice:
     def concatenate(self, arrays: list[Any]) -> Any:
         return self._cupy.concatenate(arrays)
 
+    def pairs(self, values: Any) -> Any:
+        return values  # a kernel goes by its own type, and where the array begins
+
     def wrap(self, values: Any) -> Any:
         # What numba makes of a one-dimensional array: owner, parent, number of elements, size of
         # one, address, shape, stride. `test_cuda_compile` holds the number of parameters.
@@ -292,6 +298,9 @@ class SimulatedDevice:
 
     def concatenate(self, arrays: list[Any]) -> Any:
         return np.concatenate(arrays).view(SimulatedArray)
+
+    def pairs(self, values: Any) -> Any:
+        return values.view(np.int32)
 
     def wrap(self, values: Any) -> Any:
         return self._fake(values.view(np.ndarray))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from jitalloc._cuda_device import Device, device
 from jitalloc._jit import Kernel
 from jitalloc.errors import JitallocError
 from jitalloc.kernels.cuda.merging import MOST_BLOCKS
-from jitalloc.state import FAULT_STATUS, HEADER_SLOTS, RECORD_SLOTS, RESULT
+from jitalloc.state import FAULT_STATUS, FAULT_WANTED, HEADER_SLOTS, RECORD_SLOTS, RESULT
 
 ITEMS = 4  # elements of a thread before a call takes another block
 WARP = 32  # threads of a block come in so many
@@ -36,35 +37,49 @@ class CudaSlab:
     _state: Any
     _words: Any
 
-    def _put(self, slab: NDArray[np.int64]) -> None:
-        """Make the slab on the GPU, with a new record before it."""
+    def _put(self, slab: NDArray[np.int64], scratch: int = 0) -> None:
+        """Make the slab on the GPU, with a new record before it and words of scratch behind."""
         self._gpu = device()
-        words = np.zeros(RECORD_SLOTS + slab.size, np.int64)
-        words[RECORD_SLOTS:] = slab
-        self._use(self._gpu.upload(words))
+        words = np.zeros(RECORD_SLOTS + slab.size + scratch, np.int64)
+        words[RECORD_SLOTS : RECORD_SLOTS + slab.size] = slab
+        self._use(self._gpu.upload(words), scratch)
 
-    def _use(self, words: Any) -> None:
-        """Take an array of record and slab on the GPU."""
+    def _use(self, words: Any, scratch: int = 0) -> None:
+        """Take an array of record, slab and scratch on the GPU; kernels see the scratch too."""
         self._words = words
-        self._record, self._slab = words[:RECORD_SLOTS], words[RECORD_SLOTS:]
-        self._state = (self._gpu.wrap(self._slab), self._gpu.wrap(self._record))
+        self._record = words[:RECORD_SLOTS]
+        self._slab = words[RECORD_SLOTS : words.size - scratch]
+        self._state = (self._gpu.wrap(words[RECORD_SLOTS:]), self._gpu.wrap(self._record))
+
+    @property
+    def _calls(self) -> AbstractContextManager[Any]:
+        """The lock over what belongs to one call: launches that follow each other, a fetch."""
+        return nullcontext()
 
     @abstractmethod
     def _fault(self, record: NDArray[np.int64]) -> JitallocError:
         """Return what a record with a failure tells of."""
 
-    def _start(self, kernel: CudaKernel, elements: int, *arguments: Any) -> None:
-        """Launch `kernel` with a thread for each `ITEMS` of `elements`; 0: in one block."""
+    def _start(self, kernel: CudaKernel, elements: int, *arguments: Any, blocks: int = 1) -> None:
+        """Launch `kernel` with a thread for each `ITEMS` of `elements`, in `blocks` at least."""
         gpu = self._gpu
-        blocks = blocks_for(gpu, elements)
+        blocks = max(blocks_for(gpu, elements), min(blocks, MOST_BLOCKS))
         gpu.launch(kernel, blocks, gpu.threads, *self._state, *self._wrapped(arguments))
 
-    def _start_block(self, kernel: CudaKernel, elements: int, *arguments: Any) -> None:
-        """Launch `kernel` in one block, with a thread for each of `elements` as far as they go."""
+    def _start_block(
+        self, kernel: CudaKernel, elements: int, *arguments: Any, blocks: int = 1
+    ) -> None:
+        """Launch `kernel` with a block that has a thread for each of `elements`, if they go.
+
+        `blocks`: how many are there, the others to help; then none has few threads.
+        """
         gpu = self._gpu
         most = gpu.threads * (2 if kernel.wide else 1)
         threads = min(-(-elements // WARP) * WARP or WARP, most)
-        gpu.launch(kernel, 1, threads, *self._state, *self._wrapped(arguments))
+        blocks = min(blocks, MOST_BLOCKS)
+        if blocks > 1:
+            threads = max(threads, gpu.threads)
+        gpu.launch(kernel, blocks, threads, *self._state, *self._wrapped(arguments))
 
     def _wrapped(self, arguments: tuple[Any, ...]) -> list[Any]:
         wrap = self._gpu.wrap
@@ -74,7 +89,7 @@ class CudaSlab:
         """Wait for all calls so far, raise the first failure, or return the record and header."""
         words: NDArray[np.int64] = self._gpu.download(self._words[: RECORD_SLOTS + HEADER_SLOTS])
         if words[FAULT_STATUS]:
-            self._gpu.clear(self._record[FAULT_STATUS:])
+            self._gpu.clear(self._record[FAULT_STATUS : FAULT_WANTED + 1])
             raise self._fault(words)
         return words
 

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from jitalloc._cuda import CudaKernel
 from jitalloc.arguments import as_count
-from jitalloc.cuda.arguments import as_device, as_device_out
+from jitalloc.cuda.arguments import as_device, as_device_out, as_integers
 from jitalloc.cuda.slab import ITEMS, blocks_for
 from jitalloc.errors import InvalidArgument
 from jitalloc.kernels.cuda.tables import (
@@ -33,7 +33,9 @@ class CudaBlockTables(BlockTables):
 
     The exports are those of the CPU, with the differences of all calls on the GPU.
 
-    - `rows` are `int32` and `positions` `int64` on the GPU. Host memory is refused, never copied.
+    - `rows` are `int32` and `positions` `int32` or `int64` on the GPU. Host memory is refused,
+      never copied. A row that is NULL fills a batch up: it is like a sequence without tokens, and
+      its slot is NULL.
     - An export is one launch on the current stream and waits for nothing, unless its docstring
       says so. With caller buffers it can be captured in a CUDA graph.
     - Where a row is refused, all of the result is NULL; the pool keeps the failure like that of
@@ -103,7 +105,7 @@ class CudaBlockTables(BlockTables):
         """
         gpu = self.pool._gpu
         rows = as_device(gpu, "rows", rows, INT32)
-        positions = as_device(gpu, "positions", positions, INT64, rows.size)
+        positions = as_integers(gpu, "positions", positions, rows.size)[0].view(INT32)
         slots = as_device_out(gpu, "out", out, INT64, rows.size)
         self._start(tables_slots_cuda, rows.size, rows, positions, slots)
         return slots
