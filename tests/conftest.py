@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
 
 import pytest
 
@@ -22,7 +23,7 @@ from hypothesis import HealthCheck, Phase, settings  # noqa: E402
 
 from jitalloc import PagePool, _cuda, _cuda_device  # noqa: E402
 from tests.cache_pairs import CachePair  # noqa: E402
-from tests.ptx import install  # noqa: E402
+from tests.ptx import install, streams  # noqa: E402
 
 if install.ASKED:  # before somebody looks for a GPU
     install.install()
@@ -52,6 +53,14 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 def order(request: pytest.FixtureRequest) -> str:
     """Each order of the freelist."""
     return str(request.param)
+
+
+@pytest.fixture(autouse=True)
+def _streams_end_with_their_test() -> Iterator[None]:
+    """What a test has started fails within it, where the PTX machine does it late."""
+    yield
+    if install.ASKED:
+        streams.finish()
 
 
 @pytest.fixture
