@@ -30,7 +30,7 @@ class CudaSlotPrefixCache(CudaSlab, SlotPrefixCache, device="cuda"):
     - `check` copies the state, tokens included.
     """
 
-    __slots__ = ("_gpu", "_record", "_state", "_words")
+    __slots__ = ("_gpu", "_lock", "_record", "_state", "_words")
 
     def _install(self, slab: NDArray[np.int64]) -> None:
         # Rows of tokens are zeros that the host has not written yet: none are brought over.
