@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import struct
 import threading
+import warnings
 import weakref
 from array import array
 from collections.abc import Callable
@@ -294,12 +295,12 @@ class StreamDevice(CupyDevice):
         if where not in (-1, self.number):
             shown, text = f"stream of GPU {where}", f"the pool lives on GPU {self.number}"
             raise WrongDevice("stream", shown, text)
-        # Not by its own constructor, which warns since CuPy 14. What CuPy has instead would destroy
-        # the stream together with the object.
-        external = self._cupy.cuda.ExternalStream
-        made = external.__new__(external)
-        super(external, made).__init__(ptr, self.number)
-        return made
+        if hasattr(stream, "ptr") and hasattr(stream, "__enter__"):
+            return stream
+        with warnings.catch_warnings():
+            # CuPy 14 has something else for it, which destroys the stream together with the object.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            return self._cupy.cuda.ExternalStream(ptr, self.number)
 
     def on(self, stream: Any) -> CupyDevice:
         return self._plain.on(stream)

@@ -6,6 +6,7 @@ Nothing of CUDA is imported before `device()` is called.
 from __future__ import annotations
 
 import importlib
+import threading
 from collections.abc import Callable
 from functools import cache
 from typing import Any, Protocol, TypeVar
@@ -99,6 +100,7 @@ class SimulatedDevice:
         from numba.cuda.simulator.cudadrv.devicearray import FakeCUDAArray
 
         self._fake = FakeCUDAArray
+        self._running = threading.Lock()  # what a kernel sees as `cuda` is the same for all
 
     def on(self, stream: Any) -> SimulatedDevice:
         return self  # there is but one
@@ -140,7 +142,8 @@ class SimulatedDevice:
         return self._fake(values.view(np.ndarray))
 
     def launch(self, kernel: CudaKernel, blocks: int, threads: int, *arguments: Any) -> None:
-        self._compiler.jit(kernel.function)[blocks, threads](*arguments)
+        with self._running:
+            self._compiler.jit(kernel.function)[blocks, threads](*arguments)
 
     def load(self, kernel: CudaKernel) -> Any:
         pass  # nothing is compiled

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import sys
+import threading
 import time
 import warnings
 from collections.abc import Callable
@@ -88,7 +89,7 @@ class ndarray:
     def copy(self) -> ndarray:
         assert self.cupy is not None
         self.cupy.note("copy")
-        return self._like(self.host.copy())
+        return self.cupy.kept(self.host.copy())
 
 
 class BaseStream:
@@ -188,7 +189,7 @@ class Cupy:
         self.gpus, self.driver, self.current = gpus, driver, 0
         of_mine: dict[str, Any] = {"cupy": self}
         self.stream = type("Stream", (BaseStream,), of_mine)(0, -1)
-        self.within: list[Any] = []  # streams that a `with` has made current
+        self._local = threading.local()
         self.captured: set[int] = set()
         self.notes: list[tuple[str, int]] = []
         self.pause = 0.0
@@ -217,6 +218,12 @@ class Cupy:
             get_current_stream=lambda number: self.current_stream(),
         )
 
+    @property
+    def within(self) -> list[Any]:
+        """The streams that a `with` has made current in this thread."""
+        found: list[Any] = self._local.__dict__.setdefault("within", [])
+        return found
+
     def current_stream(self) -> Any:
         return self.within[-1] if self.within else self.stream
 
@@ -240,20 +247,21 @@ class Cupy:
         self.bound += 1
         return 0, 0
 
-    def _new(self, host: Any) -> ndarray:
+    def kept(self, host: Any) -> ndarray:
+        """Return an array of the current GPU, in memory that was handed out."""
         self.memory.append(host)
         return ndarray(host, self.current, self)
 
     def empty(self, size: int, dtype: Any) -> ndarray:
         if size:
             self.note("empty")
-        return self._new(np.full(size, 77, dtype))
+        return self.kept(np.full(size, 77, dtype))
 
     def asarray(self, values: Any) -> ndarray:
         """A copy of what lies on the host; what lies on a GPU as it is."""
         if isinstance(values, np.ndarray):
             self.note("upload")
-            return self._new(values.copy())
+            return self.kept(values.copy())
         interface = values.__cuda_array_interface__
         assert interface.get("stream") is None, "CuPy would let the host wait for the stream"
         return ndarray(values.host, values.gpu) if hasattr(values, "host") else self.adopted(values)
@@ -276,11 +284,11 @@ class Cupy:
 
     def ascontiguousarray(self, values: ndarray) -> ndarray:
         self.note("copy")
-        return self._new(np.ascontiguousarray(values.host))
+        return self.kept(np.ascontiguousarray(values.host))
 
     def concatenate(self, arrays: list[ndarray]) -> ndarray:
         self.note("copy")
-        return self._new(np.concatenate([each.host for each in arrays]))
+        return self.kept(np.concatenate([each.host for each in arrays]))
 
     def _launch(self, function: int, *numbers: int) -> None:
         gx, gy, gz, bx, by, bz, shared, stream, parameters, extra = numbers

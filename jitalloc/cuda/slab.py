@@ -51,12 +51,15 @@ class CudaSlab:
     _state: Any
     _words: Any
 
+    def _choose(self, stream: Any) -> None:
+        self._gpu = device().on(stream)
+
     def _put(self, slab: NDArray[np.int64]) -> None:
         """Make the slab on the GPU, with a new record before it, there for every stream. Waits."""
         if not hasattr(self, "_lock"):
             self._lock = threading.RLock()
         if not hasattr(self, "_gpu"):
-            self._gpu = device()
+            self._choose(None)
         words = np.zeros(RECORD_SLOTS + slab.size, np.int64)
         words[RECORD_SLOTS:] = slab
         self._use(self._gpu.keep(words))

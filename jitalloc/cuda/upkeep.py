@@ -10,7 +10,6 @@ from typing import Any, Self, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from jitalloc._cuda_device import device
 from jitalloc.arguments import as_count
 from jitalloc.cuda.arguments import as_device_out
 from jitalloc.cuda.faults import fault_error
@@ -48,9 +47,6 @@ class CudaPoolUpkeep(CudaSlab, PoolUpkeep):
     _groups: dict[int, list[int]]  # by number: the sizes of their calls, until somebody waits
     _group_numbers: Iterator[int]
     _totals: Any
-
-    def _choose(self, stream: Any) -> None:
-        self._gpu = device().on(stream)
 
     def _install(self, slab: NDArray[np.int64]) -> None:
         self._put(slab)
