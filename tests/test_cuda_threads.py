@@ -12,6 +12,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -206,9 +207,16 @@ def test_sizes_of_a_group_are_kept_until_its_own_call_is_known(cupy: Cupy) -> No
 class TestOnTheDevice:
     pytestmark = ON_DEVICE
 
-    def test_each_slot_goes_out_once(self) -> None:
+    def test_each_slot_goes_out_once(self, monkeypatch: pytest.MonkeyPatch) -> None:
         slots: Any = SlotAllocator(32, device="cuda")
         taken: list[int] = []
+        download = type(slots._gpu).download
+
+        def late(gpu: Any, values: Any) -> Any:
+            time.sleep(0.002)  # others may launch
+            return download(gpu, values)
+
+        monkeypatch.setattr(type(slots._gpu), "download", late)
 
         def take() -> None:
             for _ in range(8):
@@ -235,7 +243,7 @@ class TestOnTheDevice:
 # Processes.
 
 FORK = """
-import os, sys, tempfile
+import os, signal, sys, tempfile, threading
 from pathlib import Path
 import pytest
 from jitalloc import PagePool, SlotAllocator, WrongDevice
@@ -246,9 +254,17 @@ with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as fol
     pool, streamed = PagePool(8, device="cuda"), PagePool(8, device="cuda", stream=5)
     slots, cpu = SlotAllocator(64, device="cuda"), PagePool(8)
     pages = pool.alloc(2)
-    pool._calls.acquire()  # as if another thread had it
+    held, done = threading.Event(), threading.Event()
+    def hold():
+        with pool._calls:
+            held.set()
+            done.wait()
+    other = threading.Thread(target=hold)  # does not live on in the child
+    other.start()
+    held.wait()
     child = os.fork()
     if child == 0:
+        signal.alarm(20)
         refused = 0
         for call in (lambda: pool.alloc(1), lambda: pool.free(pages), lambda: pool.num_free,
                      lambda: pool.try_alloc(1), pool.clear, pool.check, lambda: repr(pool),
@@ -261,7 +277,8 @@ with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as fol
                 refused += "os.fork" in str(error)
         cpu.alloc(2)
         os._exit(refused)
-    pool._calls.release()
+    done.set()
+    other.join()
     pool.free(pages)
     sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 """
@@ -271,6 +288,6 @@ with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as fol
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no os.fork")
 def test_a_forked_process_is_told_so() -> None:
     done = subprocess.run(
-        [sys.executable, "-c", FORK], capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-W", "ignore", "-c", FORK], capture_output=True, text=True, timeout=100, check=False
     )
     assert (done.returncode, done.stderr) == (13, "")
