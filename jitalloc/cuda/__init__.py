@@ -4,7 +4,6 @@ from jitalloc.cuda.matches import CudaPrefixBatch, CudaPrefixMatch
 from jitalloc.cuda.pool import CudaPagePool
 from jitalloc.cuda.prefix import CudaPrefixCache
 from jitalloc.cuda.sequences import CudaPagedKVCache
-from jitalloc.cuda.slot_prefix import CudaSlotPrefixCache
 from jitalloc.cuda.slots import CudaSlotAllocator
 from jitalloc.cuda.tables import CudaBlockTables
 from jitalloc.kernels.cuda import eviction, rows, sharing  # noqa: F401  (twins found by name)
@@ -17,5 +16,4 @@ __all__ = [
     "CudaPrefixCache",
     "CudaPrefixMatch",
     "CudaSlotAllocator",
-    "CudaSlotPrefixCache",
 ]
