@@ -72,6 +72,9 @@ class Device(Protocol):
     def copy(self, values: Any, name: str = "values") -> Any:
         """Return a copy on the device, in stream order."""
 
+    def pairs(self, values: Any) -> Any:
+        """Return a contiguous array of int64 for a kernel that reads it as pairs of int32."""
+
     def wrap(self, values: Any) -> Any:
         """Return an array in the form in which `launch` takes it."""
 
@@ -137,6 +140,9 @@ class SimulatedDevice:
 
     def copy(self, values: Any, name: str = "values") -> Any:
         return values.copy()
+
+    def pairs(self, values: Any) -> Any:
+        return values.view(np.int32)
 
     def wrap(self, values: Any) -> Any:
         return self._fake(values.view(np.ndarray))

@@ -310,9 +310,10 @@ class Cupy:
         """Return what the words of a launch are by the kernel's signature, as numba reads them."""
         made: list[Any] = []
         at = 0
-        for each in kernel.signature.removeprefix("void(").removesuffix(")").split(", "):
+        for each in kernel.signature.removeprefix("void(").removesuffix(")").split(","):
             if "[" in each:
-                made.append(self._array(np.dtype(each.partition("[")[0]), words[at : at + 7]))
+                dtype = np.dtype(each.partition("[")[0].strip())
+                made.append(self._array(dtype, words[at : at + 7]))
                 at += 7
             else:
                 made.append(words[at])
@@ -323,7 +324,9 @@ class Cupy:
     def _array(self, dtype: np.dtype[Any], words: list[int]) -> Any:
         owner, parent, count, item, address, size, stride = words
         assert (owner, parent) == (0, 0)
-        assert (size, stride, item) == (count, dtype.itemsize, dtype.itemsize)
+        assert (size, stride) == (count, item)
+        # Integers of 64 bits for a kernel that reads pairs: see `integer` in kernels/cuda/calls.py.
+        assert item == dtype.itemsize or (item, dtype) == (8, np.int32)
         if count == 0:
             return np.empty(0, dtype)
         ends = [(each.ctypes.data, each.ctypes.data + each.nbytes) for each in self.memory]

@@ -37,6 +37,7 @@ ROUNDS = 12
 def small(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Calls of several launches on few pages, and threads that take turns often."""
     monkeypatch.setattr("jitalloc.cuda.pool.LARGE", 1)
+    monkeypatch.setattr("jitalloc.cuda.owners.MANY", 1)
     before = sys.getswitchinterval()
     sys.setswitchinterval(1e-5)
     yield
@@ -81,8 +82,8 @@ def again(call: Callable[[], Any]) -> Callable[[], None]:
 
 @by_stand_in
 def test_the_launches_of_a_call_follow_each_other(cupy: Cupy) -> None:
-    pool: Any = PagePool(64, 4, device="cuda")
-    counts = cupy.kept(np.array([1, 1]))
+    pool: Any = PagePool(64, 4, order="fifo", device="cuda")
+    counts, slots = cupy.kept(np.array([1, 1])), cupy.kept(np.array([0, 5]))
     pages = cupy.kept(np.array([0, 1], np.int32))
 
     def group() -> None:
@@ -95,23 +96,22 @@ def test_the_launches_of_a_call_follow_each_other(cupy: Cupy) -> None:
         again(lambda: pool.alloc_batch(counts, out=pages)),
         again(pool.merge),
         again(lambda: pool.free(pages)),
-        again(lambda: pool.refcount(pages)),
+        again(lambda: pool.free_slots(slots)),
     )
     again(group)()
     names = [each.kernel.removesuffix("_cuda") for each in cupy.launches]
     calls: Counter[tuple[str, ...]] = Counter()
+    first = {"pool_total", "owners_take_off", "owners_mark_slots"}
     while names:
-        length = 1
-        if names[0] == "pool_total":
-            length = 2 if names[1] == "pool_merge" else 3
+        length = 2 if names[0] in first else 1
         calls[tuple(names[:length])] += 1
         del names[:length]
     assert calls == {
-        ("pool_total", "pool_reserve", "pool_alloc"): ROUNDS,
-        ("pool_total", "pool_reserve", "pool_alloc_batch"): ROUNDS,
-        ("pool_total", "pool_merge"): ROUNDS,
-        ("owners_free",): 2 * ROUNDS,
-        ("owners_count",): ROUNDS,
+        ("pool_alloc",): ROUNDS,
+        ("pool_total", "pool_alloc_batch"): ROUNDS,
+        ("pool_merge",): ROUNDS,
+        ("owners_take_off", "owners_free_ring"): 2 * ROUNDS,
+        ("owners_mark_slots", "owners_free_slots_ring"): ROUNDS,
     }
 
 
@@ -128,8 +128,9 @@ def test_a_thread_that_waits_gets_the_failure_of_its_own_call(cupy: Cupy) -> Non
     pool: Any = PagePool(64, 4, device="cuda")
 
     def alloc_batch(
-        slab: Any, record: Any, counts: Any, indptr: Any, out: Any, totals: Any, summed: int
+        slab: Any, record: Any, pairs: Any, indptr: Any, out: Any, wide: int, summed: int
     ) -> None:
+        counts = pairs.view(np.int64)
         if counts.sum() > 4:
             fails(record, int(counts.sum()))
         indptr[:] = [0, *np.cumsum(counts)]
@@ -226,8 +227,9 @@ class TestOnTheDevice:
         assert sorted(taken) == list(range(32))
         slots.check()
 
-    def test_calls_of_several_launches(self) -> None:
-        pool: Any = PagePool(64, 4, device="cuda")
+    @pytest.mark.parametrize("order", ["sorted", "fifo"])
+    def test_calls_of_several_launches(self, order: str) -> None:
+        pool: Any = PagePool(64, 4, order=order, device="cuda")
 
         def work() -> None:
             for _ in range(4):
@@ -288,6 +290,10 @@ with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as fol
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no os.fork")
 def test_a_forked_process_is_told_so() -> None:
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", FORK], capture_output=True, text=True, timeout=100, check=False
+        [sys.executable, "-W", "ignore", "-c", FORK],
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
     )
     assert (done.returncode, done.stderr) == (13, "")

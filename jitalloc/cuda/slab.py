@@ -54,22 +54,27 @@ class CudaSlab:
     def _choose(self, stream: Any) -> None:
         self._gpu = device().on(stream)
 
-    def _put(self, slab: NDArray[np.int64]) -> None:
-        """Make the slab on the GPU, with a new record before it, there for every stream. Waits."""
+    def _put(self, slab: NDArray[np.int64], scratch: int = 0) -> None:
+        """Make the slab on the GPU, with a new record before it and words of scratch behind.
+
+        It is there for every stream: that is waited for.
+        """
         if not hasattr(self, "_lock"):
             self._lock = threading.RLock()
         if not hasattr(self, "_gpu"):
             self._choose(None)
-        words = np.zeros(RECORD_SLOTS + slab.size, np.int64)
-        words[RECORD_SLOTS:] = slab
-        self._use(self._gpu.keep(words))
+        words = np.zeros(RECORD_SLOTS + slab.size + scratch, np.int64)
+        words[RECORD_SLOTS : RECORD_SLOTS + slab.size] = slab
+        self._use(self._gpu.keep(words), scratch)
 
-    def _use(self, words: Any) -> None:
-        """Take an array of record and slab on the GPU."""
+    def _use(self, words: Any, scratch: int = 0) -> None:
+        """Take an array of record, slab and scratch on the GPU; kernels see the scratch too."""
+        wrap = self._gpu.wrap
         with self._calls:
             self._words = words
-            self._record, self._slab = words[:RECORD_SLOTS], words[RECORD_SLOTS:]
-            self._state = (self._gpu.wrap(self._slab), self._gpu.wrap(self._record))
+            self._record = words[:RECORD_SLOTS]
+            self._slab = words[RECORD_SLOTS : words.size - scratch]
+            self._state = (wrap(words[RECORD_SLOTS:]), wrap(self._record))
 
     @property
     def _calls(self) -> Any:
@@ -121,13 +126,20 @@ class CudaSlab:
         with self._lock:
             gpu.launch(kernel, blocks, gpu.threads, *self._state, *wrapped)
 
-    def _start_block(self, kernel: CudaKernel, elements: int, *arguments: Any) -> None:
-        """Launch `kernel` in one block, with a thread for each of `elements` as far as they go."""
+    def _start_block(
+        self, kernel: CudaKernel, elements: int, *arguments: Any, blocks: int = 1
+    ) -> None:
+        """Launch `kernel` in one block, with a thread for each of `elements` as far as they go.
+
+        `blocks`: with so many, of `threads` at least; one of them does what the others do not.
+        """
         gpu = self._gpu
         most = gpu.threads * (2 if kernel.wide else 1)
         threads, wrapped = min(-(-elements // WARP) * WARP or WARP, most), self._wrapped(arguments)
+        if blocks > 1:
+            threads = max(threads, gpu.threads)
         with self._lock:
-            gpu.launch(kernel, 1, threads, *self._state, *wrapped)
+            gpu.launch(kernel, blocks, threads, *self._state, *wrapped)
 
     def _wrapped(self, arguments: tuple[Any, ...]) -> list[Any]:
         wrap = self._gpu.wrap
@@ -143,7 +155,7 @@ class CudaSlab:
             with self._calls:
                 words = self._fetched()
                 if words[FAULT_STATUS]:
-                    self._gpu.clear(self._record[FAULT_STATUS:])
+                    self._gpu.clear(self.fault)
                     raise self._fault(words)
         return words
 

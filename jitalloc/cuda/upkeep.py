@@ -15,7 +15,7 @@ from jitalloc.cuda.arguments import as_device_out
 from jitalloc.cuda.faults import fault_error
 from jitalloc.cuda.slab import CudaSlab
 from jitalloc.errors import CorruptState, JitallocError
-from jitalloc.kernels.cuda.merging import TOTALS_SLOTS
+from jitalloc.kernels.cuda.merging import scratch_words
 from jitalloc.kernels.cuda.upkeep import (
     upkeep_clear_cuda,
     upkeep_defragment_cuda,
@@ -46,13 +46,13 @@ class CudaPoolUpkeep(CudaSlab, PoolUpkeep):
 
     _groups: dict[int, list[int]]  # by number: the sizes of their calls, until somebody waits
     _group_numbers: Iterator[int]
-    _totals: Any
 
     def _install(self, slab: NDArray[np.int64]) -> None:
-        self._put(slab)
-        totals = np.zeros(TOTALS_SLOTS, np.int64)
-        self._totals = self._gpu.keep(totals)  # what launches leave for the next one
+        self._put(slab, self._scratch(int(slab[NUM_PAGES])))
         self._name_arrays(int(slab[NUM_PAGES]))
+
+    def _scratch(self, num_pages: int) -> int:
+        return scratch_words(num_pages, self.order)
 
     def _name_arrays(self, num_pages: int) -> None:
         self.num_pages = num_pages
@@ -145,7 +145,8 @@ class CudaPoolUpkeep(CudaSlab, PoolUpkeep):
     def resize(self, num_pages: int) -> None:
         """Grow or shrink the pool; waits for the GPU: see `PagePool.resize`."""
         num_pages = as_count("num_pages", num_pages, 1 + self.null_page)
-        words = np.zeros(RECORD_SLOTS + pool_slab_words(num_pages), np.int64)
+        scratch = self._scratch(num_pages)
+        words = np.zeros(RECORD_SLOTS + pool_slab_words(num_pages) + scratch, np.int64)
         words[RECORD_SLOTS + NUM_PAGES] = num_pages
 
         def change() -> None:
@@ -157,7 +158,7 @@ class CudaPoolUpkeep(CudaSlab, PoolUpkeep):
             for follow in followers:
                 follow()
             new[:RECORD_SLOTS] = self._record
-            self._use(new)
+            self._use(new, scratch)
             self._settled()  # there for every stream
             self._name_arrays(num_pages)
 
