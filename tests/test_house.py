@@ -107,7 +107,16 @@ CUDA_REGISTRIES = [
 CUDA_SHARED = {"scan", "calls", "batches", "merging", "releasing", "row_batches", "appends"}
 CUDA_SHARED |= {"page_frees", "slot_frees", "extends"}
 CUDA_SHARED |= {"row_facts", "dropping", "append_writes", "forking"}
-CUDA_ORDER = ["scan", "calls", "batches", "merging", "pool", "releasing", "page_frees", "slot_frees"]
+CUDA_ORDER = [
+    "scan",
+    "calls",
+    "batches",
+    "merging",
+    "pool",
+    "releasing",
+    "page_frees",
+    "slot_frees",
+]
 CUDA_ORDER += ["owners", "extends", *KERNEL_ORDER[2 : KERNEL_ORDER.index("tables")]]
 CUDA_ORDER += ["row_facts", "tables", "row_locks", "sharing", "row_batches", "dropping"]
 CUDA_ORDER += ["appends", "append_writes", "forking"]

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from jitalloc.arguments import as_count
 from jitalloc.cuda.arguments import as_device, as_device_out, as_integers
 from jitalloc.cuda.owners import CudaPageOwners
-from jitalloc.cuda.slab import ITEMS, blocks_for
+from jitalloc.cuda.slab import ITEMS
 from jitalloc.errors import InvalidArgument, OutOfPages
 from jitalloc.kernels.cuda.merging import MOST_BLOCKS, SPAN
 from jitalloc.kernels.cuda.pool import (
@@ -43,8 +43,7 @@ class CudaPagePool(CudaPageOwners, PagePool, device="cuda"):
       that the CPU returns as an int come as `int64[1]` on the GPU.
     - A call that fails there changes nothing and fills its results with NULL. The first failure is
       kept; the next call that waits raises it, as the exception of the CPU with a note on which
-      call it was, and forgets it.
-      `fault` shows it to what runs on the GPU.
+      call it was, and forgets it. `fault` shows it to what runs on the GPU.
     - Calls on one pool have to be ordered: one stream, or events between streams. Where they were
       not, and the pool is left as within a call, the next call that waits raises `CorruptState`.
       Threads may share a pool: the launches of a call stay together. A new pool is there for all
@@ -74,14 +73,12 @@ class CudaPagePool(CudaPageOwners, PagePool, device="cuda"):
         self._groups, self._group_numbers = {}, count(1)
         super()._install(slab)
 
-    def _helped(self, elements: int, most: int = HELPERS) -> int:
-        """Return for how many elements a call starts blocks, so that they can do a merge too."""
+    def _mergers(self, most: int = HELPERS) -> int:
+        """Return in how many blocks at least a call starts in which a merge could be due."""
         if self.order != "sorted" or self.num_pages <= LARGE:  # elsewhere nothing waits for one
-            return elements
+            return 1
         threads: int = self._gpu.threads
-        each = ITEMS * threads
-        pages = -(-self.num_pages // (SPAN * threads)) * each
-        return max(elements, min(pages, most * each))
+        return min(-(-self.num_pages // (SPAN * threads)), most)
 
     @property
     def num_free(self) -> int:
@@ -123,7 +120,7 @@ class CudaPagePool(CudaPageOwners, PagePool, device="cuda"):
         if contiguous:
             self._start(pool_alloc_run_cuda, 0, pages)
         else:
-            self._start(pool_alloc_cuda, self._helped(n), pages)
+            self._start(pool_alloc_cuda, n, pages, blocks=self._mergers())
         return pages
 
     def try_alloc(self, n: int) -> Any:
@@ -152,11 +149,12 @@ class CudaPagePool(CudaPageOwners, PagePool, device="cuda"):
         starts = as_device_out(gpu, "indptr", indptr, INT32, batch + 1)
         pages = as_device_out(gpu, "out", out, INT32, self.num_pages if out is None else None)
         summed = max(4 * batch, pages.size) > LARGE  # a tile of counts costs a block most
-        elements = self._helped(max(batch, pages.size) if summed else pages.size)
+        elements, blocks = max(batch, pages.size) if summed else pages.size, self._mergers()
+        arguments = (counts, starts, pages, wide, int(summed))
         with self._calls:
             if summed:
-                self._start(pool_total_cuda, elements, counts, batch, wide)
-            self._start(pool_alloc_batch_cuda, elements, counts, starts, pages, wide, int(summed))
+                self._start(pool_total_cuda, elements, counts, batch, wide, blocks=blocks)
+            self._start(pool_alloc_batch_cuda, elements, *arguments, blocks=blocks)
             if out is None:
                 self._settled()
                 pages = pages[: int(gpu.download(starts[-1:])[0])]
@@ -176,7 +174,7 @@ class CudaPagePool(CudaPageOwners, PagePool, device="cuda"):
     def merge(self, *, out: Any = None) -> Any:
         """Merge the released pages into the freelist; how many, as `int64[1]` on the GPU."""
         merged = as_device_out(self._gpu, "out", out, INT64, 1)
-        self._start(pool_merge_cuda, self._helped(0, MOST_BLOCKS), merged)
+        self._start(pool_merge_cuda, 0, merged, blocks=self._mergers(MOST_BLOCKS))
         return merged
 
     def alloc_extend(
@@ -207,10 +205,10 @@ class CudaPagePool(CudaPageOwners, PagePool, device="cuda"):
             grown = np.where(after == NULL, 0, after - before)
             total = int(np.clip(grown, 0, self.num_pages * self.page_size).sum())
         slots = as_device_out(gpu, "out", out, INT64, total)
-        elements = self._helped(max(slots.size, min(ITEMS * slots.size, SPREAD)))
-        wides = wide | 2 * wide_too
+        elements = max(slots.size, min(ITEMS * slots.size, SPREAD))
+        arguments = (prefixes, lengths, last_slots, slots, wide | 2 * wide_too)
         with self._calls:
-            self._start(tokens_extend_cuda, elements, prefixes, lengths, last_slots, slots, wides)
+            self._start(tokens_extend_cuda, elements, *arguments, blocks=self._mergers())
             if out is None:
                 self._settled()
         return slots
@@ -226,8 +224,6 @@ class CudaPagePool(CudaPageOwners, PagePool, device="cuda"):
         lengths, batch, wide = as_integers(gpu, "seq_lens", seq_lens)
         last_slots = as_device(gpu, "last_slots", last_slots, INT64, batch)
         slots = as_device_out(gpu, "out", out, INT64, batch)
-        blocks = blocks_for(gpu, self._helped(0))
-        self._start_block(
-            tokens_decode_cuda, batch, lengths, last_slots, slots, wide, blocks=blocks
-        )
+        arguments = (lengths, last_slots, slots, wide)
+        self._start_block(tokens_decode_cuda, batch, *arguments, blocks=self._mergers())
         return slots

@@ -119,23 +119,25 @@ class CudaSlab:
     def _fault(self, record: NDArray[np.int64]) -> JitallocError:
         """Return what a record with a failure tells of."""
 
-    def _start(self, kernel: CudaKernel, elements: int, *arguments: Any) -> None:
-        """Launch `kernel` with a thread for each `ITEMS` of `elements`; 0: in one block."""
+    def _start(self, kernel: CudaKernel, elements: int, *arguments: Any, blocks: int = 1) -> None:
+        """Launch `kernel` with a thread for each `ITEMS` of `elements`, in `blocks` at least."""
         gpu = self._gpu
-        blocks, wrapped = blocks_for(gpu, elements), self._wrapped(arguments)
+        blocks = max(blocks_for(gpu, elements), min(blocks, MOST_BLOCKS))
+        wrapped = self._wrapped(arguments)
         with self._lock:
             gpu.launch(kernel, blocks, gpu.threads, *self._state, *wrapped)
 
     def _start_block(
         self, kernel: CudaKernel, elements: int, *arguments: Any, blocks: int = 1
     ) -> None:
-        """Launch `kernel` in one block, with a thread for each of `elements` as far as they go.
+        """Launch `kernel` with a block that has a thread for each of `elements`, if they go.
 
-        `blocks`: with so many, of `threads` at least; one of them does what the others do not.
+        `blocks`: how many are there, the others to help; then none has few threads.
         """
         gpu = self._gpu
         most = gpu.threads * (2 if kernel.wide else 1)
-        threads, wrapped = min(-(-elements // WARP) * WARP or WARP, most), self._wrapped(arguments)
+        threads = min(-(-elements // WARP) * WARP or WARP, most)
+        wrapped, blocks = self._wrapped(arguments), min(blocks, MOST_BLOCKS)
         if blocks > 1:
             threads = max(threads, gpu.threads)
         with self._lock:

@@ -12,7 +12,12 @@ INSTRUCTIONS: dict[str, Handler] = {}
 instruction = registering(INSTRUCTIONS)
 
 COMPARE = {
-    "eq": "eq", "ne": "ne", "lo": "ult", "ls": "ule", "hi": "ugt", "hs": "uge",
+    "eq": "eq",
+    "ne": "ne",
+    "lo": "ult",
+    "ls": "ule",
+    "hi": "ugt",
+    "hs": "uge",
     **{each: each for each in ("lt", "le", "gt", "ge")},
 }
 PAIR = re.compile(r"\{\s*([%\w$-]+)\s*,\s*([%\w$-]+)\s*\}$")
