@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -24,6 +24,8 @@ from hypothesis import HealthCheck, Phase, settings  # noqa: E402
 from jitalloc import PagePool, _cuda, _cuda_device  # noqa: E402
 from tests.cache_pairs import CachePair  # noqa: E402
 from tests.ptx import install, streams  # noqa: E402
+from tests.ptx.settings import Settings  # noqa: E402
+from tests.ptx.settings import settings as machine_settings  # noqa: E402
 
 if install.ASKED:  # before somebody looks for a GPU
     install.install()
@@ -80,3 +82,16 @@ def pool() -> PagePool:
 def pair() -> CachePair:
     """A cache and its model: sixteen pages of four tokens, six rows of eight pages."""
     return CachePair()
+
+
+@pytest.fixture
+def ask_machine(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Say how the PTX machine runs launches, whatever the environment says; in order at first."""
+
+    def ask(mode: str = "order", seed: int = 1, *watch: str) -> None:
+        asked = Settings(mode, seed, watch, quantum=3, limit=100_000)
+        for name, value in vars(asked).items():
+            monkeypatch.setattr(machine_settings, name, value)
+
+    ask()
+    return ask

@@ -143,7 +143,10 @@ class ndarray:
         if isinstance(where, ndarray):
             streams.settle()
             return new(self.host[where.host])
-        return ndarray(self.host[where if isinstance(where, tuple) else (where, ...)], self.memory)
+        places = where if isinstance(where, tuple) else (where,)
+        if not any(each is ... for each in places):
+            places = (*places, ...)  # one element as well is a view
+        return ndarray(self.host[places], self.memory)
 
     def __setitem__(self, where: Any, values: Any) -> None:
         if isinstance(values, np.ndarray) and values.ndim:

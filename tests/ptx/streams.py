@@ -121,6 +121,7 @@ class Stream:
                 return
             self._order_with_null()
             self._queue.append((work, uses))
+            _busy.add(self)
             self.given += 1
             if settings.mode != "random":
                 self.run(self.given)
@@ -143,6 +144,8 @@ class Stream:
             while self.finished < until and self._queue:
                 work, _uses = self._queue.popleft()
                 self.finished += 1
+                if not self._queue:
+                    _busy.discard(self)
                 work()
 
     def __enter__(self) -> Stream:
@@ -186,6 +189,7 @@ class Stream:
 
 
 _streams: weakref.WeakValueDictionary[int, Stream] = weakref.WeakValueDictionary()
+_busy: set[Stream] = set()  # have work to do, whether somebody still knows them or not
 _default = Stream(null=True)
 _foreign: list[Stream] = []  # kept: whoever made them does so
 
