@@ -16,6 +16,7 @@ import pytest
 from jitalloc import PagePool, _cuda, _cuda_device
 from jitalloc.cuda import CudaPagePool
 from jitalloc.cuda.owners import CudaPageOwners
+from jitalloc.cuda.upkeep import CudaPoolUpkeep
 
 pytestmark = pytest.mark.skipif(not _cuda.SIMULATED, reason="NUMBA_ENABLE_CUDASIM is not set")
 
@@ -70,8 +71,8 @@ class RecordingDevice(_cuda_device.SimulatedDevice):
         self.starts: list[str] = []
         Recorded.seen = self.waits
 
-    def empty(self, size: int, dtype: Any) -> Any:
-        return super().empty(size, dtype).view(Recorded)
+    def empty(self, size: int, dtype: Any, name: str = "out") -> Any:
+        return super().empty(size, dtype, name).view(Recorded)
 
     def upload(self, values: Any) -> Any:
         self.waits.append("upload")  # from memory that is not pinned
@@ -169,7 +170,7 @@ def test_the_recorder_sees_what_waits(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_every_call_that_starts_a_kernel_is_recorded() -> None:
     launched = {name.partition(",")[0].partition(" ")[0] for name in CALLS}
-    parts = vars(CudaPagePool) | vars(CudaPageOwners)
+    parts = vars(CudaPagePool) | vars(CudaPageOwners) | vars(CudaPoolUpkeep)
     mine = {name for name, each in parts.items() if callable(each) and name[0] != "_"}
     waits = {"try_alloc", "stats", "check", "snapshot", "load", "resize"}
     assert mine - waits == launched

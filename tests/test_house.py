@@ -39,6 +39,7 @@ ORDER = [
     ["_cuda_loops"],
     ["_cuda"],
     ["_cuda_images"],
+    ["_cuda_cupy"],
     ["_cuda_device"],
     ["warming"],
     ["kernels"],
@@ -97,7 +98,7 @@ KERNEL_ORDER += ["insertion", "prefix", "reclaim", "invariants", "list_invariant
 KERNEL_ORDER += ["tables", "row_locks", "sharing", "rows", "sequences", "eviction"]
 KERNEL_ORDER += ["slots", "slot_table", "slot_tree", "slot_entries", "slot_prefix"]
 # What imports numba.cuda and cupy, and only when asked for a device.
-CUDA_DOOR = ("_cuda_views", "_cuda_loops", "_cuda", "_cuda_images", "_cuda_device")
+CUDA_DOOR = ("_cuda_views", "_cuda_loops", "_cuda", "_cuda_images", "_cuda_cupy", "_cuda_device")
 # Where the steps stand that run CUDA kernels in the simulator: CUDA_STEPS, and WITHOUT_TWIN.
 CUDA_REGISTRIES = [
     importlib.import_module(f"tests.cuda_{name}_steps")
