@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
@@ -24,25 +25,48 @@ class Pointer:
 
 
 class Array:
-    """What is asked of an array of CuPy, as quick to ask as there."""
+    """What is asked of an array of CuPy, about as quick to ask as there.
 
-    __slots__ = ("data", "dtype", "flags", "host", "itemsize", "nbytes", "ndim", "shape", "size")
+    A view is made once, and then found: to make one in Python takes ten times as long as in CuPy.
+    """
+
+    __slots__ = (
+        "data",
+        "dtype",
+        "flags",
+        "host",
+        "itemsize",
+        "nbytes",
+        "ndim",
+        "shape",
+        "size",
+        "views",
+    )
 
     def __init__(self, host: Any) -> None:
         self.host, self.data, self.flags = host, Pointer(), Flags()
+        self.views: dict[Any, Array] = {}
         self.data.ptr, self.data.device_id = host.ctypes.data, 0
         self.flags.c_contiguous = host.flags.c_contiguous
         for name in ("dtype", "itemsize", "nbytes", "ndim", "shape", "size"):
             setattr(self, name, getattr(host, name))
 
+    def _view(self, key: Any, make: Callable[[], Any]) -> Array:
+        found = self.views.get(key)
+        if found is None:
+            found = self.views[key] = Array(make())
+        return found
+
     def __getitem__(self, where: Any) -> Array:
+        if type(where) is int:
+            return self._view(where, lambda: self.host[where])
         return Array(self.host[where])
 
     def view(self, dtype: Any) -> Array:
-        return Array(self.host.view(dtype))
+        return self._view(dtype, lambda: self.host.view(dtype))
 
     def reshape(self, *shape: Any) -> Array:
-        return Array(self.host.reshape(*shape))
+        return self._view(shape, lambda: self.host.reshape(*shape))
 
 
 class StubbedDevice(_cuda_cupy.CupyDevice):

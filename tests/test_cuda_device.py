@@ -10,6 +10,7 @@ import importlib
 import sys
 import threading
 import time
+import warnings
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -367,10 +368,19 @@ def test_the_real_cupy_has_all_of_it() -> None:
     assert {"load", "get_function"} <= set(dir(cupy.cuda.function.Module))
     assert "ptr" in dir(cupy.cuda.function.Function)
     assert "device_id" in cupy.cuda.get_current_stream.__doc__
-    for name in ("getDevice", "memGetInfo", "driverGetVersion", "CUDARuntimeError"):
+    runtime = ("getDevice", "memGetInfo", "driverGetVersion", "deviceSynchronize")
+    for name in (*runtime, "CUDARuntimeError"):
         assert hasattr(cupy.cuda.runtime, name)
-    for name in ("ExternalStream", "Device", "driver"):
+    for name in ("Device", "driver"):
         assert hasattr(cupy.cuda, name)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        stream = cupy.cuda.ExternalStream(5, 1)
+    assert (stream.ptr, stream.device_id) == (5, 1)
+    for name in ("is_capturing", "synchronize", "wait_event", "__enter__", "__exit__"):
+        assert hasattr(stream, name)
+    assert "disable_timing" in cupy.cuda.Event.__doc__
+    assert "stream=None" in cupy.cuda.Event.record.__doc__
     assert issubclass(cupy.cuda.driver.CUDADriverError, Exception)
     host = np.arange(9)
     where = cupy.cuda.UnownedMemory(host.ctypes.data, host.nbytes, host, 0)
@@ -384,6 +394,8 @@ def test_the_real_cupy_has_all_of_it() -> None:
         assert array.flags.c_contiguous == other.flags.c_contiguous
     assert cupy.ascontiguousarray(real) is real
     assert hasattr(real.data, "memset_async")
+    assert hasattr(real, "copy")
+    assert hasattr(cupy, "concatenate")
     gpu: Any = SimpleNamespace()
     assert _cuda_device.CupyDevice.wrap(gpu, real[2:5]) == _cuda_device.CupyDevice.wrap(
         gpu, mine[2:5]
