@@ -188,6 +188,7 @@ cuda = SimpleNamespace(
         driverGetVersion=lambda: 12_090,
         runtimeGetVersion=lambda: 12_090,
         memGetInfo=lambda: (0, 0),
+        deviceSynchronize=lambda: None,
         memcpyAsync=copy_async,
         memcpyHostToDevice=1,
         memcpyDeviceToHost=2,
