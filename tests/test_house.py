@@ -35,6 +35,7 @@ ORDER = [
     ["prefix_state"],
     ["slot_state", "slot_prefix_state"],
     ["_jit"],
+    ["_cuda_views"],
     ["_cuda_loops"],
     ["_cuda"],
     ["_cuda_images"],
@@ -97,7 +98,7 @@ KERNEL_ORDER += ["insertion", "prefix", "reclaim", "invariants", "list_invariant
 KERNEL_ORDER += ["tables", "row_locks", "sharing", "rows", "sequences", "eviction"]
 KERNEL_ORDER += ["slots", "slot_table", "slot_tree", "slot_entries", "slot_prefix"]
 # What imports numba.cuda and cupy, and only when asked for a device.
-CUDA_DOOR = ("_cuda_loops", "_cuda", "_cuda_images", "_cuda_cupy", "_cuda_device")
+CUDA_DOOR = ("_cuda_views", "_cuda_loops", "_cuda", "_cuda_images", "_cuda_cupy", "_cuda_device")
 # Where the steps stand that run CUDA kernels in the simulator: CUDA_STEPS, and WITHOUT_TWIN.
 CUDA_REGISTRIES = [
     importlib.import_module(f"tests.cuda_{name}_steps")

@@ -85,9 +85,9 @@ class CudaPagedKVCache(CudaSequenceCalls, device="cuda"):
         if n is None:
             n = 1 if tokens is None else self._as_tokens(tokens).size
         with self.lock:
+            self._wait()
             rows = self.rows([seq_id])
             with self.pool._calls:
-                self._wait()
                 slots, copies = self.append_batch(rows, n, tokens=tokens)
                 self._wait()
                 count = int((gpu.download(copies.src) != NULL).sum())
