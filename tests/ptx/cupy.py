@@ -119,8 +119,8 @@ def launch_kernel(function: int, *numbers: int) -> None:
     found = _functions[function - FIRST_HANDLE]
     if (gy, gz, by, bz, shared, extra) != (1, 1, 1, 1, 0, 0):
         raise CUDADriverError("CUDA_ERROR_INVALID_VALUE: not of one dimension")
-    if stream != streams.current().ptr:
-        raise CUDADriverError("CUDA_ERROR_INVALID_HANDLE: not the current stream")
+    if streams.known(stream) is None:
+        raise CUDADriverError("CUDA_ERROR_INVALID_HANDLE: no such stream")
     table = (ctypes.c_void_p * found.words).from_address(parameters)
     words = [ctypes.c_int64.from_address(each).value for each in table]
     ranges, at = [], 0
@@ -135,7 +135,8 @@ def launch_kernel(function: int, *numbers: int) -> None:
         uses = device_memory.owners(ranges)
     except ValueError as error:
         raise CUDADriverError(f"CUDA_ERROR_ILLEGAL_ADDRESS: {error}") from None
-    streams.enqueue(lambda: found.program.launch(gx, bx, words, ranges), uses)
+    with streams.external(stream):
+        streams.enqueue(lambda: found.program.launch(gx, bx, words, ranges), uses)
 
 
 class Device:
@@ -188,6 +189,7 @@ cuda = SimpleNamespace(
         driverGetVersion=lambda: 12_090,
         runtimeGetVersion=lambda: 12_090,
         memGetInfo=lambda: (0, 0),
+        deviceSynchronize=lambda: None,
         memcpyAsync=copy_async,
         memcpyHostToDevice=1,
         memcpyDeviceToHost=2,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import threading
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -62,6 +63,7 @@ class Stream:
     def __init__(self, null: bool = False, non_blocking: bool = False, ptr: int = 0) -> None:
         self.ptr = 0 if null else ptr or next(_numbers)
         self.kept: list[tuple[Callable[[], Any], list[int]]] | None = None
+        _known[self.ptr] = self
 
     def __enter__(self) -> Stream:
         _stack().append(self)
@@ -103,11 +105,16 @@ class Stream:
 
 def external(ptr: int, device_id: int = -1) -> Stream:
     """Return a stream that somebody else has made."""
-    return _known.setdefault(ptr, Stream(ptr=ptr)) if ptr else _default
+    return known(ptr) or Stream(ptr=ptr)
 
 
-_default = Stream(null=True)
-_known: dict[int, Stream] = {1: _default}
+def known(ptr: int) -> Stream | None:
+    """Return the stream at an address, if it still is one."""
+    return _known.get(ptr)
+
+
+_known: weakref.WeakValueDictionary[int, Stream] = weakref.WeakValueDictionary()
+_default = _known[1] = Stream(null=True)
 
 
 def _stack() -> list[Stream]:
