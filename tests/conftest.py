@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -23,7 +24,9 @@ from hypothesis import HealthCheck, Phase, settings  # noqa: E402
 
 from jitalloc import PagePool, _cuda, _cuda_device  # noqa: E402
 from tests.cache_pairs import CachePair  # noqa: E402
-from tests.ptx import install  # noqa: E402
+from tests.ptx import install, streams  # noqa: E402
+from tests.ptx.settings import Settings  # noqa: E402
+from tests.ptx.settings import settings as machine_settings  # noqa: E402
 
 if install.ASKED:  # before somebody looks for a GPU
     install.install()
@@ -53,6 +56,14 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 def order(request: pytest.FixtureRequest) -> str:
     """Each order of the freelist."""
     return str(request.param)
+
+
+@pytest.fixture(autouse=True)
+def _streams_end_with_their_test() -> Iterator[None]:
+    """What a test has started fails within it, where the PTX machine does it late."""
+    yield
+    if install.ASKED:
+        streams.finish()
 
 
 @pytest.fixture
@@ -92,3 +103,16 @@ def pool() -> PagePool:
 def pair() -> CachePair:
     """A cache and its model: sixteen pages of four tokens, six rows of eight pages."""
     return CachePair()
+
+
+@pytest.fixture
+def ask_machine(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Say how the PTX machine runs launches, whatever the environment says; in order at first."""
+
+    def ask(mode: str = "order", seed: int = 1, *watch: str) -> None:
+        asked = Settings(mode, seed, watch, quantum=3, limit=100_000)
+        for name, value in vars(asked).items():
+            monkeypatch.setattr(machine_settings, name, value)
+
+    ask()
+    return ask
