@@ -26,7 +26,7 @@ from jitalloc._cuda import (
     load_compiler,
 )
 from jitalloc._cuda_images import Image, compiler_versions, kernel_image
-from jitalloc.errors import WrongDevice
+from jitalloc.errors import InvalidArgument, WrongDevice
 
 T = TypeVar("T")
 
@@ -54,6 +54,18 @@ class Device(Protocol):
 
     def download(self, values: Any) -> NDArray[Any]:
         """Return a copy of a device array as a NumPy array. The only call that waits."""
+
+    def pinned(self, size: int, dtype: np.dtype[Any]) -> NDArray[Any]:
+        """Return a new array of the host, from which `upload_async` copies."""
+
+    def upload_async(self, values: NDArray[Any], target: Any) -> Any:
+        """Copy a pinned array to the beginning of one of the device; return an event behind it.
+
+        In stream order, so `values` must stay as it is until `wait_for` the event.
+        """
+
+    def wait_for(self, event: Any) -> None:
+        """Let the host wait until what came before an event is done."""
 
     def clear(self, values: Any) -> None:
         """Set every element to zero, in stream order."""
@@ -152,6 +164,25 @@ class CupyDevice:
         self._look()
         got: NDArray[Any] = self._cupy.asnumpy(values)
         return got
+
+    def pinned(self, size: int, dtype: np.dtype[Any]) -> NDArray[Any]:
+        memory = self._cupy.cuda.alloc_pinned_memory(size * dtype.itemsize)
+        return np.frombuffer(memory, dtype, size)
+
+    def upload_async(self, values: NDArray[Any], target: Any) -> Any:
+        self._look()
+        cuda, stream = self._cupy.cuda, self._current_stream(self.number)
+        if stream.ptr and stream.is_capturing():
+            text = "captured, and the call copies what the host has now"
+            raise InvalidArgument("stream", stream.ptr, text)
+        there, here, size = target.data.ptr, values.ctypes.data, values.nbytes
+        cuda.runtime.memcpyAsync(there, here, size, cuda.runtime.memcpyHostToDevice, stream.ptr)
+        event = cuda.Event(disable_timing=True)
+        event.record(stream)
+        return event
+
+    def wait_for(self, event: Any) -> None:
+        event.synchronize()
 
     def clear(self, values: Any) -> None:
         self._look()
@@ -277,6 +308,15 @@ class SimulatedDevice:
 
     def download(self, values: Any) -> NDArray[Any]:
         return np.array(values, copy=True, subok=False)
+
+    def pinned(self, size: int, dtype: np.dtype[Any]) -> NDArray[Any]:
+        return np.full(size, 77, dtype)
+
+    def upload_async(self, values: NDArray[Any], target: Any) -> Any:
+        target[: values.size] = values
+
+    def wait_for(self, event: Any) -> None:
+        pass  # all is done at once
 
     def clear(self, values: Any) -> None:
         values.fill(0)
