@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
@@ -43,9 +45,9 @@ class SequenceExports(SequencePages):
         with self.lock:
             return self.tables.seq_lens(rows, out=out)
 
-    def mirror(self, device: str = "cuda") -> BlockTableMirror:
+    def mirror(self, device: str = "cuda", *, stream: Any = None) -> BlockTableMirror:
         """Return a copy of the block tables on a GPU, which follows them by its `refresh`.
 
         Reads them under the lock of this cache; see `BlockTables.mirror`.
         """
-        return mirror_of(self.tables, device, self.lock)
+        return mirror_of(self.tables, device, stream, self.lock)

@@ -160,7 +160,10 @@ class BlockTableMirror(OnDevice):
 
 
 def mirror_of(
-    tables: Mirrored, device: Any, lock: AbstractContextManager[Any] | None = None
+    tables: Mirrored,
+    device: Any,
+    stream: Any,
+    lock: AbstractContextManager[Any] | None = None,
 ) -> BlockTableMirror:
     """Return a mirror of `tables` of the class that manages `device`.
 
@@ -169,5 +172,5 @@ def mirror_of(
     made = BlockTableMirror._by_device.get(device) if isinstance(device, str) else None
     if made is None:
         raise WrongDevice("device", device, "a mirror can live on 'cuda' only")
-    mirror: BlockTableMirror = made(tables, lock)
+    mirror: BlockTableMirror = made(tables, lock, stream)
     return mirror

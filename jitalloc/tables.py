@@ -120,8 +120,8 @@ class BlockTables:
         self.max_pages_per_sequence = width
         self.page_size = size
         self.pad = pad
+        table_arrays(slab).pages[:] = NULL
         self._install(slab)
-        self.arrays.pages[:] = NULL
 
     def _install(self, slab: NDArray[np.int64]) -> None:
         self.arrays: TableArrays = table_arrays(slab)
@@ -293,7 +293,7 @@ class BlockTables:
         self._checked(tables_lengths_cpu.run(self._slab, rows, lengths), rows)
         return lengths
 
-    def mirror(self, device: str = "cuda") -> BlockTableMirror:
+    def mirror(self, device: str = "cuda", *, stream: Any = None) -> BlockTableMirror:
         """Return a copy on a GPU that follows these tables, for an engine driven by the host.
 
         While another thread calls the cache that writes the tables, use `PagedKVCache.mirror`.
@@ -301,6 +301,8 @@ class BlockTables:
         Parameters
         ----------
         device : {"cuda"}
+        stream : object, optional
+            Of CuPy, of torch, or its address: where all calls go. Else CuPy's current one.
 
         Returns
         -------
@@ -312,7 +314,7 @@ class BlockTables:
         WrongDevice
             `device` is unknown or cannot be used here, or the tables live on the GPU themselves.
         """
-        return mirror_of(self, device)
+        return mirror_of(self, device, stream)
 
     def _rename(self, names: NDArray[np.int32]) -> None:
         """Write `names[p]` wherever page `p` stands; the caller is inside the pool."""

@@ -23,9 +23,10 @@ IDS = 4  # new page ids a row that there is room for at first
 class MirrorRecord(CudaSlab):
     """Stands for the pool of the tables on the GPU: it keeps what their exports have to tell."""
 
-    def __init__(self, page_size: int) -> None:
+    def __init__(self, page_size: int, stream: Any) -> None:
         self.page_size = page_size
         self._put(np.zeros(HEADER_SLOTS, np.int64))
+        self.stream = stream
 
     def _fault(self, record: NDArray[np.int64]) -> JitallocError:
         error = fault_error(record, self.page_size, False, 0)
@@ -50,17 +51,23 @@ class CudaBlockTableMirror(BlockTableMirror, device="cuda"):
     """A `BlockTableMirror` on CuPy's current GPU; made by `PagedKVCache.mirror("cuda")`.
 
     Rows and positions are CuPy's arrays, or anything on the GPU with `__cuda_array_interface__` or
-    DLPack; host memory is refused, never copied. All calls go to CuPy's current stream and have to
-    be ordered: one stream, or events between streams. Exports with caller buffers can be captured
-    in a CUDA graph; `refresh` before each of its launches changes what they read.
+    DLPack; host memory is refused, never copied. All calls go to one stream, that of the mirror
+    (`stream`) or else CuPy's current one; on several, events have to order them. Exports with
+    caller buffers can be captured in a CUDA graph; `refresh` before each of its launches changes
+    what they read.
     """
 
     __slots__ = ("_message", "_record", "_sheets", "_wrapped")
 
-    def __init__(self, tables: Mirrored, lock: AbstractContextManager[Any] | None = None) -> None:
+    def __init__(
+        self,
+        tables: Mirrored,
+        lock: AbstractContextManager[Any] | None = None,
+        stream: Any = None,
+    ) -> None:
         super().__init__(tables, lock)
         rows, width = tables.max_sequences, tables.max_pages_per_sequence
-        record: Any = MirrorRecord(tables.page_size)
+        record: Any = MirrorRecord(tables.page_size, stream)
         self._record = record
         self._there = CudaBlockTables(record, rows, width, tables.pad)
         size = HEADER_WORDS + rows * (RECORD_WORDS + IDS)
@@ -72,6 +79,15 @@ class CudaBlockTableMirror(BlockTableMirror, device="cuda"):
         with suppress(Exception):  # made in part, or CUDA is gone already
             for sheet in self._sheets:  # a copy may read the memory still
                 self._ready(sheet)
+
+    @property
+    def stream(self) -> Any:
+        """The stream of all calls, as it was given; see `CudaPagePool.stream`. It may be set."""
+        return self._record.stream
+
+    @stream.setter
+    def stream(self, stream: Any) -> None:
+        self._record.stream = stream
 
     def _take(self, size: int) -> None:
         """Make room on the GPU for messages of `size` words."""

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from jitalloc._cuda import CudaKernel
 from jitalloc.arguments import as_count
-from jitalloc.cuda.arguments import as_device, as_device_out
+from jitalloc.cuda.arguments import as_device, as_device_out, as_integers
 from jitalloc.cuda.slab import ITEMS, blocks_for
 from jitalloc.errors import InvalidArgument
 from jitalloc.kernels.cuda.tables import (
@@ -33,7 +33,9 @@ class CudaBlockTables(BlockTables):
 
     The exports are those of the CPU, with the differences of all calls on the GPU.
 
-    - `rows` are `int32` and `positions` `int64` on the GPU. Host memory is refused, never copied.
+    - `rows` are `int32` and `positions` `int32` or `int64` on the GPU. Host memory is refused,
+      never copied. A row that is NULL fills a batch up: it is like a sequence without tokens, and
+      its slot is NULL.
     - An export is one launch on the current stream and waits for nothing, unless its docstring
       says so. With caller buffers it can be captured in a CUDA graph.
     - Where a row is refused, all of the result is NULL; the pool keeps the failure like that of
@@ -50,7 +52,7 @@ class CudaBlockTables(BlockTables):
 
     def _install(self, slab: NDArray[np.int64]) -> None:
         gpu = self.pool._gpu
-        self._slab = gpu.upload(slab)
+        self._slab = gpu.keep(slab)
         self._state = gpu.wrap(self._slab)
         self.arrays = table_arrays(self._slab, self.max_sequences, self.max_pages_per_sequence)
 
@@ -58,15 +60,17 @@ class CudaBlockTables(BlockTables):
         """Launch an export with a thread for each `ITEMS` of `elements`; 0: in one block."""
         pool = self.pool
         gpu = pool._gpu
-        record, wrapped = pool._state[1], pool._wrapped(arguments)
-        gpu.launch(kernel, blocks_for(gpu, elements), gpu.threads, record, self._state, *wrapped)
+        blocks, wrapped = blocks_for(gpu, elements), pool._wrapped(arguments)
+        with pool._calls:
+            gpu.launch(kernel, blocks, gpu.threads, pool._state[1], self._state, *wrapped)
 
     def _number(self, kernel: CudaKernel, rows: Any) -> int:
         """Return the number that `kernel` finds out about `rows`; waits for the GPU."""
         gpu = self.pool._gpu
         found = gpu.empty(1, INT64)
-        self._start(kernel, 0, rows, found)
-        self.pool._settled()
+        with self.pool._calls:
+            self._start(kernel, 0, rows, found)
+            self.pool._settled()
         return int(gpu.download(found)[0])
 
     def block_tables(self, rows: Any, *, width: int | None = None, out: Any = None) -> Any:
@@ -103,7 +107,7 @@ class CudaBlockTables(BlockTables):
         """
         gpu = self.pool._gpu
         rows = as_device(gpu, "rows", rows, INT32)
-        positions = as_device(gpu, "positions", positions, INT64, rows.size)
+        positions = as_integers(gpu, "positions", positions, rows.size)[0].view(INT32)
         slots = as_device_out(gpu, "out", out, INT64, rows.size)
         self._start(tables_slots_cuda, rows.size, rows, positions, slots)
         return slots

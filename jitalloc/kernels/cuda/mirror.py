@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from jitalloc._cuda import cuda_kernel, gpu
-from jitalloc.kernels.cuda.tables import column_start, table_pages, table_shape
+from jitalloc.kernels.cuda.row_facts import column_start, table_pages, table_shape
 from jitalloc.kernels.mirror import (
     COUNT,
     FIRST,
