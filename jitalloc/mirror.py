@@ -55,6 +55,7 @@ class BlockTableMirror(OnDevice):
 
     __slots__ = ("_anew", "_lock", "_sent", "_tables", "_there")
 
+    stream: Any
     _there: Any  # the tables of the device
 
     def __init__(self, tables: Mirrored, lock: AbstractContextManager[Any] | None = None) -> None:

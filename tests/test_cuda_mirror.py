@@ -361,3 +361,32 @@ def test_exports_in_a_graph_read_what_the_last_refresh_brought() -> None:
             assert down(at["table"]).tolist() == cache.block_tables([2, 0], width=8).tolist()
             assert down(at["lengths"]).tolist() == cache.seq_lens([2, 0]).tolist()
         agree(mirror, cache)
+
+
+class StreamDevice(CopyingDevice):
+    """Notes what goes to which stream."""
+
+    def __init__(self, stream: Any = None) -> None:
+        super().__init__()
+        self.stream = stream
+
+    def on(self, stream: Any) -> StreamDevice:
+        return StreamDevice(stream)
+
+
+@SIMULATOR
+def test_all_calls_go_to_the_stream_of_the_mirror(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain, cache = StreamDevice(), a_cache()
+    monkeypatch.setattr("jitalloc.cuda.slab.device", lambda: plain)
+    mirror: Any = cache.mirror("cuda", stream="one")
+    assert mirror.stream == "one"
+    first = mirror._record._gpu
+    for export in EXPORTS.values():
+        export(mirror, buffers())
+    assert (len(first.copies), len(first.starts)) == (1, 1 + len(EXPORTS))
+    mirror.stream = "two"
+    cache.append_batch([0])
+    mirror.refresh()
+    second = mirror._record._gpu
+    assert (mirror.stream, len(second.copies), len(second.starts)) == ("two", 1, 1)
+    assert (len(first.copies), plain.copies, plain.starts) == (1, [], [])
