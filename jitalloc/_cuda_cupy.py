@@ -148,6 +148,23 @@ class CupyDevice:
         self._refuse_captured("captured, and the call waits for the GPU")
         self._cupy.cuda.runtime.deviceSynchronize()
 
+    def pinned(self, size: int, dtype: np.dtype[Any]) -> NDArray[Any]:
+        memory = self._cupy.cuda.alloc_pinned_memory(size * dtype.itemsize)
+        return np.frombuffer(memory, dtype, size)
+
+    def upload_async(self, values: NDArray[Any], target: Any) -> Any:
+        self._look()
+        self._refuse_captured("captured, and the call copies what the host has now")
+        cuda, stream = self._cupy.cuda, self._current_stream(self.number)
+        there, here, size = target.data.ptr, values.ctypes.data, values.nbytes
+        cuda.runtime.memcpyAsync(there, here, size, cuda.runtime.memcpyHostToDevice, stream.ptr)
+        event = cuda.Event(disable_timing=True)
+        event.record(stream)
+        return event
+
+    def wait_for(self, event: Any) -> None:
+        event.synchronize()
+
     def clear(self, values: Any) -> None:
         self._look()
         values.data.memset_async(0, values.nbytes)

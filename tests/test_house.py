@@ -62,6 +62,7 @@ ORDER = [
     ["insertion"],
     ["prefix_locks"],
     ["prefix"],
+    ["mirror"],
     ["tables"],
     ["ids"],
     ["holding"],
@@ -95,14 +96,14 @@ ORDER = [
 KERNEL_ORDER = ["pool", "owners", "tokens", "upkeep"]
 KERNEL_ORDER += ["runs", "children", "wheel", "queues", "joints", "paths", "comparing", "search"]
 KERNEL_ORDER += ["insertion", "prefix", "reclaim", "invariants", "list_invariants", "prefix_upkeep"]
-KERNEL_ORDER += ["tables", "row_locks", "sharing", "rows", "sequences", "eviction"]
+KERNEL_ORDER += ["tables", "mirror", "row_locks", "sharing", "rows", "sequences", "eviction"]
 KERNEL_ORDER += ["slots", "slot_table", "slot_tree", "slot_entries", "slot_prefix"]
 # What imports numba.cuda and cupy, and only when asked for a device.
 CUDA_DOOR = ("_cuda_views", "_cuda_loops", "_cuda", "_cuda_images", "_cuda_cupy", "_cuda_device")
 # Where the steps stand that run CUDA kernels in the simulator: CUDA_STEPS, and WITHOUT_TWIN.
 CUDA_REGISTRIES = [
     importlib.import_module(f"tests.cuda_{name}_steps")
-    for name in ("pool", "prefix", "tables", "slot", "cache")
+    for name in ("pool", "prefix", "tables", "mirror", "slot", "cache")
 ]
 # Files of kernels/cuda/ that hold no twins, and where they stand among the others.
 CUDA_SHARED = {"scan", "calls", "batches", "merging", "releasing", "row_batches", "appends"}
@@ -119,7 +120,7 @@ CUDA_ORDER = [
     "slot_frees",
 ]
 CUDA_ORDER += ["owners", "extends", *KERNEL_ORDER[2 : KERNEL_ORDER.index("tables")]]
-CUDA_ORDER += ["row_facts", "tables", "row_locks", "sharing", "row_batches", "dropping"]
+CUDA_ORDER += ["row_facts", "tables", "mirror", "row_locks", "sharing", "row_batches", "dropping"]
 CUDA_ORDER += ["appends", "append_writes", "forking"]
 CUDA_ORDER += KERNEL_ORDER[KERNEL_ORDER.index("rows") :]
 # Launches that stand before the one which has the twin's name, and that twin.
