@@ -142,8 +142,6 @@ class SharingCache(Cache):
         for row, n, before in zip(rows, counts, lengths, strict=True):
             if n and len(self.rows[row].path) * size > before:
                 self._shorten(self.rows[row], before // size)  # its last page is a copy now
-            if min(len(self.rows[row].tokens), before) // size > len(self.rows[row].path):
-                self._commit(row, before)
         return slots, moves
 
     def _append_need(self, rows: Sequence[int], counts: Sequence[int]) -> int:
@@ -178,7 +176,7 @@ class SharingCache(Cache):
                     raise InvalidArgument("tokens", mine, "the sequence has another token", i)
             if not at.gap:
                 at.tokens = [*tokens, *at.tokens[len(tokens) :]]
-        self._commit(row, at.length)
+        self._commit(row)
         self.pool.step += 1
         cached, known = len(at.path), len(at.tokens) // self.pool.page_size
         return (min(cached, known) if self._is_cut(at) else cached) * self.pool.page_size
@@ -195,10 +193,10 @@ class SharingCache(Cache):
         end = len(at.path)
         return bool(at.path) and at.pages[end - 1 : end] != [at.path[-1].page]
 
-    def _commit(self, row: int, limit: int) -> int:
+    def _commit(self, row: int) -> int:
         """Full pages of known tokens enter the cache; how many duplicates went free."""
         at, size, prefix = self.rows[row], self.pool.page_size, self.prefix
-        full = min(len(at.tokens), limit) // size
+        full = len(at.tokens) // size
         old = at.path
         if full <= len(old) or self._is_cut(at):
             return 0
@@ -280,7 +278,7 @@ class SharingCache(Cache):
         released = 0
         for row in rows:
             if commit:
-                released += self._commit(row, self.rows[row].length)
+                released += self._commit(row)
             released += self._end(row)
         return released
 

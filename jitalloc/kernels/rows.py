@@ -217,7 +217,7 @@ def rows_free_cpu(pool, tables, prefix, rows, commit, evicted):
             row = np.int64(rows[i])
             tables[TOKENS_DROPPED] += evicted * length[row]
             if commit != 0:
-                status += row_commit(pool, tables, prefix, row, length[row])
+                status += row_commit(pool, tables, prefix, row)
             status += close_row(pool, tables, prefix, row)
         tables[EVICTIONS] += evicted * rows.size
         if evicted != 0:

@@ -33,7 +33,7 @@ from jitalloc.kernels.rows import (
     unmark_rows,
 )
 from jitalloc.kernels.runs import token_column
-from jitalloc.kernels.sharing import copy_tokens, make_room, row_commit, write_tokens
+from jitalloc.kernels.sharing import copy_tokens, make_room, write_tokens
 from jitalloc.kernels.tables import (
     tables_column,
     tables_marks,
@@ -177,11 +177,7 @@ def append_claim(pool, tables, rows, counts, slots, copied):
 
 @helper
 def append_tokens(pool, tables, prefix, rows, counts, tokens):
-    """Book the ids of tokens just appended, and let full pages before them enter the cache.
-
-    The token at the end of a page is computed in the step behind the append that made its
-    slot, so what was there before this append is ready to be shared, and no more.
-    """
+    """Book the ids of tokens just appended; nothing enters the cache."""
     length, known = tables_column(tables, LENGTH), tables_column(tables, KNOWN)
     locked, size = tables_column(tables, LOCKED), tables[ROW_PAGE_SIZE]
     shift, width = tables[ROW_PAGE_SHIFT], tables[MAX_PAGES]
@@ -204,8 +200,6 @@ def append_tokens(pool, tables, prefix, rows, counts, tokens):
         # A cached page that was cut short by `truncate` has just been replaced by a copy.
         if n > 0 and locked[row] * size > before:
             row_shorten(pool, tables, prefix, row, before // size)
-        if known[row] > 0 and min(known[row], before) >= (locked[row] + 1) * size:
-            row_commit(pool, tables, prefix, row, before)
 
 
 @kernel(

@@ -63,7 +63,6 @@ from jitalloc.state import (
     GAP,
     INT32_MAX,
     KNOWN,
-    LENGTH,
     LOCK_END,
     LOCKED,
     NAMESPACE,
@@ -235,8 +234,8 @@ def row_adopt(pool, tables, prefix, row, depth, full, end):
 
 
 @helper
-def row_commit(pool, tables, prefix, row, limit):
-    """Let the full pages of known tokens before position `limit` enter the cache.
+def row_commit(pool, tables, prefix, row):
+    """Let the full pages of known tokens enter the cache.
 
     Where the cache has such a page already, the row takes that one for its own. Returns how
     many pages that sets free.
@@ -245,7 +244,7 @@ def row_commit(pool, tables, prefix, row, limit):
         return np.int64(0)
     locked, lock_end = tables_column(tables, LOCKED), tables_column(tables, LOCK_END)
     depth = locked[row]
-    full = min(tables_column(tables, KNOWN)[row], limit) // tables[ROW_PAGE_SIZE]
+    full = tables_column(tables, KNOWN)[row] // tables[ROW_PAGE_SIZE]
     if full <= depth or is_cut(tables, row):
         return np.int64(0)
     _free_pages, refcount, _released = pool_views(pool)
@@ -286,7 +285,7 @@ def sharing_commit_cpu(pool, tables, prefix, row, tokens):
     if tokens.size > known[row] and tables_column(tables, GAP)[row] == 0:
         write_tokens(tables, prefix, row, known[row], tokens[known[row] :])
         known[row] = tokens.size
-    row_commit(pool, tables, prefix, row, tables_column(tables, LENGTH)[row])
+    row_commit(pool, tables, prefix, row)
     pool[STEP] += 1
     cached = tables_column(tables, LOCKED)[row]
     if is_cut(tables, row):  # what the window left of the path
