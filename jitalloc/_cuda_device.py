@@ -67,6 +67,9 @@ class Device(Protocol):
     def concatenate(self, arrays: list[Any]) -> Any:
         """Return a new array of the elements of all, in stream order."""
 
+    def capturing(self) -> bool:
+        """Return whether a CUDA graph is captured on the current stream."""
+
     def wrap(self, values: Any) -> Any:
         """Return an array in the form in which `launch` takes it."""
 
@@ -188,6 +191,10 @@ class CupyDevice:
     def concatenate(self, arrays: list[Any]) -> Any:
         return self._cupy.concatenate(arrays)
 
+    def capturing(self) -> bool:
+        captured: bool = self._current_stream(self.number).is_capturing()
+        return captured
+
     def wrap(self, values: Any) -> Any:
         # What numba makes of a one-dimensional array: owner, parent, number of elements, size of
         # one, address, shape, stride. `test_cuda_compile` holds the number of parameters.
@@ -292,6 +299,9 @@ class SimulatedDevice:
 
     def concatenate(self, arrays: list[Any]) -> Any:
         return np.concatenate(arrays).view(SimulatedArray)
+
+    def capturing(self) -> bool:
+        return False
 
     def wrap(self, values: Any) -> Any:
         return self._fake(values.view(np.ndarray))

@@ -32,6 +32,7 @@ class HostView:
     @property
     def arrays(self) -> PoolArrays:
         gpu = self.device_pool._gpu
+        self.device_pool._bring_time()
         assert gpu.download(self.device_pool._record)[0] == 0, "a ticket is left over"
         return pool_arrays(gpu.download(self.device_pool._slab))
 

@@ -1,6 +1,5 @@
 """What lives on the GPU: what `PagePool(device="cuda")` and the like return."""
 
-from jitalloc.cuda.matches import CudaPrefixBatch, CudaPrefixMatch
 from jitalloc.cuda.pool import CudaPagePool
 from jitalloc.cuda.prefix import CudaPrefixCache
 from jitalloc.cuda.sequences import CudaPagedKVCache
@@ -13,9 +12,7 @@ __all__ = [
     "CudaBlockTables",
     "CudaPagePool",
     "CudaPagedKVCache",
-    "CudaPrefixBatch",
     "CudaPrefixCache",
-    "CudaPrefixMatch",
     "CudaSlotAllocator",
     "CudaSlotPrefixCache",
 ]

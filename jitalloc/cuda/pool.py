@@ -15,6 +15,7 @@ from jitalloc.arguments import as_count
 from jitalloc.cuda.arguments import as_device, as_device_out
 from jitalloc.cuda.faults import fault_error
 from jitalloc.cuda.owners import CudaPageOwners
+from jitalloc.cuda.shadow import ShadowedPool
 from jitalloc.cuda.slab import ITEMS
 from jitalloc.errors import CorruptState, InvalidArgument, JitallocError, OutOfPages
 from jitalloc.kernels.cuda.merging import TOTALS_SLOTS
@@ -56,7 +57,7 @@ SPREAD = ITEMS * 65536  # elements in whose place up to 65,536 slots take a thre
 LARGE = 16384  # pages that one block does not look at, or hand out, by itself
 
 
-class CudaPagePool(CudaPageOwners, PagePool, device="cuda"):
+class CudaPagePool(ShadowedPool, CudaPageOwners, PagePool, device="cuda"):
     """A `PagePool` whose arrays live on the GPU; made by `PagePool(..., device="cuda")`.
 
     The calls are those of the CPU, with the same results and the same state, and these differences.
@@ -74,13 +75,25 @@ class CudaPagePool(CudaPageOwners, PagePool, device="cuda"):
       graph. `restore` and `resize` make the arrays anew: graphs captured before are stale.
     """
 
-    __slots__ = ("_gpu", "_group_numbers", "_groups", "_record", "_state", "_totals", "_words")
+    __slots__ = (
+        "_gpu",
+        "_group_numbers",
+        "_groups",
+        "_record",
+        "_shadow",
+        "_state",
+        "_totals",
+        "_words",
+    )
 
     def _install(self, slab: NDArray[np.int64]) -> None:
+        if not hasattr(self, "_shadow"):
+            self._shadow = None
         self._put(slab)
         self._totals = self._gpu.empty(TOTALS_SLOTS, INT64)  # what launches leave for the next one
         self._groups, self._group_numbers = {}, count(1)
         self._name_arrays(int(slab[NUM_PAGES]))
+        self._restart_host(slab)
 
     def _name_arrays(self, num_pages: int) -> None:
         self.num_pages = num_pages
@@ -91,12 +104,15 @@ class CudaPagePool(CudaPageOwners, PagePool, device="cuda"):
         return super()._uninterrupted(carried)
 
     def _fault(self, record: NDArray[np.int64]) -> JitallocError:
+        self._meet(record)
         calls = self._groups.get(int(record[FAULT_WANTED]))
         self._groups.clear()
         return fault_error(record, self.page_size, self.null_page, self.num_pages, calls)
 
     def _settled(self) -> NDArray[np.int64]:
+        self._bring_time()
         words = super()._settled()
+        self._meet(words)
         self._groups.clear()  # they all went well
         return words
 
@@ -322,6 +338,7 @@ class CudaPagePool(CudaPageOwners, PagePool, device="cuda"):
             self._settled()
             for follow in followers:
                 follow()
+            self._resize_host(num_pages)
             new[:RECORD_SLOTS] = self._record
             self._use(new)
             self._name_arrays(num_pages)

@@ -57,6 +57,7 @@ class CudaSlab:
         """Launch `kernel` with a thread for each `ITEMS` of `elements`; 0: in one block."""
         gpu = self._gpu
         blocks = blocks_for(gpu, elements)
+        self._tick(kernel)
         gpu.launch(kernel, blocks, gpu.threads, *self._state, *self._wrapped(arguments))
 
     def _start_block(self, kernel: CudaKernel, elements: int, *arguments: Any) -> None:
@@ -64,7 +65,11 @@ class CudaSlab:
         gpu = self._gpu
         most = gpu.threads * (2 if kernel.wide else 1)
         threads = min(-(-elements // WARP) * WARP or WARP, most)
+        self._tick(kernel)
         gpu.launch(kernel, 1, threads, *self._state, *self._wrapped(arguments))
+
+    def _tick(self, kernel: CudaKernel) -> None:
+        """Follow a launch that is about to come, where the host has a clock of its own."""
 
     def _wrapped(self, arguments: tuple[Any, ...]) -> list[Any]:
         wrap = self._gpu.wrap
