@@ -22,6 +22,10 @@ from hypothesis import HealthCheck, Phase, settings  # noqa: E402
 
 from jitalloc import PagePool, _cuda, _cuda_device  # noqa: E402
 from tests.cache_pairs import CachePair  # noqa: E402
+from tests.ptx import install  # noqa: E402
+
+if install.ASKED:  # before somebody looks for a GPU
+    install.install()
 
 # `HYPOTHESIS_PROFILE=long pytest tests/test_machine.py` looks further, at random.
 QUIET = (HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much)

@@ -1,0 +1,25 @@
+"""Puts the machine where jitalloc looks for a GPU."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+ASKED = os.environ.get("JITALLOC_GPU") == "machine"
+
+
+def install() -> None:
+    """Let `import cupy` find the machine, and kernels stay PTX."""
+    from jitalloc import _cuda_images
+    from tests.ptx import cupy
+
+    sys.modules["cupy"] = cupy
+    _cuda_images._linked = lambda _text, _capability: None
+    _keep_stores()
+
+
+def _keep_stores() -> None:
+    """Switch off the pass of numba-cuda that removes stores to views and slices as dead."""
+    from numba.cuda.core import typed_passes
+
+    typed_passes.dead_code_elimination = lambda *_arguments, **_options: None
