@@ -7,7 +7,7 @@ from collections.abc import Hashable
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from jitalloc.arguments import as_count, as_pages, as_tokens
+from jitalloc.arguments import as_count, as_pages
 from jitalloc.errors import (
     NEGATIVE_TOKEN,
     InvalidArgument,

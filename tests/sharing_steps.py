@@ -9,6 +9,9 @@ from typing import Any
 import numpy as np
 
 from jitalloc import errors
+from jitalloc.kernels.prefix import prefix_advance_cpu
+from jitalloc.kernels.reclaim import reclaim_choose_cpu
+from jitalloc.prefix_state import REQUESTED
 from tests.sharing_pairs import (
     SharingPair,
     allocate,
@@ -67,6 +70,27 @@ def match_batch(pair: SharingPair, random: Random) -> None:
     pair.agree()
 
 
+def choose(pair: SharingPair, random: Random) -> None:
+    """An eviction in the two steps in which a pool of another device has it done."""
+    n = random.randrange(4)
+    victims = np.empty(n, np.int32)
+
+    def evict() -> int:
+        count = pair.prefix._run(reclaim_choose_cpu, n, REQUESTED, victims)
+        if count:
+            pair.pool.free(victims[:count])
+        return count
+
+    pair.compare(evict, lambda: pair.prefix_model.evict(n))
+
+
+def advance(pair: SharingPair, random: Random) -> None:
+    steps = random.randrange(3)
+    prefix_advance_cpu.run(pair.pool._slab, steps)
+    pair.model.step += steps
+    pair.agree()
+
+
 def clear(pair: SharingPair, random: Random) -> None:
     if random.random() < 0.3:
         pair.do("clear")
@@ -101,6 +125,7 @@ def rows_with_tokens(pair: SharingPair, random: Random) -> None:
 
 
 SHARING_STEPS: dict[str, Step] = {
+    "prefix_advance_cpu": advance,
     "prefix_insert_cpu": insert,
     "prefix_match_batch_cpu": match_batch,
     "prefix_match_cpu": look_up,
@@ -112,6 +137,7 @@ SHARING_STEPS: dict[str, Step] = {
     "prefix_upkeep_resize_cpu": resize,
     "prefix_upkeep_roots_cpu": sweep,
     "prefix_upkeep_unlock_cpu": restore,
+    "reclaim_choose_cpu": choose,
     "reclaim_clear_cpu": clear,
     "reclaim_evict_cpu": reclaim,
     "rows_allocate_tokens_cpu": rows_with_tokens,

@@ -31,7 +31,9 @@ CACHES: list[dict[str, Any]] = [
 
 @pytest.mark.parametrize("options", CACHES, ids=describe)
 @pytest.mark.parametrize("name", sorted({**CUDA_STEPS, **HOST_STEPS}))
-def test_call_does_what_it_does_on_the_cpu_and_in_the_model(name: str, options: dict[str, Any]) -> None:
+def test_call_does_what_it_does_on_the_cpu_and_in_the_model(
+    name: str, options: dict[str, Any]
+) -> None:
     random, pair = Random(f"{name} {describe(options)}"), CudaPrefixPair(**options)
     for _ in range(ROUNDS):
         {**CUDA_STEPS, **HOST_STEPS}[name](pair, random)

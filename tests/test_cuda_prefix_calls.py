@@ -60,7 +60,11 @@ def test_the_device_of_the_pool_chooses_the_class() -> None:
 def test_what_comes_back_is_known_on_the_host(take: Callable[..., Any]) -> None:
     cache = stored(16, 4, "abc")
     match = cache.match(take(spell("abx", 4)))
-    assert (type(match), type(match.pages), match.pages.dtype) == (PrefixMatch, np.ndarray, np.int32)
+    assert (type(match), type(match.pages), match.pages.dtype) == (
+        PrefixMatch,
+        np.ndarray,
+        np.int32,
+    )
     assert [type(each) for each in (match.num_tokens, match.partial_page)] == [int, int]
     assert repr(match) == "PrefixMatch(num_tokens=8, pages=[0 1]): locked"
     bounds = up([0, 8, 8, 16], np.int64) if take is up else [0, 8, 8, 16]
@@ -226,7 +230,7 @@ def test_bad_input_is_refused_and_changes_nothing(name: str) -> None:
     refused(CUDA_PREFIX_FAULTS[name], cuda_prefix_caches())
 
 
-@pytest.mark.parametrize("name", PREFIX_FAULTS)
+@pytest.mark.parametrize("name", [name for name in PREFIX_FAULTS if name != "tokens on a GPU"])
 def test_bad_input_of_the_host_is_refused_and_changes_nothing(name: str) -> None:
     refused(PREFIX_FAULTS[name], cuda_prefix_caches(lambda cache: cache))
 

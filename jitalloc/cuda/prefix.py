@@ -146,7 +146,9 @@ class CudaPrefixCache(PrefixCache, device="cuda"):
 
         def work() -> InsertResult:
             with self.lock, self.pool._shape:
-                held, owners, fetched = self._fetch(named, gpu.empty(0, INT32) if ids is None else ids)
+                held, owners, fetched = self._fetch(
+                    named, gpu.empty(0, INT32) if ids is None else ids
+                )
                 known = given if ids is None else fetched
                 with self._shadow.owned(held, owners):
                     options: dict[str, Any] = {"priority": priority, "lifetime": lifetime}
@@ -155,9 +157,7 @@ class CudaPrefixCache(PrefixCache, device="cuda"):
                     first, last = result.num_present * size, held.size * size
                     new = gpu.upload(known[first:last]) if ids is None else ids[first:last]
                     adopted = named[result.num_present :]
-                    self.pool._start(
-                        prefix_insert_cuda, new.size, self._tokens, adopted, new, size
-                    )
+                    self.pool._start(prefix_insert_cuda, new.size, self._tokens, adopted, new, size)
                 return result
 
         return self.pool._uninterrupted(work)

@@ -144,7 +144,7 @@ class ShadowedPool:
 
     _gpu: Any
     _host: Any
-    _shadow: PoolShadow | None
+    _shadow: Any  # a PoolShadow, or None
     _settled: Callable[[], NDArray[np.int64]]
     _state: Any
 
@@ -153,7 +153,8 @@ class ShadowedPool:
         if self._shadow is None:
             self._shadow = PoolShadow(self._settled()[RECORD_SLOTS:])
             self._host = self._shadow.slab
-        return self._shadow
+        shadow: PoolShadow = self._shadow
+        return shadow
 
     def _bring_time(self) -> None:
         """Let the clock of the GPU count the steps of the host, unless its stream is captured."""
