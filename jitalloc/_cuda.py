@@ -7,10 +7,13 @@ anywhere. Under the simulator (`NUMBA_ENABLE_CUDASIM=1`) kernels are Python that
 from __future__ import annotations
 
 import importlib
+import re
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
+from importlib.metadata import version
 from typing import Any, Final, TypeVar
 
 import numba
@@ -107,27 +110,67 @@ class CudaKernel:
         from numba.core import sigutils
 
         arguments, _nothing = sigutils.normalize_signature(self.signature)
-        with _loading:  # helpers are compiled for the device that the dispatcher believes in
-            dispatcher: Any = importlib.import_module("numba.cuda.dispatcher")
-            before = dispatcher.get_current_device
-            dispatcher.get_current_device = lambda: _Capability(capability)
-            try:
-                # Limits the registers of wide kernels, whatever assembles them: no launch fails for
-                # want of them. With blocks of 512, ptxas would spill to fit three at a time.
-                text, _type = compiler.compile_ptx(
-                    self.function,
-                    arguments,
-                    cc=capability,
-                    launch_bounds=self.most_threads if self.wide else None,
-                )
-            finally:
-                dispatcher.get_current_device = before
+        with _compiling_for(capability):
+            # Limits the registers of wide kernels, whatever assembles them: no launch fails for
+            # want of them. With blocks of 512, ptxas would spill to fit three at a time.
+            text, _type = compiler.compile_ptx(
+                self.function,
+                arguments,
+                cc=capability,
+                launch_bounds=self.most_threads if self.wide else None,
+            )
+        self._takes_what_launches_hand_over(str(text))
         return str(text)
+
+    def _takes_what_launches_hand_over(self, text: str) -> None:
+        """Raise RuntimeError where the kernel in a text of PTX has other parameters."""
+        entry = text.partition(".entry ")[2].partition("{")[0]
+        words = len(re.findall(r"\.param \.[bsu]64\b", entry))
+        if not words == entry.count(".param") == self.words:
+            raise RuntimeError(
+                f"{self.name}: numba-cuda {version('numba-cuda')} made {entry.count('.param')} "
+                f"parameters, {words} of them of 8 bytes, of {self.signature}, not {self.words}; "
+                "install the numba-cuda that jitalloc[cuda12] asks for"
+            )
 
 
 class _Capability:
     def __init__(self, capability: tuple[int, int]) -> None:
         self.compute_capability = capability
+
+
+@contextmanager
+def _compiling_for(capability: tuple[int, int]) -> Iterator[None]:
+    """Let numba-cuda compile for a compute capability, and lose no store; others wait meanwhile."""
+    lock: Any = importlib.import_module("numba.cuda.core.compiler_lock")
+    dispatcher: Any = importlib.import_module("numba.cuda.dispatcher")
+    passes: Any = importlib.import_module("numba.cuda.core.typed_passes")
+    with lock.global_compiler_lock:
+        _has_dead_code_pass(passes)
+        before = dispatcher.get_current_device, passes.dead_code_elimination
+        # Helpers are compiled for the device that the dispatcher believes in.
+        dispatcher.get_current_device = lambda: _Capability(capability)
+        # Where the inliner is done, this pass takes an array that a view or a slice has made for
+        # one that nobody else sees, and drops the stores to it that are not read afterwards: 75
+        # stores of our kernels (Numba's issue 10041 is the same mechanism). What is really dead
+        # LLVM removes anyway.
+        passes.dead_code_elimination = lambda *args, **options: None
+        try:
+            yield
+        finally:
+            dispatcher.get_current_device, passes.dead_code_elimination = before
+
+
+def _has_dead_code_pass(passes: Any) -> None:
+    """Raise RuntimeError where the inliner does not call the pass that is put out of its way."""
+    name = "dead_code_elimination"
+    inliner = getattr(passes, "InlineOverloads", None)
+    code = getattr(getattr(inliner, "run_pass", None), "__code__", None)
+    if name not in vars(passes) or code is None or name not in code.co_names:
+        raise RuntimeError(
+            f"numba-cuda {version('numba-cuda')} does not call {name} where jitalloc switches it "
+            "off: kernels might lose stores; install the numba-cuda that jitalloc[cuda12] asks for"
+        )
 
 
 def cuda_kernel(

@@ -10,8 +10,7 @@ import numpy as np
 from jitalloc.arguments import as_count, as_fraction
 from jitalloc.errors import InvalidArgument
 from jitalloc.ids import changes_ids
-from jitalloc.kernels.eviction import eviction_select_cpu, eviction_to_cpu, eviction_window_cpu
-from jitalloc.kernels.rows import rows_free_cpu
+from jitalloc.kernels.eviction import eviction_select_cpu
 from jitalloc.sharing import SequenceSharing
 from jitalloc.state import INT32, INT32_MAX, LENGTH, PINNED, POLICIES, PRIORITY
 
@@ -59,11 +58,6 @@ class SequenceEviction(SequenceSharing):
     def _policy(self) -> tuple[int, int, int]:
         return POLICIES.index(self.eviction), self.sink_tokens, self.window_tokens
 
-    def _next_victim(self) -> int:
-        """Return the row of the sequence that gives way first, or -1."""
-        row: int = eviction_select_cpu.run(self.tables._slab, *self._policy())
-        return row
-
     def pin(self, seq_id: Hashable) -> None:
         """Protect a sequence from eviction until `unpin`; a second pin changes nothing.
 
@@ -77,7 +71,7 @@ class SequenceEviction(SequenceSharing):
             No live sequence has this id.
         """
         with self.lock:
-            self.tables.arrays.columns[PINNED, self.row(seq_id)] = 1
+            self._mark(self.row(seq_id), PINNED, 1)
 
     def unpin(self, seq_id: Hashable) -> None:
         """Let a sequence be evicted again.
@@ -92,7 +86,7 @@ class SequenceEviction(SequenceSharing):
             No live sequence has this id.
         """
         with self.lock:
-            self.tables.arrays.columns[PINNED, self.row(seq_id)] = 0
+            self._mark(self.row(seq_id), PINNED, 0)
 
     def set_priority(self, seq_id: Hashable, priority: int) -> None:
         """Set the priority of a sequence: with the policy `priority` the lowest goes first.
@@ -112,7 +106,7 @@ class SequenceEviction(SequenceSharing):
         """
         value = as_count("priority", priority, -INT32_MAX, INT32_MAX)
         with self.lock:
-            self.tables.arrays.columns[PRIORITY, self.row(seq_id)] = value
+            self._mark(self.row(seq_id), PRIORITY, value)
 
     def select_eviction_target(self) -> Hashable | None:
         """Return the id of the sequence that `evict` would take, or None; nothing changes.
@@ -123,7 +117,7 @@ class SequenceEviction(SequenceSharing):
         then to the lower row. Pinned sequences are never taken.
         """
         with self.lock:
-            row = self._next_victim()
+            row = eviction_select_cpu.run(self._look()[0], *self._policy())
             return None if row < 0 else self._ids.by_row[row]
 
     @changes_ids
@@ -147,20 +141,20 @@ class SequenceEviction(SequenceSharing):
         InvalidArgument
             The sequence is pinned.
         """
+        slab, columns = self._look()
         if seq_id is None:
-            row = self._next_victim()
+            row = eviction_select_cpu.run(slab, *self._policy())
             if row < 0:
                 return None
             seq_id = self._ids.by_row[row]
         row = self.row(seq_id)
-        if self.tables.arrays.columns[PINNED, row]:
+        if columns[PINNED, row]:
             raise InvalidArgument("seq_id", seq_id, "the sequence is pinned")
         if self.eviction == "streaming":
             dropped, released = self._cut(row, self.sink_tokens, self.window_tokens, 1)
             return Eviction(seq_id, released, dropped)
-        tokens = int(self.tables.arrays.columns[LENGTH, row])
-        rows = np.array([row], INT32)
-        released = self.pool._run(rows_free_cpu, self.tables._slab, self._prefix, rows, 0, 1)
+        tokens = int(columns[LENGTH, row])
+        released = self._end_rows(np.array([row], INT32), False, True)
         self._ids.leave(row)
         return Eviction(seq_id, released, tokens)
 
@@ -191,29 +185,13 @@ class SequenceEviction(SequenceSharing):
         if utilization is None:
             utilization = self.eviction_threshold
         utilization = as_fraction("utilization", utilization)
-        pool = self.pool
-        with pool._shape:
-            owners = np.zeros(pool.num_pages, np.int32)
-            victims = np.zeros((self.tables.max_sequences, 3), np.int64)
-            rule = np.array(self._policy(), np.int64)
-            target = self._target(utilization)
-            count = pool._run(
-                eviction_to_cpu, self.tables._slab, self._prefix, owners, victims, target, rule
-            )
+        gone = self._evict_down(self._target(utilization), self._policy())
         evictions = []
-        for row, dropped, released in victims[:count].tolist():
+        for row, dropped, released in gone:
             cut = self.eviction == "streaming"
             seq_id = self._ids.by_row[row] if cut else self._ids.leave(row)
             evictions.append(Eviction(seq_id, released, dropped))
         return evictions
-
-    def _cut(self, row: int, sink_tokens: int, window_tokens: int, evicted: int) -> tuple[int, int]:
-        out = np.zeros(2, np.int64)
-        tables, prefix = self.tables._slab, self._prefix
-        self.pool._run(
-            eviction_window_cpu, tables, prefix, out, row, sink_tokens, window_tokens, evicted
-        )
-        return int(out[0]), int(out[1])
 
     def apply_streaming_llm(self, seq_id: Hashable, sink_tokens: int, window_tokens: int) -> int:
         """Keep the first and the last tokens of a sequence, and drop whole pages between.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable
-from typing import Final
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -21,16 +20,13 @@ from jitalloc.errors import (
     SequenceTooLong,
     WrongDevice,
     argument_error,
-    pack_status,
     unpack_status,
 )
-from jitalloc.exports import SequenceExports
 from jitalloc.ids import changes_ids
-from jitalloc.kernels.rows import rows_allocate_cpu, rows_allocate_tokens_cpu, rows_free_cpu
-from jitalloc.kernels.sharing import sharing_pages_cpu
 from jitalloc.moves import ranks
 from jitalloc.pool import PagePool
 from jitalloc.prefix import PrefixCache
+from jitalloc.row_calls import SequenceCalls
 from jitalloc.state import (
     ACTIVE,
     EVICTIONS,
@@ -38,7 +34,6 @@ from jitalloc.state import (
     INT32_MAX,
     LAST_USED,
     LENGTH,
-    LOCKED,
     NULL,
     PAGE_COPIES,
     PEAK_ACTIVE,
@@ -54,11 +49,8 @@ from jitalloc.state import (
 from jitalloc.stats import SequenceInfo, SequenceStats
 from jitalloc.tables import BlockTables
 
-NO_PREFIX: Final = np.zeros(1, np.int64)
-"""What kernels get for a prefix cache where there is none."""
 
-
-class SequenceRows(SequenceExports):
+class SequenceRows(SequenceCalls):
     """The part of `PagedKVCache` that knows which sequence lives in which row."""
 
     def __init__(
@@ -150,11 +142,6 @@ class SequenceRows(SequenceExports):
             raise InvalidArgument("seq_ids", seq_ids, "must be an iterable of sequence ids")
         return np.array([self.row(seq_id) for seq_id in seq_ids], INT32)
 
-    @property
-    def _prefix(self) -> NDArray[np.int64]:
-        """The slab of the prefix cache, for kernels; read it while `lock` is held."""
-        return NO_PREFIX if self.prefix_cache is None else self.prefix_cache._slab
-
     @changes_ids
     def allocate(
         self,
@@ -226,21 +213,18 @@ class SequenceRows(SequenceExports):
                 raise InvalidArgument("num_tokens", num_tokens, f"there are {length} tokens")
         self._ids.expect(seq_id)
         number = self._namespace(namespace)
-        tables, prefix = self.tables._slab, self._prefix
         if tokens is None or self.prefix_cache is None:
-            if length and tokens is not None and tokens.min() < 0:
-                raise argument_error(
-                    pack_status(NEGATIVE_TOKEN, int(tokens.argmin())), "tokens", tokens
-                )
-            row = self.pool._run(rows_allocate_cpu, tables, prefix, length, number, priority)
+            if tokens is not None:
+                self._refuse_negative(tokens)
+            row = self._open(length, number, priority)
         else:
-            row = self.pool._run(rows_allocate_tokens_cpu, tables, prefix, tokens, number, priority)
+            row = self._open_on_prefix(tokens, number, priority)
             if row < 0 and unpack_status(row)[0] == NEGATIVE_TOKEN:
                 raise argument_error(row, "tokens", tokens)
         if row < 0:
             raise self._shortage(row, length)
         self._ids.enter(row)
-        return int(self.tables.arrays.columns[LOCKED, row]) * self.pool.page_size
+        return self._locked_pages(row) * self.pool.page_size
 
     def _namespace(self, namespace: Hashable) -> int:
         """Return the number of a namespace, for the rows of the block table."""
@@ -321,9 +305,7 @@ class SequenceRows(SequenceExports):
     def _free_rows(self, rows: NDArray[np.int32], commit: bool) -> int:
         if not isinstance(commit, bool):
             raise InvalidArgument("commit", commit, "must be a bool")
-        status = self.pool._run(
-            rows_free_cpu, self.tables._slab, self._prefix, rows, int(commit), 0
-        )
+        status = self._end_rows(rows, commit, False)
         if status < 0:
             raise self.tables._row_error(status, "rows", rows)
         for row in rows.tolist():
@@ -348,10 +330,7 @@ class SequenceRows(SequenceExports):
         """
         with self.lock:
             row = self.row(seq_id)
-            facts = self.tables.arrays.columns[:, row].tolist()
-            count = -(-facts[LENGTH] // self.pool.page_size)
-            pages = self.tables.arrays.pages[row, :count].copy()
-            shared = int((self.pool.refcount(pages) > 1).sum())
+            facts, pages, shared = self._row_state(row)
         return SequenceInfo(
             seq_id=seq_id,
             row=row,
@@ -364,19 +343,10 @@ class SequenceRows(SequenceExports):
             pinned=bool(facts[PINNED]),
         )
 
-    def _pages(self) -> tuple[int, int, int]:
-        """Return how many pages are free, reclaimable and held, at one moment."""
-        counts = np.empty(3, np.int64)
-        with self.lock:
-            self.pool._run(sharing_pages_cpu, self._prefix, counts)
-        free, reclaimable, held = counts.tolist()
-        return free, reclaimable, held
-
     def stats(self) -> SequenceStats:
         """Return totals and counters, in O(max_sequences); `pool.stats()` has those of pages."""
         with self.lock:
-            header = self.tables.arrays.header.tolist()
-            tokens = int(self.tables.arrays.columns[LENGTH].sum())
+            header, tokens = self._totals()
             free, reclaimable, held = self._pages()
         return SequenceStats(
             active=header[ACTIVE],

@@ -23,19 +23,17 @@ from jitalloc.errors import (
     pack_status,
     unpack_status,
 )
-from jitalloc.eviction import SequenceEviction
 from jitalloc.ids import changes_ids
 from jitalloc.kernels.pool import pool_total_cpu
 from jitalloc.kernels.sequences import (
     INHERITED,
     sequences_append_cpu,
     sequences_fork_batch_cpu,
-    sequences_fork_cpu,
     sequences_reorder_cpu,
-    sequences_truncate_cpu,
 )
 from jitalloc.moves import Moves
 from jitalloc.state import INT32, INT32_MAX, LENGTH, NO_TOKENS
+from jitalloc.truncation import SequenceTruncation
 
 
 class Appended(NamedTuple):
@@ -54,7 +52,7 @@ class Appended(NamedTuple):
     copies: Moves
 
 
-class PagedKVCache(SequenceEviction):
+class PagedKVCache(SequenceTruncation):
     """Sequences on a pool: they grow, fork, give way and end, and their block tables follow.
 
     Parameters
@@ -236,7 +234,7 @@ class PagedKVCache(SequenceEviction):
         """
         src = self.row(src_id)
         self._ids.expect(dst_id)
-        row = self.pool._run(sequences_fork_cpu, self.tables._slab, self._prefix, src)
+        row = self._fork_row(src)
         if row < 0:
             raise self._shortage(row, 0)
         self._ids.enter(row)
@@ -322,34 +320,3 @@ class PagedKVCache(SequenceEviction):
             text = "a page would have more owners than int32 holds"
             raise InvalidArgument(name, int(values[position]), text, position)
         raise self.tables._row_error(pack_status(code, position), name, values)
-
-    def truncate(self, seq_id: Hashable, num_tokens: int) -> int:
-        """Drop the tail of a sequence, for example rejected speculative tokens.
-
-        Parameters
-        ----------
-        seq_id : Hashable
-        num_tokens : int
-            Tokens that stay.
-
-        Returns
-        -------
-        int
-            How many pages went free.
-
-        Raises
-        ------
-        UnknownSequence
-            No live sequence has this id.
-        InvalidArgument
-            The sequence has fewer tokens than `num_tokens`.
-        """
-        tokens = as_count("num_tokens", num_tokens)
-        with self.lock:
-            row = self.row(seq_id)
-            slabs = self.tables._slab, self._prefix
-            status = self.pool._run(sequences_truncate_cpu, *slabs, row, tokens)
-            if status < 0:
-                length = unpack_status(status)[1]
-                raise InvalidArgument("num_tokens", tokens, f"the sequence has {length} tokens")
-        return status

@@ -42,8 +42,7 @@ class SlotEntries(SlotPins):
         Parameters
         ----------
         tokens : array_like of int32
-            At least one, at most `max_tokens`; they are copied. On the GPU an array of it,
-            `int32`.
+            At least one, at most `max_tokens`; they are copied.
         slot : int
         version : int
             The slot's version: `find` hands it back.
@@ -66,7 +65,7 @@ class SlotEntries(SlotPins):
             `tokens` is no flat sequence of integers, is empty or too long, or `slot` or
             `version` is no such number.
         WrongDevice
-            `tokens` lies on another device than the cache.
+            `tokens` lies on a GPU; the index lives on the host.
 
         Examples
         --------

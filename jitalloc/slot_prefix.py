@@ -25,15 +25,11 @@ class SlotPrefixCache(SlotEntries):
         Entries at most. Each has a slot of its own.
     max_tokens : int
         Tokens an entry at most. Their rows are virtual memory, `4 * capacity * max_tokens`
-        bytes; only what was written takes real memory (on the GPU, all of it).
-    device : {"cpu", "cuda"}
-        Where the arrays live. `cuda` needs the packages of `jitalloc[cuda12]` or
-        `jitalloc[cuda13]`; tokens are then arrays of CuPy, `int32`, and every call waits for the
-        GPU (`help(jitalloc.cuda.CudaSlotPrefixCache)`).
+        bytes; only what was written takes real memory.
 
     Attributes
     ----------
-    capacity, max_tokens, device
+    capacity, max_tokens
         As above.
     arrays : SlotPrefixArrays
         Named views into the state, to look at.
@@ -43,12 +39,14 @@ class SlotPrefixCache(SlotEntries):
     InvalidArgument
         A size is out of range or not an integer.
     MemoryError
-        The system refuses so much virtual memory, or the GPU has not so much.
-    WrongDevice
-        `device` is unknown, or cannot be used here.
+        The system refuses so much virtual memory.
 
     Notes
     -----
+    The index lives on the host, whatever the slots live on: what follows links is slow on a GPU,
+    and a prompt is on the host when it is looked up. Tokens are arrays of the host, and no call
+    waits for a GPU.
+
     Uses are counted by a logical clock, so the same calls give the same entries on every rank.
     Calls from several threads are serialised by a lock word in the arrays.
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from jitalloc._jit import Kernel
 from jitalloc.arguments import as_count, as_tokens
-from jitalloc.devices import OnDevice
 from jitalloc.errors import EntryPinned, WrongDevice, unpack_status
 from jitalloc.kernels.slot_table import slot_table_clear_cpu, slot_table_look_cpu
 from jitalloc.slab import BUSY_STATUS
@@ -24,7 +23,6 @@ from jitalloc.slot_prefix_state import (
     NONE,
     OLDEST,
     PINNED_ENTRIES,
-    PREFIX_HEADER_SLOTS,
     SLOT_EVICTIONS,
     TABLE_BITS,
     TOKENS_ASKED,
@@ -40,18 +38,12 @@ from jitalloc.state import INT32_MAX, INT64
 MOST_ENTRIES = 2**29  # twice as many nodes, and the key of a slot behind them, fit int32
 
 
-class SlotTable(OnDevice):
+class SlotTable:
     """The part of `SlotPrefixCache` that owns the arrays and runs kernels on them."""
 
     __slots__ = ("_slab", "arrays", "capacity", "max_tokens")
 
-    def __new__(cls, capacity: int, max_tokens: int = 8192, *, device: str = "cpu") -> Self:
-        """Return a cache of the class that manages `device`."""
-        return cls._on(device)
-
-    def __init__(self, capacity: int, max_tokens: int = 8192, *, device: str = "cpu") -> None:
-        if not isinstance(device, str) or device != self.device:
-            raise WrongDevice("device", device, f"this cache can live on {self.device!r} only")
+    def __init__(self, capacity: int, max_tokens: int = 8192) -> None:
         self.capacity = as_count("capacity", capacity, 1, MOST_ENTRIES)
         self.max_tokens = as_count("max_tokens", max_tokens, 1)
         slab = np.zeros(slot_prefix_slab_words(self.capacity, self.max_tokens), np.int64)
@@ -60,9 +52,6 @@ class SlotTable(OnDevice):
         slab[TABLE_BITS] = table_bits(self.capacity)
         slab[OLDEST] = NONE
         slot_table_clear_cpu.run(slab, np.empty(1, np.int32))  # of no entry no slot is told
-        self._install(slab)
-
-    def _install(self, slab: NDArray[np.int64]) -> None:
         self._slab = slab
         self.arrays: SlotPrefixArrays = slot_prefix_arrays(slab, self.capacity, self.max_tokens)
 
@@ -71,16 +60,14 @@ class SlotTable(OnDevice):
         status: int = kernel.run(self._slab, *args)
         return status if status != BUSY_STATUS else run_patiently(kernel, self._slab, *args)
 
-    def _header(self) -> NDArray[np.int64]:
-        """Return the header on the CPU."""
-        return self._slab[:PREFIX_HEADER_SLOTS]
-
-    def _tokens(self, tokens: Any) -> Any:
+    def _tokens(self, tokens: Any) -> NDArray[np.int32]:
         """Return token ids as what kernels take."""
+        if type(tokens) is not np.ndarray and hasattr(tokens, "__cuda_array_interface__"):
+            raise WrongDevice("tokens", type(tokens).__name__, "the index lives on the host")
         return as_tokens(tokens)
 
     def __len__(self) -> int:
-        return int(self._header()[ENTRIES])
+        return int(self._slab[ENTRIES])
 
     def __bool__(self) -> bool:
         return True  # an empty cache is a cache still
@@ -94,7 +81,7 @@ class SlotTable(OnDevice):
     @property
     def num_pinned(self) -> int:
         """Entries that are pinned."""
-        return int(self._header()[PINNED_ENTRIES])
+        return int(self._slab[PINNED_ENTRIES])
 
     def entry(self, slot: int) -> SlotEntry | None:
         """Return the entry that a slot backs; this is no use of it.
@@ -124,7 +111,6 @@ class SlotTable(OnDevice):
         -------
         int32[n]
             The slots of the entries, from the one used longest ago on: `free_batch` takes them.
-            They lie on the device of the cache.
 
         Raises
         ------
@@ -146,7 +132,7 @@ class SlotTable(OnDevice):
         SlotPrefixStats
             A copy: it does not follow the cache.
         """
-        header = self._header().tolist()
+        header = self.arrays.header.tolist()
         return SlotPrefixStats(
             capacity=self.capacity,
             max_tokens=self.max_tokens,

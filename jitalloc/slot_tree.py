@@ -27,8 +27,7 @@ class SlotTree(SlotTable):
         Parameters
         ----------
         tokens : array_like of int32
-            The query; of a query longer than every entry, its beginning counts. On the GPU an
-            array of it, `int32`.
+            The query; of a query longer than every entry, its beginning counts.
         pin : bool
             Pin the entry in the same step, as `pin` would.
 
@@ -43,7 +42,7 @@ class SlotTree(SlotTable):
         InvalidArgument
             `tokens` is no flat sequence of integers, or `pin` is no bool.
         WrongDevice
-            `tokens` lies on another device than the cache.
+            `tokens` lies on a GPU; the index lives on the host.
 
         Examples
         --------

@@ -89,6 +89,8 @@ FAULT_VALUE: Final = 5  # the offending element, or the pages available where a 
 FAULT_WANTED: Final = 6  # pages or elements that the call needed
 RESULT: Final = 7  # what the loop returned that the host waits for
 LOWEST: Final = 8  # of a call in several blocks: `call_min` in kernels/cuda/scan.py; else 0
+ANSWER: Final = 13  # of a call on sequences by id: a result or status word, and a word more
+ROWS_FREED: Final = 15  # sequences that have ended: ids on the host follow where it has changed
 RECORD_SLOTS: Final = 16  # a cache line, so that the slab behind it begins one
 
 CALL_KINDS: Final = (
@@ -113,6 +115,10 @@ CALL_KINDS: Final = (
     "append_batch",
     "fork_batch",
     "reorder",
+    "free_batch",
+    "truncate_batch",
+    "apply_streaming_llm_batch",
+    "allocate_batch",
 )
 
 SORTED: Final = 0

@@ -20,7 +20,7 @@ def some_rows(pair: CachePair, random: Random, distinct: bool = True) -> list[in
     size = min(random.choice((0, 1, 2, 5)), len(live))
     rows = random.sample(live, size) if distinct else random.choices(live or [0], k=size)
     if random.random() < 0.2:
-        wrong = random.choice([-1, pair.cache_model.max_sequences, *range(8), *rows])
+        wrong = random.choice([-2, pair.cache_model.max_sequences, *range(8), *rows])
         rows.insert(random.randrange(len(rows) + 1), wrong)
     return rows
 
@@ -73,6 +73,23 @@ def truncate(pair: CachePair, random: Random) -> None:
     pair.do("truncate", an_id(pair, random), random.randrange(12))
 
 
+def truncate_rows(pair: CachePair, random: Random) -> None:
+    rows = some_rows(pair, random)
+    lengths = [
+        pair.cache_model.rows[row].length if row in pair.cache_model.rows else 3 for row in rows
+    ]
+    numbers = [random.randrange(length + 1) for length in lengths]
+    if random.random() < 0.1 and rows:
+        numbers[-1] = random.choice((-1, 40))
+    pair.do("truncate_batch", rows, **{random.choice(("num_tokens", "drop")): numbers})
+    pair.do("truncate_batch", rows[:2], drop=random.randrange(2))
+
+
+def cut_rows(pair: CachePair, random: Random) -> None:
+    rule = random.randrange(8), random.randrange(9)
+    pair.do("apply_streaming_llm_batch", some_rows(pair, random), *rule)
+
+
 def cut(pair: CachePair, random: Random) -> None:
     pair.do("apply_streaming_llm", an_id(pair, random), random.randrange(8), random.randrange(9))
 
@@ -110,6 +127,7 @@ def defragment(pair: CachePair, random: Random) -> None:
 CACHE_STEPS: dict[str, Step] = {
     "eviction_select_cpu": evict,
     "eviction_to_cpu": evict_to,
+    "eviction_window_batch_cpu": cut_rows,
     "eviction_window_cpu": cut,
     "rows_allocate_cpu": allocate,
     "rows_free_cpu": free_rows,
@@ -117,6 +135,7 @@ CACHE_STEPS: dict[str, Step] = {
     "sequences_fork_batch_cpu": fork_batch,
     "sequences_fork_cpu": fork,
     "sequences_reorder_cpu": reorder,
+    "sequences_truncate_batch_cpu": truncate_rows,
     "sequences_truncate_cpu": truncate,
     "tables_check_cpu": layouts,
     "tables_csr_cpu": layouts,

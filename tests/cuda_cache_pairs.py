@@ -46,6 +46,7 @@ class HostCache:
 
     def __init__(self, cache: CudaPagedKVCache) -> None:
         self.device_cache = cache
+        self.dtypes = [INT32, INT64]  # what the next numbers of rows are
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.device_cache, name)
@@ -88,8 +89,31 @@ class HostCache:
     def commit(self, seq_id: Any, tokens: Any = None) -> int:
         return self.device_cache.commit(seq_id, self.up(tokens, INT32))
 
+    def number(self, call: Callable[..., Any], *args: Any, **options: Any) -> int:
+        """Run a call that leaves a number on the GPU, and waits for nothing."""
+        out = self.up([0], INT64)
+        self.settle(lambda: call(*args, out=out, **options), out)
+        return int(self.gpu.download(out)[0])
+
     def free_batch(self, rows: Any, **options: Any) -> int:
-        return self.device_cache.free_batch(self.up(rows, INT32), **options)
+        return self.number(self.device_cache.free_batch, self.up(rows, INT32), **options)
+
+    def integers(self, values: Any) -> Any:
+        """Numbers of rows go up as int32 or int64, whichever; one for all stays a number."""
+        dtype = self.dtypes[0]
+        self.dtypes.reverse()
+        return self.up(values, dtype) if np.ndim(values) else values
+
+    def truncate_batch(self, rows: Any, num_tokens: Any = None, *, drop: Any = None) -> int:
+        name, values = ("num_tokens", num_tokens) if drop is None else ("drop", drop)
+        numbers = {name: self.integers(values)}
+        return self.number(self.device_cache.truncate_batch, self.up(rows, INT32), **numbers)
+
+    def apply_streaming_llm_batch(self, rows: Any, sink: int, window: int) -> Any:
+        rows = self.up(rows, INT32)
+        out = self.up(np.zeros(rows.size), INT64)
+        call = self.device_cache.apply_streaming_llm_batch
+        return self.gpu.download(self.settle(lambda: call(rows, sink, window, out=out), out))
 
     def append(self, seq_id: Any, n: Any = None, *, tokens: Any = None) -> Appended:
         slots, copies = self.device_cache.append(seq_id, n, tokens=self.up(tokens, INT32))
@@ -97,7 +121,7 @@ class HostCache:
 
     def append_batch(self, rows: Any, n: Any = 1, *, tokens: Any = None) -> Appended:
         rows = self.up(rows, INT32)
-        counts = self.up(n, INT64) if np.ndim(n) else n
+        counts = self.integers(n)
         total = min(int((np.zeros(rows.size) + np.clip(n, 0, 2**20)).sum()), 4096)
         out = self.up(np.zeros(total + SLACK), INT64)
         copied = self.gpu.upload(np.zeros((2, rows.size), np.int32))

@@ -8,17 +8,34 @@ from tests.cache_steps import CACHE_STEPS
 from tests.sharing_steps import SHARING_STEPS
 
 # Kernels of the CPU that have no twin, and why caches on the GPU do without.
-WITHOUT_TWIN = {"sharing_check_cpu": "runs on a copy of the state"}
-# Without a prefix cache.
-CUDA_CACHE_STEPS: dict[str, Any] = {
-    name.replace("_cpu", "_cuda"): step
-    for name, step in CACHE_STEPS.items()
-    if name.partition("_")[0] in ("eviction", "rows", "sequences")
+WITHOUT_TWIN = {
+    "eviction_select_cpu": "runs on a copy of the columns",
+    "eviction_to_cpu": "runs on a copy of the state",
+    "eviction_window_cpu": "a batch of one",
+    "rows_allocate_tokens_cpu": "the host finds the prefix, `rows_allocate_cuda` shares its pages",
+    "sequences_fork_cpu": "a batch of one that begins",
+    "sequences_truncate_cpu": "a batch of one",
+    "sharing_check_cpu": "runs on a copy of the state",
 }
+# Kernels of the GPU alone, and what the CPU does in their place.
+ALONE = {"rows_mark_cuda": "one word is written"}
+# Without a prefix cache.
+TWINS = ("eviction_window_batch", "rows_allocate", "rows_free", "sequences_append")
+TWINS += ("sequences_fork_batch", "sequences_reorder", "sequences_truncate_batch")
+CUDA_CACHE_STEPS: dict[str, Any] = {f"{name}_cuda": CACHE_STEPS[f"{name}_cpu"] for name in TWINS}
+CUDA_CACHE_STEPS["rows_mark_cuda"] = CACHE_STEPS["eviction_select_cpu"]
+# By id, a batch of one; what else a step is for is chosen on the host.
+BY_ID_STEPS = [
+    CACHE_STEPS[name]
+    for name in (
+        "eviction_to_cpu",
+        "eviction_window_cpu",
+        "sequences_fork_cpu",
+        "sequences_truncate_cpu",
+    )
+]
 # With one.
 CUDA_SHARING_STEPS: dict[str, Any] = {
-    "rows_allocate_tokens_cuda": SHARING_STEPS["rows_allocate_tokens_cpu"],
-    "sequences_append_serial_cuda": SHARING_STEPS["sharing_check_cpu"],
     "sharing_commit_cuda": SHARING_STEPS["sharing_commit_cpu"],
     "sharing_pages_cuda": SHARING_STEPS["sharing_pages_cpu"],
     "sharing_relock_cuda": SHARING_STEPS["sharing_relock_cpu"],

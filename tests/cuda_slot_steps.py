@@ -1,4 +1,4 @@
-"""Slots and their prefix cache on the GPU, for the steps of `slot_steps.py` as they are.
+"""Slots on the GPU, for the steps of `slot_steps.py` as they are.
 
 Each call runs on an object of the CPU as well, and the two slabs must be equal bit for bit.
 """
@@ -12,11 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from jitalloc import NULL, SlotAllocator, SlotPrefixCache, _cuda_device
+from jitalloc import NULL, SlotAllocator, _cuda_device
 from jitalloc.errors import JitallocError
-from jitalloc.slot_prefix_state import slot_prefix_arrays
 from jitalloc.slot_state import slot_arrays
-from tests.slot_pairs import SlotPair, SlotPrefixPair
+from tests.slot_pairs import SlotPair
 from tests.slot_steps import PREFIX_STEPS, SLOT_STEPS, clear_slots
 
 
@@ -42,9 +41,6 @@ class HostView:
     def __getattr__(self, name: str) -> Any:
         found = getattr(self.gpu, name)
         return self.on_both(name) if callable(found) else found
-
-    def __len__(self) -> int:
-        return len(self.gpu)
 
     def on_both(self, name: str) -> Callable[..., Any]:
         def call(*args: Any, **options: Any) -> Any:
@@ -85,20 +81,6 @@ class HostSlots(HostView):
         return slot_arrays(down(self.gpu._slab), self.gpu.num_slots)
 
 
-class HostPrefixes(HostView):
-    """A prefix cache on the GPU, and one on the CPU."""
-
-    uploads = ("find", "insert")
-
-    def __init__(self, capacity: int, max_tokens: int = 8192) -> None:
-        gpu = SlotPrefixCache(capacity, max_tokens, device="cuda")
-        super().__init__(gpu, SlotPrefixCache(capacity, max_tokens))
-
-    @property
-    def arrays(self) -> Any:
-        return slot_prefix_arrays(down(self.gpu._slab), self.gpu.capacity, self.gpu.max_tokens)
-
-
 class CudaSlotPair(SlotPair):
     """An allocator on the GPU and its model."""
 
@@ -107,27 +89,11 @@ class CudaSlotPair(SlotPair):
         self.library: Any = HostSlots(max_slots)
 
 
-class CudaSlotPrefixPair(SlotPrefixPair):
-    """A prefix cache on the GPU and its model."""
-
-    def __init__(self, capacity: int, max_tokens: int) -> None:
-        super().__init__(capacity, max_tokens)
-        self.library: Any = HostPrefixes(capacity, max_tokens)
-
-
 # Kernels of the CPU that have no twin, and why the GPU does without.
 WITHOUT_TWIN = {
     "slots_check_cpu": "runs on a copy of the state",
-    "slot_prefix_check_cpu": "runs on a copy of the state",
+    **dict.fromkeys(PREFIX_STEPS, "the index lives on the host, whatever the slots live on"),
 }
-
-
-def twins(steps: dict[str, Any]) -> dict[str, Any]:
-    return {
-        name.replace("_cpu", "_cuda"): step
-        for name, step in steps.items()
-        if name not in WITHOUT_TWIN
-    }
 
 
 def clear_some(pair: SlotPair, random: Random) -> None:
@@ -136,6 +102,8 @@ def clear_some(pair: SlotPair, random: Random) -> None:
     clear_slots(pair, random)
 
 
-CUDA_SLOT_STEPS = {**twins(SLOT_STEPS), "slots_clear_cuda": clear_some}
-CUDA_PREFIX_STEPS = twins(PREFIX_STEPS)
-CUDA_STEPS = {**CUDA_SLOT_STEPS, **CUDA_PREFIX_STEPS}
+CUDA_STEPS = {
+    name.replace("_cpu", "_cuda"): step
+    for name, step in (SLOT_STEPS | {"slots_clear_cpu": clear_some}).items()
+    if name not in WITHOUT_TWIN
+}

@@ -9,14 +9,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
-from jitalloc.errors import (
-    DuplicateSequence,
-    InvalidArgument,
-    OutOfRows,
-    SequenceTooLong,
-    UnknownSequence,
-)
+from jitalloc import errors
+from jitalloc.errors import InvalidArgument, OutOfRows, SequenceTooLong
 from tests.oracle import Moves, Pool, pages_of
 
 
@@ -76,7 +72,7 @@ class Cache:
 
     def row(self, seq_id: Hashable) -> int:
         if seq_id not in self.ids:
-            raise UnknownSequence(seq_id)
+            raise errors.UnknownSequence(seq_id)
         return self.ids[seq_id]
 
     def check_rows(self, name: str, rows: Sequence[int], distinct: bool = False) -> None:
@@ -93,7 +89,7 @@ class Cache:
         if seq_id is None:  # None stands for no sequence
             raise InvalidArgument("seq_id", None, "no id")
         if seq_id in self.ids:
-            raise DuplicateSequence(seq_id)
+            raise errors.DuplicateSequence(seq_id)
 
     def _new_row(self) -> int:
         for row in range(self.max_sequences):
@@ -221,6 +217,22 @@ class Cache:
         self._touch(row)
         return released
 
+    def truncate_batch(self, rows: Sequence[int], num_tokens: Any = None, drop: Any = None) -> int:
+        """All are looked at before any is cut; then each as by its id, at one moment."""
+        name, given = ("num_tokens", num_tokens) if drop is None else ("drop", drop)
+        numbers = [given] * len(rows) if isinstance(given, int) else list(given)
+        self.check_rows("rows", rows, distinct=True)
+        for i, (row, n) in enumerate(zip(rows, numbers, strict=True)):
+            if not 0 <= n <= self.rows[row].length:
+                raise InvalidArgument(name, n, "not within the sequence", i)
+        released, step = 0, self.pool.step + 1
+        for row, n in zip(rows, numbers, strict=True):
+            self.pool.step = step - 1
+            kept = n if drop is None else self.rows[row].length - n
+            released += self.truncate(self._name(row), kept)
+        self.pool.step = step
+        return released
+
     def free(self, seq_id: Hashable) -> int:
         return self.free_batch([self.row(seq_id)])
 
@@ -254,6 +266,11 @@ class Cache:
 
     def apply_window(self, seq_id: Hashable, window: int) -> int:
         return self.apply_streaming_llm(seq_id, 0, window)
+
+    def apply_streaming_llm_batch(self, rows: Sequence[int], sink: int, window: int) -> list[int]:
+        self.check_rows("rows", rows, distinct=True)
+        self.pool.step += 1
+        return [self._drop(row, sink, window)[1] for row in rows]
 
     def _drop(self, row: int, sink: int, window: int) -> tuple[int, int]:
         """Drop the pages between; how many went free, and how many tokens were in them."""

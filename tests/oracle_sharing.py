@@ -307,7 +307,7 @@ class SharingCache(Cache):
             at.gap = min(at.gap or first, first)
             at.gap *= at.length >= at.gap
             at.tokens = at.tokens[: gone[0] * self.pool.page_size]
-            if not any(self.is_cached(page) for page in at.pages[gone[0] :]):
+            if not at.path or at.path[-1].page not in at.pages[gone[0] :]:
                 self._shorten(at, gone[0])
         return done
 

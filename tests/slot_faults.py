@@ -49,8 +49,7 @@ def copy(at: SimpleNamespace, keys=None, values=None, src=0, dst=1, length=2):  
     )
 
 
-SLOT_FAULTS = {
-    # SlotAllocator.
+ALLOCATOR_FAULTS = {
     "no slots": Fault(lambda _at: SlotAllocator(0), InvalidArgument, "max_slots", 0),
     "float slots": Fault(lambda _at: SlotAllocator(4.0), InvalidArgument, "max_slots", 4.0),
     "slots past int32": Fault(lambda _at: SlotAllocator(BIG), InvalidArgument, "max_slots", BIG),
@@ -102,6 +101,9 @@ SLOT_FAULTS = {
         lambda at: at.slots.is_current(1, -1), InvalidArgument, "version", -1
     ),
     "float version": Fault(lambda at: at.slots.is_current(1, 1.0), InvalidArgument, "version", 1.0),
+}
+SLOT_FAULTS = {
+    **ALLOCATOR_FAULTS,
     # SlotPrefixCache.
     "no entries": Fault(lambda _at: SlotPrefixCache(0), InvalidArgument, "capacity", 0),
     "too many entries": Fault(

@@ -16,7 +16,7 @@ from tests.twin_steps import as_argument
 def some_slot(pair: SlotPair, random: Random) -> int:
     free = sorted(pair.model.free_slots)
     taken = sorted(set(range(pair.model.num_slots)) - pair.model.free_slots)
-    lists = [each for each in (free, taken, taken, [-1, pair.model.num_slots]) if each]
+    lists = [each for each in (free, taken, taken, [-2, pair.model.num_slots]) if each]
     return random.choice(random.choice(lists))
 
 

@@ -7,6 +7,7 @@ nvidia-cuda-nvcc; skipped where they are not installed.
 from __future__ import annotations
 
 import re
+from copy import copy
 from pathlib import Path
 
 import pytest
@@ -42,13 +43,30 @@ def test_kernel_compiles_without_spills(name: str, tmp_path: Path) -> None:
 
 
 def launches_hand_over_what_it_takes(kernel: _cuda.CudaKernel, text: str) -> None:
-    entry = text.partition(".entry ")[2].partition("\n{")[0]
-    assert len(re.findall(r"\.param \.u64", entry)) == entry.count(".param") == kernel.words
-    assert kernel.words <= _cuda.MOST_WORDS
-    assert _cuda.entry_name(text) == entry.partition("(")[0]
+    assert kernel.words <= _cuda.MOST_WORDS  # and in the text: `CudaKernel.ptx` compares them
+    assert f".entry {_cuda.entry_name(text)}(" in text
     assert text.count(".entry") == 1
     # The elements stand at the address in the fifth word of an array; its third word counts them.
     assert "_param_4]" in text
+
+
+@pytest.mark.parametrize("words", [-1, 1])
+def test_other_parameters_than_launches_hand_over_are_refused(words: int) -> None:
+    kernel = copy(_cuda.cuda_kernels()["pool_merge_cuda"])
+    made = kernel.words
+    kernel.words += words
+    said = f"pool_merge_cuda: numba-cuda .* made {made} parameters, {made} .*, not {made + words};"
+    with pytest.raises(RuntimeError, match=said):
+        kernel.ptx((9, 0))
+
+
+def test_parameters_of_another_size_are_refused() -> None:
+    kernel = copy(_cuda.cuda_kernels()["pool_merge_cuda"])
+    kernel.words = 2
+    text = ".visible .entry merge(\n.param .u64 {}merge_0,\n.param .u{} merge_1\n)\n{{"
+    kernel._takes_what_launches_hand_over(text.format(".ptr .align 8 ", 64))
+    with pytest.raises(RuntimeError, match="made 2 parameters, 1 of them of 8 bytes"):
+        kernel._takes_what_launches_hand_over(text.format("", 32))
 
 
 @pytest.mark.parametrize("capability", CAPABILITIES, ids=str)

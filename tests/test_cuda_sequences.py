@@ -67,7 +67,7 @@ def random_call(both: Both, random: Random, shared: bool) -> tuple[Any, ...]:
     live = sorted(both.cpu._ids.rows.values())
     rows = random.sample(live, random.randrange(len(live) + 1))
     if random.random() < 0.1:
-        rows.insert(random.randrange(len(rows) + 1), random.choice([-1, 0, 1, 99, *live]))
+        rows.insert(random.randrange(len(rows) + 1), random.choice([-2, 0, 1, 99, *live]))
     seq_id = random.choice([*both.cpu.ids, 99])
     counts = [random.choice((0, 1, 1, 1, 2, 9)) for _ in rows]
     tokens = tokens_of(random, sum(counts)) if shared and random.random() < 0.7 else None

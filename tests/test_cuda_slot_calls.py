@@ -1,4 +1,4 @@
-"""Slots and their prefix cache on the GPU as callers see them: arrays, late errors, what waits.
+"""Slots on the GPU as callers see them: arrays, late errors, what waits.
 
     NUMBA_ENABLE_CUDASIM=1 NUMBA_DISABLE_JIT=1 pytest tests/test_cuda_slot_calls.py
 
@@ -14,23 +14,29 @@ from typing import Any
 import numpy as np
 import pytest
 
-from jitalloc import NULL, SlotAllocator, SlotPrefixCache, _cuda, copy_slot, errors
-from jitalloc.cuda import CudaSlotAllocator, CudaSlotPrefixCache
+from jitalloc import (
+    NULL,
+    SlotAllocator,
+    SlotPrefixCache,
+    _cuda,
+    _cuda_device,
+    copy_slot,
+    errors,
+)
+from jitalloc.cuda import CudaSlotAllocator
 from jitalloc.errors import (
     CorruptState,
-    EntryPinned,
     InvalidArgument,
     OutOfSlots,
     SlotFree,
     WrongDevice,
 )
-from jitalloc.slot_prefix_state import ENTRIES
 from jitalloc.slot_state import FREE_SLOTS
 from tests import slot_faults
-from tests.cuda_slot_steps import HostPrefixes, HostSlots, down, up
+from tests.cuda_slot_steps import HostSlots, down, up
 from tests.gpu import ON_DEVICE
-from tests.pool_faults import ANY
-from tests.slot_pairs import slot_prefix_facts, slot_state
+from tests.pool_faults import ANY, CudaArray
+from tests.slot_pairs import slot_state
 from tests.test_cuda_waits import RecordingDevice
 
 pytestmark = ON_DEVICE
@@ -42,23 +48,14 @@ def slots() -> Any:
     return SlotAllocator(70, device="cuda")
 
 
-@pytest.fixture
-def cache() -> Any:
-    """Three entries of eight tokens on the GPU."""
-    return SlotPrefixCache(3, 8, device="cuda")
-
-
 # The classes.
 
 
-def test_the_device_chooses_the_class(slots: Any, cache: Any) -> None:
-    assert (type(slots), type(cache)) == (CudaSlotAllocator, CudaSlotPrefixCache)
+def test_the_device_chooses_the_class(slots: Any) -> None:
+    assert type(slots) is CudaSlotAllocator
     assert isinstance(slots, SlotAllocator)
-    assert isinstance(cache, SlotPrefixCache)
-    assert (slots.device, cache.device, SlotAllocator(4).device) == ("cuda", "cuda", "cpu")
+    assert (slots.device, SlotAllocator(4).device) == ("cuda", "cpu")
     assert repr(slots) == "CudaSlotAllocator(max_slots=70): 0 used, 70 free"
-    assert repr(cache) == "CudaSlotPrefixCache(capacity=3, max_tokens=8): 0 entries, 0 pinned"
-    assert cache
 
 
 def test_a_class_of_the_callers_own_stays_on_its_device() -> None:
@@ -68,48 +65,40 @@ def test_a_class_of_the_callers_own_stays_on_its_device() -> None:
     assert type(Mine(4)) is Mine
     with pytest.raises(WrongDevice, match="'cpu' only"):
         Mine(4, device="cuda")
-    for made in (CudaSlotAllocator, CudaSlotPrefixCache):
-        with pytest.raises(WrongDevice, match="'cuda' only"):
-            made(4)
+    with pytest.raises(WrongDevice, match="'cuda' only"):
+        CudaSlotAllocator(4)
 
 
 HOST = [np.zeros(1, np.int32), np.zeros(1, np.int64), [0], (0,), range(1), 0, None]
 
 
 @pytest.mark.parametrize("values", HOST, ids=repr)
-def test_host_memory_is_refused(slots: Any, cache: Any, values: Any) -> None:
+def test_host_memory_is_refused(slots: Any, values: Any) -> None:
     slots.alloc()
-    calls: list[Callable[[], Any]] = [
-        lambda: slots.free_batch(values),
-        lambda: cache.find(values),
-        lambda: cache.insert(values, 0, 1),
-    ]
+    calls: list[Callable[[], Any]] = [lambda: slots.free_batch(values)]
     if values is not None:
         calls.append(lambda: slots.alloc_batch(1, out=values))
     for call in calls:
         with pytest.raises(WrongDevice):
             call()
-    assert (slots.free_count, len(cache)) == (69, 0)
+    assert slots.free_count == 69
 
 
-def test_dtypes_and_shapes_are_exact(slots: Any, cache: Any) -> None:
-    for call in (slots.free_batch, cache.find):
-        with pytest.raises(InvalidArgument, match="must be int32"):
-            call(up([0], np.int64))
-        with pytest.raises(InvalidArgument, match="one dimension"):
-            call(up([[0]]))
+def test_dtypes_and_shapes_are_exact(slots: Any) -> None:
+    with pytest.raises(InvalidArgument, match="must be int32"):
+        slots.free_batch(up([0], np.int64))
+    with pytest.raises(InvalidArgument, match="one dimension"):
+        slots.free_batch(up([[0]]))
     with pytest.raises(InvalidArgument, match="exactly 2"):
         slots.alloc_batch(2, out=up([0, 0, 0]))
     with pytest.raises(InvalidArgument, match="one-dimensional array of int32"):
         slots.alloc_batch(1, out=up([0], np.int64))
 
 
-def test_arrays_that_are_not_contiguous_are_read(slots: Any, cache: Any) -> None:
+def test_arrays_that_are_not_contiguous_are_read(slots: Any) -> None:
     slots.alloc_batch(6)
     slots.free_batch(up([0, 7, 2, 7, 4])[::2])
     assert [slots.is_free(slot) for slot in range(6)] == [True, False] * 3
-    cache.insert(up([1, 0, 2, 0, 3])[::2], 5, 1)
-    assert cache.find(up([1, 2, 3, 4])) == (3, 5, 1)
 
 
 def test_a_batch_goes_into_the_buffer_of_the_caller(slots: Any) -> None:
@@ -160,6 +149,27 @@ def test_every_call_that_waits_raises_it(slots: Any, name: str) -> None:
     WAITS[name](slots)
 
 
+def test_a_call_takes_no_answer_of_another(slots: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As when another thread comes in between the launch of a call and its fetch."""
+    gpu, other = _cuda_device.device(), []
+    fetch = gpu.download
+
+    def interrupted(values: Any) -> Any:
+        monkeypatch.setattr(gpu, "download", fetch)
+        other.append(slots.alloc())
+        return fetch(values)
+
+    for first in (0, 2):
+        monkeypatch.setattr(gpu, "download", interrupted)
+        assert slots.alloc() == first
+    assert other == [1, 3]
+    slots.alloc_batch(67)
+    monkeypatch.setattr(gpu, "download", interrupted)
+    with pytest.raises(OutOfSlots):  # nobody else has seen it
+        slots.version(0)
+    assert other == [1, 3, 4]
+
+
 def test_more_slots_than_there_are_is_refused_at_once(slots: Any) -> None:
     slots.alloc_batch(3)
     with pytest.raises(OutOfSlots) as caught:
@@ -167,30 +177,21 @@ def test_more_slots_than_there_are_is_refused_at_once(slots: Any) -> None:
     assert (caught.value.requested, caught.value.available) == (71, 67)
 
 
-# What `slot_faults.py` refuses, but for what the uploads of this test would hide, and copy_slot.
-HIDDEN = ("bool in", "unsigned", "GPU", "float tokens", "bool tokens", "text", "past int32", "copy")
-SCALAR_FAULTS = [
-    name
-    for name, fault in slot_faults.SLOT_FAULTS.items()
-    if fault.argument not in ("keys", "values", "src_slot", "dst_slot", "length")
-    and not any(word in name for word in HIDDEN)
-]
+# But for what the uploads of this test would hide, and for NULL, which is padding on the GPU.
+HIDDEN = ("bool in", "unsigned", "GPU", "negative slot in")
+FAULTS = [name for name in slot_faults.ALLOCATOR_FAULTS if not any(word in name for word in HIDDEN)]
 
 
-@pytest.mark.parametrize("name", SCALAR_FAULTS)
+@pytest.mark.parametrize("name", FAULTS)
 def test_bad_input_is_refused_and_changes_nothing(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(slot_faults, "SlotAllocator", HostSlots)
-    monkeypatch.setattr(slot_faults, "SlotPrefixCache", HostPrefixes)
     at: Any = SimpleNamespace()
     slot_faults.add_slots(at)
     fault = slot_faults.SLOT_FAULTS[name]
 
-    def states() -> Any:
-        return slot_state(at.slots), *map(slot_prefix_facts, (at.prefixes, at.pinned))
-
-    before = states()
+    before = slot_state(at.slots)
     with pytest.raises(errors.JitallocError) as caught:
         fault.call(at)
     error: Any = caught.value
@@ -198,42 +199,40 @@ def test_bad_input_is_refused_and_changes_nothing(
     if fault.argument is not None:
         assert (error.argument, error.position) == (fault.argument, fault.position)
         assert fault.value is ANY or error.value == fault.value
-    assert states() == before
+    assert slot_state(at.slots) == before
 
 
-# The prefix cache.
+# The prefix cache beside them, on the host.
 
 
-def test_slots_of_a_cache_that_is_cleared_can_be_freed(slots: Any, cache: Any) -> None:
+def test_a_prefix_cache_on_the_host_tells_what_the_gpu_frees(slots: Any) -> None:
+    cache = SlotPrefixCache(3, 8)
     batch = slots.alloc_batch(3)
     for slot, token in enumerate((5, 6, 7)):
-        cache.insert(up([1, token]), slot, slots.version(slot))
-    match = cache.find(up([1, 6, 9]), pin=True)
+        cache.insert([1, token], slot, slots.version(slot))
+    match = cache.find([1, 6, 9], pin=True)
+    assert match is not None
     assert (match, slots.is_current(match.slot, match.version)) == ((2, 1, 1), True)
-    with pytest.raises(EntryPinned):
-        cache.clear()
     cache.release(match)
     gone = cache.clear()
-    assert down(gone).tolist() == [0, 2, 1]
-    slots.free_batch(gone)
+    assert gone.tolist() == [0, 2, 1]
+    slots.free_batch(up(gone))
     assert (slots.free_count, len(cache), down(batch).tolist()) == (70, 0, [0, 1, 2])
 
 
-def test_check_finds_what_is_broken(slots: Any, cache: Any) -> None:
+def test_tokens_on_the_gpu_are_refused() -> None:
+    cache = SlotPrefixCache(3, 8)
+    with pytest.raises(WrongDevice, match="the index lives on the host"):
+        cache.find(CudaArray())
+    with pytest.raises(WrongDevice, match="the index lives on the host"):
+        cache.insert(CudaArray(), 0, 1)
+
+
+def test_check_finds_what_is_broken(slots: Any) -> None:
     slots.alloc_batch(3)
     slots._slab[FREE_SLOTS] = 66
     with pytest.raises(CorruptState, match="free"):
         slots.check()
-    cache.insert(up([1, 2]), 0, 1)
-    cache.check()
-    cache._slab[ENTRIES] = 2
-    with pytest.raises(CorruptState, match="header"):
-        cache.check()
-
-
-def test_what_stood_in_memory_before_is_wiped() -> None:
-    cache = HostPrefixes(5, 3)
-    assert down(cache.gpu._slab).tolist() == cache.cpu._slab.tolist()
 
 
 # copy_slot.
@@ -297,23 +296,3 @@ def test_all_other_calls_wait(recorded: Any) -> None:
     tried = {name.partition(" ")[0] for name in (*STARTS, *WAITS)}
     assert mine - tried == {"arrays", "device", "num_slots"}
     assert tried - mine == {"repr"}
-
-
-def test_a_call_of_the_prefix_cache_is_one_launch(recorded: Any) -> None:
-    cache: Any = SlotPrefixCache(2, 8, device="cuda")
-    tokens = recorded.upload(np.array([1, 2], np.int32))
-    entry = cache.insert(tokens, 3, 1) or cache.find(tokens)
-    calls: list[Callable[[], Any]] = [
-        lambda: cache.find(tokens),
-        lambda: cache.insert(tokens[:1], 4, 1),
-        lambda: cache.pin(entry),
-        lambda: cache.release(entry),
-        lambda: cache.entry(3),
-        lambda: cache.evict(),
-        lambda: cache.remove(entry),
-        lambda: cache.clear(),
-    ]
-    for call in calls:
-        recorded.starts.clear()
-        call()
-        assert len(recorded.starts) == 1

@@ -1,4 +1,4 @@
-"""Slots and their prefix cache on the GPU: every kernel against the model and the CPU's slab.
+"""Slots on the GPU: every kernel against the model and the CPU's slab.
 
     NUMBA_ENABLE_CUDASIM=1 NUMBA_DISABLE_JIT=1 pytest tests/test_cuda_slots.py
 
@@ -12,20 +12,13 @@ from random import Random
 import numpy as np
 import pytest
 
-from jitalloc import _cuda, _cuda_device
+from jitalloc import NULL, SlotAllocator, _cuda, _cuda_device
 from jitalloc.errors import InvalidSlot, SlotFree
 from jitalloc.slot_state import LOWEST
-from tests.cuda_slot_steps import (
-    CUDA_PREFIX_STEPS,
-    CUDA_SLOT_STEPS,
-    CudaSlotPair,
-    CudaSlotPrefixPair,
-    HostSlots,
-    down,
-)
+from tests.cuda_slot_steps import CUDA_STEPS, CudaSlotPair, HostSlots, down, up
 from tests.gpu import ON_DEVICE
-from tests.slot_steps import PREFIX_BACKGROUND, SLOT_BACKGROUND
-from tests.test_twins import PREFIXES, SLOTS
+from tests.slot_steps import SLOT_BACKGROUND
+from tests.test_twins import SLOTS
 
 pytestmark = ON_DEVICE
 BLOCKS = (4, 8, 32) if _cuda.SIMULATED else (32, 64, 512)
@@ -35,12 +28,11 @@ BLOCKS = (4, 8, 32) if _cuda.SIMULATED else (32, 64, 512)
 
 
 def cases() -> list[tuple[str, int, int]]:
-    """Every kernel with every size; those of many threads in blocks of different sizes."""
+    """Every kernel with every size, in blocks of different sizes."""
     made = []
-    for name in sorted(CUDA_SLOT_STEPS):
-        serial = _cuda.cuda_kernels()[name].serial
+    for name in sorted(CUDA_STEPS):
         for max_slots in SLOTS:
-            blocks = BLOCKS[1:2] if serial or max_slots > 1000 else BLOCKS
+            blocks = BLOCKS[1:2] if max_slots > 1000 else BLOCKS
             made += [(name, max_slots, threads) for threads in blocks]
     return made
 
@@ -52,17 +44,8 @@ def test_slot_kernel_does_what_the_model_does(
     monkeypatch.setattr(_cuda_device.device(), "threads", threads)
     random, pair = Random(f"{name} {max_slots}"), CudaSlotPair(max_slots)
     for _ in range(2 if max_slots > 1000 else 6):
-        CUDA_SLOT_STEPS[name](pair, random)
+        CUDA_STEPS[name](pair, random)
         random.choice(SLOT_BACKGROUND)(pair, random)
-
-
-@pytest.mark.parametrize(("capacity", "max_tokens"), PREFIXES)
-@pytest.mark.parametrize("name", sorted(CUDA_PREFIX_STEPS))
-def test_prefix_kernel_does_what_the_model_does(name: str, capacity: int, max_tokens: int) -> None:
-    random, pair = Random(f"{name} {capacity}"), CudaSlotPrefixPair(capacity, max_tokens)
-    for _ in range(8):
-        CUDA_PREFIX_STEPS[name](pair, random)
-        random.choice(PREFIX_BACKGROUND)(pair, random)
 
 
 # Batches.
@@ -88,13 +71,31 @@ def test_batches_of_every_size_leave_the_slab_of_the_cpu(
                 slots.free_batch(np.random.default_rng(1).permutation(got)[: count // 2])
 
 
+@pytest.mark.parametrize("threads", BLOCKS)
+def test_null_in_a_batch_is_padding(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_cuda_device.device(), "threads", threads)
+    random, gpu, cpu = Random(threads), SlotAllocator(200, device="cuda"), SlotAllocator(200)
+    taken: list[int] = []
+    for _ in range(4):
+        gpu.alloc_batch(cpu.free_count)
+        taken += cpu.alloc_batch(cpu.free_count).tolist()
+        random.shuffle(taken)
+        padded = [taken.pop() if random.random() < 0.5 else NULL for _ in range(70)]
+        gpu.free_batch(up(padded))
+        cpu.free_batch([slot for slot in padded if slot != NULL])
+        assert down(gpu._slab).tolist() == cpu._slab.tolist()
+    gpu.free_batch(up([NULL] * 40))
+    gpu.check()
+    assert down(gpu._slab).tolist() == cpu._slab.tolist()
+
+
 # Slots 0 .. 59 of 70 are taken, but for 30. Blocks of 4: a tile is four of these.
 FAULTY = {
     "free": [1, 30],
     "free, in a later tile": [*range(9), 30, 9],
     "never taken": [1, 69, 65],
     "outside": [0, 70],
-    "negative": [0, -1, 30],
+    "negative": [0, -2, 30],
     "twice in a tile": [5, 6, 6],
     "twice, the first of all": [5, 5],
     "twice in different tiles": [5, 6, 7, 8, 9, 10, 5],
@@ -104,10 +105,14 @@ FAULTY = {
     "twice behind one that is free": [30, 5, 5],
     "twice behind one outside": [5, 71, 5],
     "two that are wrong": [1, 2, -7, 30],
-    "all of a tile": [30, 30, 61, -1],
-    "all of a later tile": [1, 2, 3, 4, 62, 70, 30, 61, *range(5, 29), -1, 30, 65, 66],
+    "all of a tile": [30, 30, 61, -2],
+    "all of a later tile": [1, 2, 3, 4, 62, 70, 30, 61, *range(5, 29), -3, 30, 65, 66],
     "named in an earlier tile, before one outside": [1, 2, 3, 4, 5, 1, 70, 6],
     "named in an earlier tile, behind one named twice": [1, 2, 3, 4, 5, 5, 1, 6],
+    "behind padding": [NULL, 1, NULL, NULL, NULL, NULL, 30],
+    "twice across padding": [5, NULL, NULL, 5, 6],
+    "twice across tiles of padding": [5, *[NULL] * 70, 64, 5],
+    "padding in the tile that is taken back": [1, NULL, 2, NULL, NULL, 3, 30, NULL],
     "many of one word": [*range(29), 28, *range(31, 40)],
 }
 
@@ -122,13 +127,15 @@ def test_the_first_slot_that_is_wrong_is_named(
     slots.alloc_batch(60)
     slots.free(30)
     before = slots.cpu._slab.tolist()
+    places = [i for i, slot in enumerate(FAULTY[name]) if slot != NULL]  # no padding on the CPU
     with pytest.raises(InvalidSlot) as right:
-        slots.cpu.free_batch(FAULTY[name])
+        slots.cpu.free_batch([FAULTY[name][i] for i in places])
     with pytest.raises(InvalidSlot) as caught:
         slots.free_batch(FAULTY[name])
     assert type(caught.value) is type(right.value)
-    assert (caught.value.value, caught.value.position) == (right.value.value, right.value.position)
-    assert str(caught.value) == str(right.value)
+    position = places[right.value.position]
+    assert (caught.value.value, caught.value.position) == (right.value.value, position)
+    assert caught.value.expected == right.value.expected
     assert down(slots.gpu._slab).tolist() == before
 
 

@@ -3,10 +3,9 @@
 from jitalloc.cuda.pool import CudaPagePool
 from jitalloc.cuda.prefix import CudaPrefixCache
 from jitalloc.cuda.sequences import CudaPagedKVCache
-from jitalloc.cuda.slot_prefix import CudaSlotPrefixCache
 from jitalloc.cuda.slots import CudaSlotAllocator
 from jitalloc.cuda.tables import CudaBlockTables
-from jitalloc.kernels.cuda import eviction, rows, sharing  # noqa: F401  (twins found by name)
+from jitalloc.kernels.cuda import sharing  # noqa: F401  (twins found by name)
 
 __all__ = [
     "CudaBlockTables",
@@ -14,5 +13,4 @@ __all__ = [
     "CudaPagedKVCache",
     "CudaPrefixCache",
     "CudaSlotAllocator",
-    "CudaSlotPrefixCache",
 ]

@@ -51,6 +51,10 @@ SEQUENCE_CALLS = {
     "append_batch": {0: "rows", NEGATIVE: "n", TOO_MANY: "n", NEGATIVE_TOKEN: "tokens"},
     "fork_batch": {0: "dst_rows", 1: "src_rows"},
     "reorder": {0: "rows", 1: "parents"},
+    "free_batch": {0: "rows"},
+    "truncate_batch": {0: "rows"},
+    "apply_streaming_llm_batch": {0: "rows"},
+    "allocate_batch": {0: "rows"},
 }
 LAST_SLOT_CODES = (LAST_SLOT_FREE, LAST_SLOT_MISALIGNED, LAST_SLOT_RANGE)
 
@@ -114,7 +118,8 @@ def _sequence_error(kind: str, code: int, detail: int, value: int, wanted: int) 
     """Return the exception for a call of `SEQUENCE_CALLS`.
 
     `wanted` holds how many rows the table has, and above, for calls of pairs, the size of the
-    batch; for a row that would be too long its width, and above the pages needed.
+    batch; for a row that would be too long its width, and above the pages needed; for one that is
+    cut short its tokens, and above 1 where so many were to go.
     """
     if code == TOKENS_MISFIT:
         return InvalidArgument("tokens", detail, f"must have {wanted} elements, one a new token")
@@ -122,6 +127,12 @@ def _sequence_error(kind: str, code: int, detail: int, value: int, wanted: int) 
         pages, width = wanted >> 31, wanted & INT32_MAX
         text = f"the sequence would need {pages} pages; a row holds {width}, a length fits int32"
         return SequenceTooLong("n", value, text, detail)
+    if kind == "truncate_batch" and code in (NEGATIVE, POSITION_RANGE):
+        name = "drop" if wanted >> 32 else "num_tokens"
+        if code == NEGATIVE:
+            return argument_error(pack_status(code, detail), name, {detail: value})
+        text = f"the sequence has {wanted & INT32_MAX} tokens"
+        return InvalidArgument(name, value, text, detail)
     names = SEQUENCE_CALLS[kind]
     batch, height = wanted >> 32, wanted & INT32_MAX
     name = names.get(code, names[0])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import weakref
+from collections.abc import Hashable
 from typing import Any, Self
 
 import numpy as np
@@ -12,15 +13,14 @@ from numpy.typing import NDArray
 from jitalloc.cuda.arguments import as_device
 from jitalloc.cuda.pool import CudaPagePool
 from jitalloc.cuda.tables import CudaBlockTables
+from jitalloc.errors import DuplicateSequence
 from jitalloc.ids import SequenceIds
-from jitalloc.kernels.eviction import eviction_select_cpu
-from jitalloc.kernels.sharing import sharing_relock_cpu
 from jitalloc.moves import Moves
 from jitalloc.pool import PagePool
 from jitalloc.prefix import PrefixCache
 from jitalloc.saving import CacheSnapshot
 from jitalloc.sequences import PagedKVCache
-from jitalloc.state import INT32, NAMESPACE, NO_TOKENS, NULL, TableArrays, table_arrays
+from jitalloc.state import INT32, INT64, NAMESPACE, NO_TOKENS, NULL, TableArrays, table_arrays
 from jitalloc.tables import BlockTables
 
 
@@ -31,12 +31,74 @@ def tables_on_cpu(tables: Any) -> TableArrays:
 
 
 class CudaSequenceIds(SequenceIds):
-    """`SequenceIds` of a block table on the GPU."""
+    """`SequenceIds` of a block table on the GPU.
 
-    __slots__ = ()
+    Rows end there that the host has not named: by a batch call, or by a graph. Once it is known
+    that some may have (`stale`), the next look at the ids waits, and forgets those of free rows.
+    """
+
+    __slots__ = ("_by_row", "_rows", "stale")
+
+    def __init__(self, tables: BlockTables) -> None:
+        self.stale = False
+        super().__init__(tables)
+
+    @property
+    def rows(self) -> dict[Hashable, int]:
+        """The rows of the ids."""
+        self._follow()
+        return self._rows
+
+    @rows.setter
+    def rows(self, rows: dict[Hashable, int]) -> None:
+        self._rows = rows
+
+    @property
+    def by_row(self) -> list[Hashable]:
+        """The ids of the rows."""
+        self._follow()
+        return self._by_row
+
+    @by_row.setter
+    def by_row(self, by_row: list[Hashable]) -> None:
+        self._by_row = by_row
+
+    def leave(self, row: int) -> Hashable:
+        """Forget the id of the sequence that has just ended in `row`, and return it."""
+        seq_id, self._by_row[row] = self._by_row[row], None
+        del self._rows[seq_id]
+        return seq_id
+
+    def _follow(self) -> None:
+        if self.stale:
+            with self.lock:
+                if self.stale:
+                    self.reconcile()
 
     def _arrays(self) -> TableArrays:
         return tables_on_cpu(self.tables)
+
+    def reconcile(self) -> None:
+        """Make the ids follow the block table; waits."""
+        self.stale = False
+        super().reconcile()
+
+    def expect(self, seq_id: Hashable) -> None:
+        """Announce that a sequence of this id is about to be made; waits where one has it."""
+        try:
+            super().expect(seq_id)
+        except DuplicateSequence:
+            self.reconcile()  # perhaps it has ended
+            super().expect(seq_id)
+
+    def free_row(self) -> int:
+        """Return the lowest row that is known to be free, or -1."""
+        for _ in range(2):
+            try:
+                return self.by_row.index(None)
+            except ValueError:
+                self.reconcile()  # perhaps one has become free
+        return -1
 
 
 class CudaSequenceState(PagedKVCache):
@@ -44,41 +106,32 @@ class CudaSequenceState(PagedKVCache):
 
     pool: Any
     tables: Any
-    _no_prefix: Any
+    _ids: CudaSequenceIds
     _no_tokens: Any
     _constants: dict[int, Any]
     _scratch: Any
-    _bound: tuple[Any, Any, tuple[Any, ...]]
+    _kept: list[Any]
+    _bound: tuple[Any, ...]
+    _freed: int
 
     def _make_tables(self, max_sequences: int, max_pages_per_sequence: int) -> BlockTables:
         gpu = self.pool._gpu
-        self._no_prefix = gpu.upload(np.zeros(1, np.int64))
         self._no_tokens = gpu.upload(NO_TOKENS)
-        self._constants = {}
-        self._scratch = None
-        self._bound = None, None, ()
+        self._constants, self._kept = {}, []
+        self._scratch = gpu.empty(0, INT64)
+        self._bound = ()
+        self._freed = 0
         pad = 0 if self.pool.null_page else NULL
         return CudaBlockTables(self.pool, max_sequences, max_pages_per_sequence, pad)
 
     def _make_ids(self) -> SequenceIds:
         return CudaSequenceIds(self.tables)
 
-    @property
-    def _prefix(self) -> Any:
-        return self._no_prefix if self.prefix_cache is None else self.prefix_cache._slab
-
     def _as_rows(self, name: str, rows: Any) -> Any:
         return as_device(self.pool._gpu, name, rows, INT32)
 
     def _as_tokens(self, tokens: Any) -> Any:
         return as_device(self.pool._gpu, "tokens", tokens, INT32)
-
-    def _next_victim(self) -> int:
-        row: int = self.pool._run(eviction_select_cpu, self.tables._slab, *self._policy())
-        return row
-
-    def _relock(self) -> None:
-        self.pool._run(sharing_relock_cpu, self.tables._slab, self._prefix)
 
     # What the pool asks a holder of pages.
 

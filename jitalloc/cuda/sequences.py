@@ -1,4 +1,4 @@
-"""PagedKVCache on the GPU: batches of rows grow, fork and reorder without a wait."""
+"""PagedKVCache on the GPU: batches of rows grow, fork, shrink and end without a wait."""
 
 from __future__ import annotations
 
@@ -7,17 +7,18 @@ from typing import Any
 
 import numpy as np
 
-from jitalloc._cuda import CudaKernel
 from jitalloc.arguments import as_count
-from jitalloc.cuda.arguments import as_device, as_device_out
-from jitalloc.cuda.holding import CudaSequenceState
+from jitalloc.cuda.arguments import as_device_out
+from jitalloc.cuda.row_calls import CudaSequenceCalls, reorder_words
 from jitalloc.errors import TOO_MANY, InvalidArgument, argument_error, pack_status
+from jitalloc.kernels.cuda.eviction import eviction_window_batch_cuda
+from jitalloc.kernels.cuda.row_batches import OPTION
+from jitalloc.kernels.cuda.rows import rows_free_cuda
 from jitalloc.kernels.cuda.sequences import (
-    FACTS,
     sequences_append_cuda,
-    sequences_append_serial_cuda,
     sequences_fork_batch_cuda,
     sequences_reorder_cuda,
+    sequences_truncate_batch_cuda,
 )
 from jitalloc.moves import Moves
 from jitalloc.sequences import Appended
@@ -25,36 +26,35 @@ from jitalloc.state import INT32, INT32_MAX, INT64, NULL
 from jitalloc.stats import SequenceInfo
 
 
-class CudaPagedKVCache(CudaSequenceState, device="cuda"):
+class CudaPagedKVCache(CudaSequenceCalls, device="cuda"):
     """A `PagedKVCache` whose arrays live on the GPU; made by giving it a pool on the GPU.
 
     The calls are those of the CPU, with the same results and the same state, and these differences.
 
     - Arrays are CuPy's, or anything on the GPU with `__cuda_array_interface__` or DLPack: rows and
-      tokens `int32`, counts `int64`. Host memory is refused, never copied.
-    - `append_batch`, `fork_batch`, `reorder` and the layouts (`block_tables`, `slot_mapping`,
-      `page_table_csr`, `seq_lens`) are one launch on CuPy's current stream and wait for nothing,
-      unless their docstrings say so. One that fails changes nothing and fills its results with
-      NULL; the next call that waits raises it (`CudaPagePool` says more).
-    - All other calls take sequence ids or return what Python has to see: they wait for the GPU,
-      raise an earlier failure before they begin, and their own at once. `pin`, `unpin` and
-      `set_priority` do not wait.
-    - A batch call behind a prefix cache, and every call that waits, is run by one thread: what
-      enters the cache or gives way has no order but that of the loop of the CPU. Without a prefix
-      cache `append_batch`, `fork_batch` and `reorder` are run by a block.
+      tokens `int32`, counts and lengths `int32` or `int64`. Host memory is refused, never copied.
+    - Calls on a batch of rows (`append_batch`, `fork_batch`, `reorder`, `truncate_batch`,
+      `apply_streaming_llm_batch`, `apply_window_batch`, `free_batch`, and the layouts
+      `block_tables`, `slot_mapping`, `page_table_csr`, `seq_lens`) are one launch on the current
+      stream and wait for nothing, unless their docstrings say so. One that fails changes nothing
+      and fills its results with NULL; the next call that waits raises it (`CudaPagePool` says
+      more). Numbers that the CPU returns come as `int64[1]` on the GPU.
+    - In a batch, a row that is NULL fills it up: it is passed over, its results are NULL, and the
+      layouts take it for a sequence without tokens. So a captured step goes on while the sequences
+      in it end.
+    - Calls by id are a batch of one and wait for its answer, once (`append` by id: twice; `evict`
+      and `evict_to` look at a copy of the state first, so they wait twice). They raise an earlier
+      failure before they begin, and their own at once. `pin`, `unpin` and `set_priority` do not
+      wait.
+    - The ids are known to the host alone. Behind `free_batch` the next call that looks at an id
+      waits, to learn which sequences have ended. Those that end in a CUDA graph are forgotten by
+      the next call that waits, for example `stats`; until then their rows are not given away. So
+      `allocate` and `fork` take the lowest row that the host knows to be free.
     - Given fixed shapes and caller buffers, every call that does not wait can be captured in a CUDA
-      graph, once it has been made outside of one: the first call with an `n`, and the first
-      `reorder`, make arrays that stay. `restore`, and `resize` of the pool, make the state anew:
-      graphs captured before are stale.
+      graph, once it has been made outside of one: the first call with an `n`, and one with more
+      rows than ever before, make arrays that stay. `restore`, and `resize` of the pool, make the
+      state anew: graphs captured before are stale.
     """
-
-    def _launch(self, kernel: CudaKernel, serial: bool, *arguments: Any) -> None:
-        """Start a kernel in one block, on record, pool and tables."""
-        gpu, words, tables = self.pool._gpu, self.pool._words, self.tables._slab
-        if self._bound[0] is not words or self._bound[1] is not tables:  # not yet, or made anew
-            self._bound = words, tables, (gpu.wrap(words), gpu.wrap(tables))
-        threads = 1 if serial else gpu.threads
-        gpu.launch(kernel, 1, threads, *self._bound[2], *map(gpu.wrap, arguments))
 
     def rows(self, seq_ids: Iterable[Hashable]) -> Any:
         """Return the rows of sequences as `int32[B]` on the GPU: see `PagedKVCache.rows`.
@@ -65,7 +65,6 @@ class CudaPagedKVCache(CudaSequenceState, device="cuda"):
 
     def sequence(self, seq_id: Hashable) -> SequenceInfo:
         """Return what is known of a sequence, `pages` on the GPU: see `PagedKVCache.sequence`."""
-        self.pool._settled()
         return super().sequence(seq_id)
 
     def append(self, seq_id: Hashable, n: int | None = None, *, tokens: Any = None) -> Appended:
@@ -87,10 +86,11 @@ class CudaPagedKVCache(CudaSequenceState, device="cuda"):
             n = 1 if tokens is None else self._as_tokens(tokens).size
         with self.lock:
             rows = self.rows([seq_id])
-            self.pool._settled()
-            slots, copies = self.append_batch(rows, n, tokens=tokens)
-            self.pool._settled()
-            count = int((gpu.download(copies.src) != NULL).sum())
+            with self.pool._calls:
+                self._wait()
+                slots, copies = self.append_batch(rows, n, tokens=tokens)
+                self._wait()
+                count = int((gpu.download(copies.src) != NULL).sum())
         return Appended(slots, Moves(copies.src[:count], copies.dst[:count]))
 
     def append_batch(
@@ -101,8 +101,9 @@ class CudaPagedKVCache(CudaSequenceState, device="cuda"):
         Parameters
         ----------
         rows : int32[B]
-        n : int or int64[B]
-            New tokens, for all or for each. A number is kept on the GPU when it first comes.
+        n : int, or int32[B] or int64[B]
+            New tokens, for all or for each. A number is kept on the GPU when it first comes. That
+            of a row that is NULL tells how many slots stay NULL.
         tokens : int32[sum(n)], optional
             Ids of the new tokens. With `n` on the GPU, an empty array is like none.
         out : int64[any], optional
@@ -120,10 +121,12 @@ class CudaPagedKVCache(CudaSequenceState, device="cuda"):
         rows = self._as_rows("rows", rows)
         batch = rows.size
         most = (batch + self.pool.num_pages) * self.pool.page_size
-        total, counts = self._counts(n, batch)
+        total, counts = self._counts("n", n, batch)
         waits = total is None and out is None
+        if total is not None and total > INT32_MAX:
+            raise argument_error(pack_status(TOO_MANY, 0), "n", [n])
         if waits:
-            total = int(np.clip(gpu.download(counts), 0, most).sum())
+            total = int(np.clip(gpu.download(n), 0, most).sum())
         ids = self._no_tokens if tokens is None else self._as_tokens(tokens)
         if tokens is not None and ids.size != total and total is not None:
             text = f"must have {total} elements, one a new token"
@@ -131,28 +134,19 @@ class CudaPagedKVCache(CudaSequenceState, device="cuda"):
         size = min(total or 0, most) if out is None else None
         slots = as_device_out(gpu, "out", out, INT64, size)
         moved = self._moves(copies, batch)
-        flat = moved.reshape(-1)
-        with self.lock:
-            if self.prefix_cache is None:
-                self._launch(sequences_append_cuda, False, rows, counts, ids, slots, flat)
-            else:
-                arrays = (self._prefix, rows, counts, ids, slots, flat)
-                self._launch(sequences_append_serial_cuda, True, *arrays)
+        with self.lock, self.pool._calls:
+            arrays = self._known, rows, counts, ids, slots, moved.reshape(-1)
+            self._launch(sequences_append_cuda, *arrays)
             if waits:
-                self.pool._settled()
+                self._wait()
         return Appended(slots, Moves(moved[0], moved[1]))
 
-    def _counts(self, n: Any, batch: int) -> tuple[int | None, Any]:
-        """Return how many tokens come in all, where that is known, and how many a row."""
-        gpu = self.pool._gpu
+    def _counts(self, name: str, n: Any, batch: int) -> tuple[int | None, Any]:
+        """Return the sum of numbers of rows, where that is known, and the numbers on the GPU."""
         if isinstance(n, list | tuple) or getattr(n, "ndim", 0) != 0:
-            return None, as_device(gpu, "n", n, INT64, batch)
-        n = as_count("n", n)
-        if n * batch > INT32_MAX:
-            raise argument_error(pack_status(TOO_MANY, 0), "n", [n])
-        if n not in self._constants:  # for good: a CUDA graph may have captured it
-            self._constants[n] = gpu.upload(np.array([n]))
-        return n * batch, self._constants[n]
+            return None, self._integers(name, n, batch)
+        n = as_count(name, n)
+        return n * batch, self._constant(n)
 
     def _moves(self, copies: Any, batch: int) -> Any:
         """Return the buffer `copies`, or a new one where it is None."""
@@ -176,7 +170,12 @@ class CudaPagedKVCache(CudaSequenceState, device="cuda"):
         dst_rows = self._as_rows("dst_rows", dst_rows)
         self._same_length("dst_rows", dst_rows, src_rows)
         with self.lock:
-            self._launch(sequences_fork_batch_cuda, False, self._prefix, src_rows, dst_rows)
+            answer = self._unseen()
+            self._launch(sequences_fork_batch_cuda, src_rows, dst_rows, answer, 0)
+
+    def _unseen(self) -> Any:
+        """Return where a kernel leaves a number that nobody asks for."""
+        return self._scratch_words(1)
 
     def reorder(self, rows: Any, parents: Any) -> None:
         """Let each sequence continue another one: see `PagedKVCache.reorder`.
@@ -191,9 +190,111 @@ class CudaPagedKVCache(CudaSequenceState, device="cuda"):
         parents = self._as_rows("parents", parents)
         self._same_length("parents", parents, rows)
         with self.lock:
-            if self._scratch is None:
-                height, width = self.tables.max_sequences, self.tables.max_pages_per_sequence
-                words = FACTS * height + 1 + (height * width + 1) // 2
-                self._scratch = self.pool._gpu.empty(words, INT64)
-            arrays = (self._prefix, rows, parents, self._scratch)
-            self._launch(sequences_reorder_cuda, False, *arrays)
+            words = reorder_words(rows.size, self.tables.max_pages_per_sequence)
+            scratch = self._scratch_words(words + 1)
+            self._launch(sequences_reorder_cuda, rows, parents, scratch[1:], scratch[:1])
+
+    def truncate_batch(
+        self, rows: Any, num_tokens: Any = None, *, drop: Any = None, out: Any = None
+    ) -> Any:
+        """Drop the tails of sequences, all or nothing: see `PagedKVCache.truncate_batch`.
+
+        Parameters
+        ----------
+        rows : int32[B]
+        num_tokens, drop : int, or int32[B] or int64[B]
+            A number is kept on the GPU when it first comes.
+        out : int64[1], optional
+            Buffer for how many pages went free.
+
+        Returns
+        -------
+        int64[1]
+        """
+        name, values = self._one_of(num_tokens, drop)
+        rows = self._as_rows("rows", rows)
+        _total, counts = self._counts(name, values, rows.size)
+        released = as_device_out(self.pool._gpu, "out", out, INT64, 1)
+        flags = OPTION if name == "drop" else 0
+        with self.lock:
+            scratch = self._scratch_words(2 * rows.size + 1)
+            arrays = rows, counts, scratch, released
+            self._launch(sequences_truncate_batch_cuda, *arrays, flags)
+        return released
+
+    def apply_streaming_llm_batch(
+        self, rows: Any, sink_tokens: int, window_tokens: int, *, out: Any = None
+    ) -> Any:
+        """Keep the first and the last tokens of sequences: see `PagedKVCache`.
+
+        Parameters
+        ----------
+        rows : int32[B]
+        sink_tokens, window_tokens : int
+        out : int64[B], optional
+            Buffer for how many tokens each drops.
+
+        Returns
+        -------
+        int64[B]
+        """
+        rows = self._as_rows("rows", rows)
+        sink, window = (
+            as_count("sink_tokens", sink_tokens),
+            as_count("window_tokens", window_tokens),
+        )
+        dropped = as_device_out(self.pool._gpu, "out", out, INT64, rows.size)
+        with self.lock:
+            scratch = self._scratch_words(3 * rows.size + 3)
+            arrays = rows, scratch[1:], dropped, scratch[:1]
+            rule = sink << 32 | window
+            self._launch(eviction_window_batch_cuda, *arrays, rule, self._behind)
+        return dropped
+
+    def apply_window_batch(self, rows: Any, window_tokens: int, *, out: Any = None) -> Any:
+        """Keep the pages of the last tokens of sequences: see `PagedKVCache.apply_window_batch`.
+
+        Parameters
+        ----------
+        rows : int32[B]
+        window_tokens : int
+        out : int64[B], optional
+            Buffer for how many tokens each drops.
+
+        Returns
+        -------
+        int64[B]
+        """
+        return self.apply_streaming_llm_batch(rows, 0, window_tokens, out=out)
+
+    def free_batch(
+        self, rows: Any, *, commit: bool = True, out: Any = None
+    ) -> Any:
+        """End sequences, all or nothing: see `PagedKVCache.free_batch`.
+
+        Their ids are forgotten by the next call that looks at one, which waits.
+
+        Parameters
+        ----------
+        rows : int32[B]
+        commit : bool
+        out : int64[1], optional
+            Buffer for how many pages went free.
+
+        Returns
+        -------
+        int64[1]
+        """
+        if not isinstance(commit, bool):
+            raise InvalidArgument("commit", commit, "must be a bool")
+        rows = self._as_rows("rows", rows)
+        released = as_device_out(self.pool._gpu, "out", out, INT64, 1)
+        with self.lock:
+            self._free_on_device(rows, commit, released)
+            self._ids.stale = True
+        return released
+
+    def _free_on_device(self, rows: Any, commit: bool, released: Any) -> None:
+        """End the sequences of a batch; how many pages went free is written to `released`."""
+        scratch = self._scratch_words(2 * rows.size + 1)
+        self._launch(rows_free_cuda, rows, scratch, released, 0)

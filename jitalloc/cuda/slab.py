@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from jitalloc._cuda_device import Device, device
 from jitalloc._jit import Kernel
 from jitalloc.errors import JitallocError
 from jitalloc.kernels.cuda.merging import MOST_BLOCKS
-from jitalloc.state import FAULT_STATUS, HEADER_SLOTS, RECORD_SLOTS, RESULT
+from jitalloc.state import FAULT_STATUS, FAULT_WANTED, HEADER_SLOTS, RECORD_SLOTS, RESULT
 
 ITEMS = 4  # elements of a thread before a call takes another block
 WARP = 32  # threads of a block come in so many
@@ -49,6 +50,11 @@ class CudaSlab:
         self._record, self._slab = words[:RECORD_SLOTS], words[RECORD_SLOTS:]
         self._state = (self._gpu.wrap(self._slab), self._gpu.wrap(self._record))
 
+    @property
+    def _calls(self) -> AbstractContextManager[Any]:
+        """The lock over what belongs to one call: launches that follow each other, a fetch."""
+        return nullcontext()
+
     @abstractmethod
     def _fault(self, record: NDArray[np.int64]) -> JitallocError:
         """Return what a record with a failure tells of."""
@@ -79,7 +85,7 @@ class CudaSlab:
         """Wait for all calls so far, raise the first failure, or return the record and header."""
         words: NDArray[np.int64] = self._gpu.download(self._words[: RECORD_SLOTS + HEADER_SLOTS])
         if words[FAULT_STATUS]:
-            self._gpu.clear(self._record[FAULT_STATUS:])
+            self._gpu.clear(self._record[FAULT_STATUS : FAULT_WANTED + 1])
             raise self._fault(words)
         return words
 

@@ -7,16 +7,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from jitalloc._cuda import CudaKernel
 from jitalloc.arguments import as_count
 from jitalloc.cuda.arguments import as_device, as_device_out
 from jitalloc.cuda.slab import CudaSlab
-from jitalloc.errors import JitallocError, OutOfSlots, SlotFree, unpack_status
+from jitalloc.errors import JitallocError, OutOfSlots, SlotFree, SlotTaken, unpack_status
 from jitalloc.kernels.cuda.slots import (
     slots_alloc_batch_cuda,
+    slots_alloc_cuda,
     slots_clear_cuda,
     slots_free_batch_cuda,
+    slots_free_cuda,
+    slots_look_cuda,
+    slots_occupy_cuda,
 )
-from jitalloc.kernels.slots import slots_alloc_cpu, slots_free_cpu
 from jitalloc.slot_calls import as_slot, slots_error
 from jitalloc.slot_state import FREE_SLOTS, PEAK_SLOTS, SLOT_CALL_KINDS, slot_arrays
 from jitalloc.slots import SlotAllocator
@@ -27,7 +31,9 @@ from jitalloc.state import (
     FAULT_VALUE,
     FAULT_WANTED,
     INT32,
+    INT64,
     RECORD_SLOTS,
+    RESULT,
 )
 
 
@@ -42,6 +48,7 @@ class CudaSlotAllocator(CudaSlab, SlotAllocator, device="cuda"):
     - One of these that fails changes nothing and fills its result with NULL. The first failure is
       kept; the next call that waits raises it, as the exception of the CPU with a note on which
       call it was, and forgets it.
+    - In `free_batch`, NULL is padding and skipped, so that a batch of fixed shape fits a graph.
     - All other calls take or return numbers of the host, so they wait for the GPU.
     - Calls on one allocator have to be ordered: one stream, or events between streams. Those that
       wait for nothing can be captured in a CUDA graph, `alloc_batch` given `out`.
@@ -76,10 +83,24 @@ class CudaSlotAllocator(CudaSlab, SlotAllocator, device="cuda"):
         """The most slots that were taken at once. Waits for the GPU."""
         return int(self._settled()[RECORD_SLOTS + PEAK_SLOTS])
 
+    def _ask(self, kernel: CudaKernel, *numbers: int) -> int:
+        """Run a call of one slot, wait for it, and return what its twin returns.
+
+        A failure of an earlier call is raised, and then this one has not run.
+        """
+        answer = self._gpu.empty(RECORD_SLOTS, INT64)  # nobody else writes to it
+        self._start_block(kernel, RECORD_SLOTS, answer, *numbers)
+        told = self._gpu.download(answer)
+        if told[FAULT_STATUS]:
+            raise self._fault(told)
+        return int(told[RESULT])
+
+    def _look(self, slot: int) -> int:
+        return self._ask(slots_look_cuda, as_slot("slot", slot, self.num_slots))
+
     def alloc(self) -> int:
         """Take the lowest free slot, -1 where none is; waits: see `SlotAllocator.alloc`."""
-        slot = self._run(slots_alloc_cpu)
-        return slot if slot >= 0 else -1
+        return max(self._ask(slots_alloc_cuda), -1)
 
     def alloc_batch(self, n: int, *, out: Any = None) -> Any:
         """Take the `n` lowest free slots, or none: see `SlotAllocator.alloc_batch`.
@@ -97,12 +118,24 @@ class CudaSlotAllocator(CudaSlab, SlotAllocator, device="cuda"):
     def free(self, slot: int) -> None:
         """Give one slot back; waits for the GPU: see `SlotAllocator.free`."""
         slot = as_slot("slot", slot, self.num_slots)
-        if self._run(slots_free_cpu, slot) < 0:
+        if self._ask(slots_free_cuda, slot) < 0:
             raise SlotFree("slot", slot, "the slot is free already")
 
     def free_batch(self, slots: Any) -> None:
-        """Give several slots back, all or nothing: see `SlotAllocator.free_batch`."""
+        """Give several slots back, all or nothing: see `SlotAllocator.free_batch`.
+
+        Parameters
+        ----------
+        slots : int32[B] on the GPU
+            NULL is skipped, wherever it stands.
+        """
         self._start(slots_free_batch_cuda, 0, as_device(self._gpu, "slots", slots, INT32))
+
+    def occupy(self, slot: int) -> None:
+        """Take this one slot; waits for the GPU: see `SlotAllocator.occupy`."""
+        slot = as_slot("slot", slot, self.num_slots)
+        if self._ask(slots_occupy_cuda, slot) < 0:
+            raise SlotTaken("slot", slot, "the slot is taken")
 
     def clear(self) -> None:
         """Give all slots back: see `SlotAllocator.clear`."""

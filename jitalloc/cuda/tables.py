@@ -33,7 +33,9 @@ class CudaBlockTables(BlockTables):
 
     The exports are those of the CPU, with the differences of all calls on the GPU.
 
-    - `rows` are `int32` and `positions` `int64` on the GPU. Host memory is refused, never copied.
+    - `rows` are `int32` and `positions` `int32` or `int64` on the GPU. Host memory is refused,
+      never copied. A row that is NULL fills a batch up: it is like a sequence without tokens, and
+      its slot is NULL.
     - An export is one launch on the current stream and waits for nothing, unless its docstring
       says so. With caller buffers it can be captured in a CUDA graph.
     - Where a row is refused, all of the result is NULL; the pool keeps the failure like that of
@@ -103,7 +105,8 @@ class CudaBlockTables(BlockTables):
         """
         gpu = self.pool._gpu
         rows = as_device(gpu, "rows", rows, INT32)
-        positions = as_device(gpu, "positions", positions, INT64, rows.size)
+        dtype = INT32 if getattr(positions, "dtype", None) == INT32 else INT64
+        positions = as_device(gpu, "positions", positions, dtype, rows.size).view(INT32)
         slots = as_device_out(gpu, "out", out, INT64, rows.size)
         self._start(tables_slots_cuda, rows.size, rows, positions, slots)
         return slots

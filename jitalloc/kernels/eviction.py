@@ -13,6 +13,7 @@ from jitalloc.kernels.row_locks import has_prefix, is_cached, row_shorten
 from jitalloc.kernels.rows import (
     close_row,
     drop_pages,
+    live_rows,
     touch,
 )
 from jitalloc.kernels.sharing import pages_held
@@ -31,6 +32,8 @@ from jitalloc.state import (
     LAST_USED,
     LENGTH,
     LFU,
+    LOCK_END,
+    LOCKED,
     LONGEST,
     NUM_ROWS,
     PINNED,
@@ -59,7 +62,8 @@ def window_cut(tables, length, sink_tokens, window_tokens):
 def cut_window(pool, tables, prefix, row, sink_tokens, window_tokens):
     """Drop the pages between sinks and window; return how many tokens that are.
 
-    The row keeps its lock as long as cached pages stand behind the gap: they need all before.
+    The row keeps its lock as long as the path that it locks goes on behind the gap: all of it is
+    needed.
     """
     length = tables_column(tables, LENGTH)
     start, stop = window_cut(tables, length[row], sink_tokens, window_tokens)
@@ -78,9 +82,9 @@ def cut_window(pool, tables, prefix, row, sink_tokens, window_tokens):
             gap[row] = at
         if kept < gap[row]:
             gap[row] = 0
-        pages = tables_row(tables, row)
+        pages, end = tables_row(tables, row), tables_column(tables, LOCK_END)[row]
         for j in range(start, tables_pages_of(tables, kept)):
-            if is_cached(prefix, pages[j]):
+            if tables_column(tables, LOCKED)[row] > 0 and pages[j] == end:
                 return dropped
         row_shorten(pool, tables, prefix, row, start)
     return dropped
@@ -99,6 +103,22 @@ def eviction_window_cpu(pool, tables, prefix, out, row, sink_tokens, window_toke
     tables[EVICTIONS] += evicted
     unlock(pool)
     return np.int64(0)
+
+
+@kernel("int64(int64[::1], int64[::1], int64[::1], int32[:], int64[::1], int64, int64)")
+def eviction_window_batch_cpu(pool, tables, prefix, rows, out, sink_tokens, window_tokens):
+    # out[i]: tokens that row i drops.
+    if not try_lock(pool):
+        return fail(BUSY, 0)
+    status = live_rows(tables, rows)
+    if status == 0:
+        pool[STEP] += 1
+        for i in range(rows.size):
+            row = np.int64(rows[i])
+            touch(tables, row, pool[STEP])
+            out[i] = cut_window(pool, tables, prefix, row, sink_tokens, window_tokens)
+    unlock(pool)
+    return status
 
 
 @helper

@@ -42,10 +42,7 @@ from jitalloc.kernels.tables import (
     tables_row,
     tables_row_code,
 )
-from jitalloc.kernels.tokens import (
-    claim_run,
-    tokens_fill,
-)
+from jitalloc.kernels.tokens import claim_run, tokens_fill
 from jitalloc.state import (
     GAP,
     HEAD,
@@ -347,6 +344,21 @@ def sequences_reorder_cpu(pool, tables, prefix, rows, parents, facts, pages):
     return np.int64(0)
 
 
+@helper
+def cut_tail(pool, tables, prefix, row, num_tokens):
+    """Keep the first `num_tokens` tokens of `row`, the clock being advanced; return pages freed."""
+    length, known = tables_column(tables, LENGTH), tables_column(tables, KNOWN)
+    start, stop = tables_pages_of(tables, num_tokens), tables_pages_of(tables, length[row])
+    released = drop_pages(pool, tables, row, start, stop)
+    length[row] = num_tokens
+    touch(tables, row, pool[STEP])
+    known[row] = min(known[row], num_tokens)
+    if num_tokens < tables_column(tables, GAP)[row]:
+        tables_column(tables, GAP)[row] = 0
+    row_shorten(pool, tables, prefix, row, start)
+    return released
+
+
 @kernel("int64(int64[::1], int64[::1], int64[::1], int64, int64)")
 def sequences_truncate_cpu(pool, tables, prefix, row, num_tokens):
     if not try_lock(pool):
@@ -355,16 +367,28 @@ def sequences_truncate_cpu(pool, tables, prefix, row, num_tokens):
     if num_tokens > length[row]:
         status = fail(POSITION_RANGE, length[row])
     else:
-        start = tables_pages_of(tables, num_tokens)
-        stop = tables_pages_of(tables, length[row])
-        status = drop_pages(pool, tables, row, start, stop)
-        length[row] = num_tokens
-        touch(tables, row, pool[STEP] + 1)
         pool[STEP] += 1
-        known = tables_column(tables, KNOWN)
-        known[row] = min(known[row], num_tokens)
-        if num_tokens < tables_column(tables, GAP)[row]:
-            tables_column(tables, GAP)[row] = 0
-        row_shorten(pool, tables, prefix, row, start)
+        status = cut_tail(pool, tables, prefix, row, num_tokens)
+    unlock(pool)
+    return status
+
+
+@kernel("int64(int64[::1], int64[::1], int64[::1], int32[:], int64[:], int64)")
+def sequences_truncate_batch_cpu(pool, tables, prefix, rows, counts, drops):
+    # `counts` has one element a row, or one for all: tokens that stay or, with `drops`, go.
+    if not try_lock(pool):
+        return fail(BUSY, 0)
+    length = tables_column(tables, LENGTH)
+    status = live_rows(tables, rows)
+    for i in range(rows.size if status == 0 else 0):
+        n = counts[i if counts.size > 1 else 0]
+        if status == 0 and (n < 0 or n > length[rows[i]]):
+            status = fail(NEGATIVE if n < 0 else POSITION_RANGE, i)
+    if status == 0:
+        pool[STEP] += 1
+        for i in range(rows.size):
+            row, n = np.int64(rows[i]), counts[i if counts.size > 1 else 0]
+            kept = length[row] - n if drops != 0 else n
+            status += cut_tail(pool, tables, prefix, row, kept)
     unlock(pool)
     return status

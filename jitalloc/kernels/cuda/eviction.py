@@ -1,41 +1,175 @@
-"""Twins of the loops of eviction: one thread runs the CPU's."""
+"""Twins of the loops of eviction: sequences that keep their first and last tokens."""
 
 from __future__ import annotations
 
-from jitalloc._cuda import cuda_kernel
-from jitalloc._cuda_loops import as_rows, from_cpu
-from jitalloc.kernels import eviction as loops
-from jitalloc.kernels.cuda.calls import begins
-from jitalloc.state import RECORD_SLOTS, RESULT
+import numpy as np
 
-eviction_window = from_cpu(loops.eviction_window_cpu)
-eviction_select = from_cpu(loops.eviction_select_cpu)
-eviction_to = from_cpu(loops.eviction_to_cpu)
+from jitalloc._cuda import cuda_kernel, device_helper, gpu
+from jitalloc.errors import STATUS_BITS
+from jitalloc.kernels.cuda.dropping import close_gaps, drop_pages
+from jitalloc.kernels.cuda.owners import page_of
+from jitalloc.kernels.cuda.pool import fill_null
+from jitalloc.kernels.cuda.releasing import end_release
+from jitalloc.kernels.cuda.row_batches import (
+    OPTION,
+    PREFIX,
+    end_batch,
+    may_run,
+    rows_fault,
+    rows_sound,
+    running_starts,
+    team_place,
+)
+from jitalloc.kernels.cuda.row_facts import (
+    column_start,
+    length_of,
+    pages_of,
+    shorten_lock,
+    table_pages,
+    table_shape,
+    touch,
+    unclaim,
+)
+from jitalloc.kernels.cuda.scan import SHARED_WORDS, any_thread, block_scan, own_part
+from jitalloc.state import (
+    CALL_KINDS,
+    EVICTIONS,
+    GAP,
+    INT32_MAX,
+    KNOWN,
+    LENGTH,
+    LOCK_END,
+    LOCKED,
+    NULL,
+    NUM_ROWS,
+    RECORD_SLOTS,
+    STEP,
+    TOKENS_DROPPED,
+)
+
+WINDOW = CALL_KINDS.index("apply_streaming_llm_batch")
+
+
+@device_helper
+def window_cut(shape, length, rule):
+    """Return the range of pages between the sinks (upper half of `rule`) and the window."""
+    sinks, window = rule >> np.int64(32), rule & INT32_MAX
+    end = pages_of(length, shape)
+    start = min(pages_of(sinks, shape), end)
+    stop = page_of(max(length - window, np.int64(0)), shape[2], shape[3])
+    return start, max(start, end if window == 0 else stop)
+
+
+@device_helper
+def look_at_cuts(shared, tables, shape, rows, cuts, rule):
+    """Write what each row gives up, from which page on, and how many pages move up behind it."""
+    starts, firsts, moved = cuts
+    begin, end = own_part(rows.size)
+    for i in range(begin, end):
+        length = length_of(tables, shape, np.int64(rows[i]))
+        start, stop = window_cut(shape, length, rule)
+        starts[i], firsts[i] = stop - start, start
+        moved[i] = pages_of(length, shape) - stop if stop > start else np.int64(0)
+    running_starts(shared, starts, rows.size)
+    running_starts(shared, moved, rows.size)
+
+
+@device_helper
+def cut_row(pool, tables, shape, row, rule):
+    """Book that `row` has lost what is between sinks and window; return how many tokens."""
+    size, at = shape[2], column_start(shape, LENGTH) + row
+    start, stop = window_cut(shape, tables[at], rule)
+    kept = tables[at]
+    if stop > start:
+        kept = max(kept - (stop - start) * size, start * size)
+    dropped = tables[at] - kept
+    tables[at] = kept
+    touch(tables, shape, row, pool[STEP] + 1)
+    return dropped
+
+
+@device_helper
+def cut_facts(tables, shape, row, start, needs_path):
+    """Book what is known of a row behind a prefix cache that was cut at page `start`."""
+    size, gap = shape[2], column_start(shape, GAP) + row
+    kept, known = tables[column_start(shape, LENGTH) + row], column_start(shape, KNOWN) + row
+    tables[known] = min(tables[known], start * size)
+    # What stands behind a gap has seen tokens that are gone: it never enters the cache.
+    if tables[gap] == 0 or start * size + 1 < tables[gap]:
+        tables[gap] = start * size + 1
+    if kept < tables[gap]:
+        tables[gap] = 0
+    (pages,) = table_pages(tables, shape)
+    if not needs_path:
+        shorten_lock(tables, shape, pages, row, start)
+
+
+@device_helper
+def look_behind_gaps(tables, shape, rows, firsts, moved, found):
+    """Let `found[i]` be 1 where the path that a row locks goes on behind its gap, else 0.
+
+    All of it is needed then.
+    """
+    (pages,) = table_pages(tables, shape)
+    for i in range(gpu.threadIdx.x, rows.size, gpu.blockDim.x):
+        found[i] = 0
+    gpu.syncthreads()
+    team, teams, place, size = team_place(rows.size)
+    for i in range(team, rows.size, teams):
+        count, row = moved[i + 1] - moved[i], np.int64(rows[i])
+        if count > 0 and tables[column_start(shape, LOCKED) + row] > 0:
+            end = tables[column_start(shape, LOCK_END) + row]
+            at = row * shape[1] + firsts[i] - count
+            for j in range(place, count, size):
+                if pages[at + j] == end:
+                    found[i] = 1
+    gpu.syncthreads()
 
 
 @cuda_kernel(
-    "void(int64[::1], int64[::1], int64[::1], int64[::1], int64, int64, int64, int64)", serial=True
+    "void(int64[::1], int64[::1], int32[::1], int64[::1], int64[::1], int64[::1], int64, int64)"
 )
-def eviction_window_cuda(words, tables, prefix, out, row, sink_tokens, window_tokens, evicted):
-    if begins(words):
-        pool = words[RECORD_SLOTS:]
-        words[RESULT] = eviction_window(
-            pool, tables, prefix, out, row, sink_tokens, window_tokens, evicted
-        )
-
-
-@cuda_kernel("void(int64[::1], int64[::1], int64, int64, int64)", serial=True)
-def eviction_select_cuda(words, tables, policy, sink_tokens, window_tokens):
-    if begins(words):
-        words[RESULT] = eviction_select(tables, policy, sink_tokens, window_tokens)
-
-
-@cuda_kernel(
-    "void(int64[::1], int64[::1], int64[::1], int32[::1], int64[::1], int64, int64[::1])",
-    serial=True,
-)
-def eviction_to_cuda(words, tables, prefix, owners, out, target, rule):
-    if begins(words):
-        victims = as_rows(out, out.size // 3, 3)
-        pool = words[RECORD_SLOTS:]
-        words[RESULT] = eviction_to(pool, tables, prefix, owners, victims, target, rule)
+def eviction_window_batch_cuda(words, tables, rows, scratch, dropped, answer, rule, flags):
+    # `scratch`: 3 B + 2 words. `rule`: sinks in the upper half, window in the lower. With OPTION
+    # it is an eviction.
+    shared = gpu.shared.array(SHARED_WORDS, np.int64)
+    pool, shape, batch = words[RECORD_SLOTS:], table_shape(tables), np.int64(rows.size)
+    me, step = gpu.threadIdx.x, gpu.blockDim.x
+    if not may_run(words, flags):
+        return
+    sound = not any_thread(not rows_sound(tables, shape, rows))
+    unclaim(tables, shape, rows)
+    if not sound:
+        key = rows_fault(shared, tables, shape, rows)
+        fill_null(dropped, 0, me, step)
+        gpu.syncthreads()
+        if me == 0:
+            fact = np.int64(rows[key >> STATUS_BITS]), tables[NUM_ROWS]
+            end_batch(pool, words, answer, (WINDOW, flags), -key, fact)
+        return
+    starts, firsts = scratch[: batch + 1], scratch[batch + 1 : 2 * batch + 1]
+    moved = scratch[2 * batch + 1 :]
+    look_at_cuts(shared, tables, shape, rows, (starts, firsts, moved), rule)
+    count = drop_pages(pool, shared, tables, shape, rows, starts, firsts)
+    gpu.syncthreads()
+    close_gaps(shared, tables, shape, rows, starts, firsts, moved)
+    look_behind_gaps(tables, shape, rows, firsts, moved, dropped)
+    tokens, cuts = np.int64(0), np.int64(0)
+    for i in range(me, batch, step):
+        row, needs_path = np.int64(rows[i]), dropped[i] != 0
+        dropped[i] = NULL
+        if row != NULL:
+            gone = cut_row(pool, tables, shape, row, rule)
+            start = firsts[i] - (moved[i + 1] - moved[i])
+            if flags & PREFIX != 0 and starts[i + 1] > starts[i]:
+                cut_facts(tables, shape, row, start, needs_path)
+            dropped[i] = gone
+            tokens += gone
+            cuts += 1
+    _before, tokens = block_scan(shared, tokens)
+    _before, cuts = block_scan(shared, cuts)
+    if me == 0:
+        tables[TOKENS_DROPPED] += tokens
+        tables[EVICTIONS] += cuts if flags & OPTION != 0 else 0
+        end_release(pool, count)
+        end_batch(pool, words, answer, (WINDOW, flags), count, (np.int64(0), np.int64(0)))

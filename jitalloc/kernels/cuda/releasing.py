@@ -59,13 +59,12 @@ def end_release(slab, count):
     """Book that `count` pages were released, by one thread."""
     if slab[ORDER] == SORTED:
         slab[RELEASED] += count
-    elif slab[ORDER] == FIFO:
-        slab[FREE] += count
     else:
         slab[FREE] += count
-        slab[HEAD] -= count
-        if slab[HEAD] < 0:
-            slab[HEAD] += slab[NUM_PAGES]
+        if slab[ORDER] != FIFO:
+            slab[HEAD] -= count
+            if slab[HEAD] < 0:
+                slab[HEAD] += slab[NUM_PAGES]
     slab[FREED] += count
 
 

@@ -1,7 +1,7 @@
 """What the kernels of a batch of rows, which one block runs, look at and write.
 
 No two threads are to decide who comes first: a mark or a count that several change tells by its
-final value alone.
+final value alone. A row that is NULL fills the batch up, and is passed over.
 """
 
 from __future__ import annotations
@@ -9,49 +9,101 @@ from __future__ import annotations
 import numpy as np
 
 from jitalloc._cuda import device_helper, gpu
-from jitalloc._cuda_loops import from_cpu
 from jitalloc.errors import REFCOUNT_OVERFLOW, ROW_NOT_EMPTY, ROW_REPEATED
-from jitalloc.kernels import rows as loops
-from jitalloc.kernels import tables as table_loops
-from jitalloc.kernels.cuda.pool import bit, fault_key, pool_views
-from jitalloc.kernels.cuda.releasing import release_tile
-from jitalloc.kernels.cuda.scan import NONE, block_min, block_scan, own_part, warp_place
-from jitalloc.kernels.cuda.tokens import owner_of
-from jitalloc.state import INT32_MAX, LENGTH, MAX_PAGES, NULL, ORDER, SORTED, STEP
+from jitalloc.kernels.cuda.calls import integer
+from jitalloc.kernels.cuda.pool import end_call, fault_key, pool_views
+from jitalloc.kernels.cuda.row_facts import (
+    claims,
+    column_start,
+    length_of,
+    pages_of,
+    row_code,
+    row_key,
+    table_pages,
+)
+from jitalloc.kernels.cuda.scan import NONE, block_min, block_scan, own_part
+from jitalloc.state import CALLS, FAULT_STATUS, INT32_MAX, LENGTH, NULL, STEP
 
-share_row = from_cpu(loops.share_row)
-touch = from_cpu(loops.touch)
-tables_column = from_cpu(table_loops.tables_column)
-tables_marks = from_cpu(table_loops.tables_marks)
-tables_pages = from_cpu(table_loops.tables_pages)
-tables_pages_of = from_cpu(table_loops.tables_pages_of)
-tables_row_code = from_cpu(table_loops.tables_row_code)
+# Flags of a call.
+ASKS = 1  # the host waits for its answer: what fails is told there, and not kept for later
+OPTION = 2  # what it means is up to the kernel
+PREFIX = 4  # a prefix cache stands behind the sequences
+
+# Who lives in the first row of a pair.
+NOBODY = 0
+SOMEBODY = 1
+EMPTY = 2
 
 
 @device_helper
-def claims(tables, row):
-    """Mark a live row; return whether nobody had."""
-    marks = tables_marks(tables)
-    return gpu.atomic.or_(marks, row >> 6, bit(row)) & bit(row) == np.uint64(0)
+def may_run(record, flags):
+    """Return whether a call runs: one that the host waits for not behind a failure."""
+    return flags & ASKS == 0 or record[FAULT_STATUS] == 0
 
 
 @device_helper
-def unclaim(tables, rows):
-    """Take all marks away, once every thread has set its own."""
-    marks = tables_marks(tables)
+def end_batch(pool, words, answer, call, status, fact):
+    """Book the end of a call on rows, by one thread.
+
+    `call`: its kind and flags; `status`: the result or a status word; `fact`: the offending
+    element and what was wanted. `answer`: the result or NULL; where the host asks, the result, or
+    the status word and what was wanted.
+    """
+    kind, flags = call
+    value, wanted = fact
+    if flags & ASKS == 0:
+        answer[0] = max(status, np.int64(NULL))
+        end_call(pool, words, kind, min(status, np.int64(0)), value, wanted)
+    else:
+        answer[0] = status
+        words[CALLS] += 1
+        if status >= 0:
+            pool[STEP] += 1
+        else:
+            answer[1] = wanted
+
+
+@device_helper
+def count_of(counts, batch, i):
+    """Return the number of row `i`: one of int32 or int64 for each, or one for all."""
+    if counts.size == 1:
+        return np.int64(counts[0])
+    return integer(counts, 1 if counts.size > batch else 0, i)
+
+
+@device_helper
+def team_place(n):
+    """Return `(team, teams, place, size)` of this thread, where teams share `n` rows out.
+
+    A team is as many threads as are there for a row, a warp at least.
+    """
+    threads, me = np.int64(gpu.blockDim.x), np.int64(gpu.threadIdx.x)
+    teams = max(min(threads // min(np.int64(32), threads), np.int64(n)), np.int64(1))
+    size = threads // teams
+    team = me // size
+    return team if team < teams else np.int64(n), teams, me - team * size, size
+
+
+@device_helper
+def rows_sound(tables, shape, rows):
+    """Mark the rows of this thread; return whether all are live and named for the first time."""
+    sound = True
     for i in range(gpu.threadIdx.x, rows.size, gpu.blockDim.x):
         row = np.int64(rows[i])
-        if tables_row_code(tables, row) == 0:
-            marks[row >> 6] = np.uint64(0)
+        if row != NULL:
+            lives = row_code(tables, shape, row) == 0
+            sound = lives and claims(tables, shape, row) and sound
+    return sound
 
 
 @device_helper
-def row_fault(tables, rows, i):
+def row_fault(tables, shape, rows, i):
     """Return the key of why `rows[i]` is no live row named for the first time, or NONE."""
     row = np.int64(rows[i])
-    code = tables_row_code(tables, row)
-    if code != 0:
-        return fault_key(code, i)
+    if row == NULL:
+        return NONE
+    if row_code(tables, shape, row) != 0:
+        return row_key(tables, shape, rows, i)
     for j in range(i):
         if rows[j] == row:
             return fault_key(ROW_REPEATED, i)
@@ -59,169 +111,115 @@ def row_fault(tables, rows, i):
 
 
 @device_helper
-def pairs_look(tables, rows, others, empty):
-    """Look at a share of the pairs of live rows, and mark `rows`; return whether all is sound.
+def rows_fault(shared, tables, shape, rows):
+    """Return the key of the first row of a batch that is refused, or NONE."""
+    key = NONE
+    for i in range(gpu.threadIdx.x, rows.size, gpu.blockDim.x):
+        key = min(key, row_fault(tables, shape, rows, np.int64(i)))
+    return block_min(shared, key)
 
-    With `empty`, what lives in `rows` must be so.
+
+@device_helper
+def running_starts(shared, starts, n):
+    """Make of the counts in `starts[:n]` the sums before each, and of `starts[n]` that of all.
+
+    Each thread has written its `own_part` of the counts. Returns the sum of all.
     """
-    length = tables_column(tables, LENGTH)
+    begin, end = own_part(n)
+    mine = np.int64(0)
+    for i in range(begin, end):
+        mine += starts[i]
+    before, total = block_scan(shared, mine)
+    for i in range(begin, end):
+        count = starts[i]
+        starts[i] = before
+        before += count
+    if gpu.threadIdx.x == 0:
+        starts[n] = total
+    gpu.syncthreads()
+    return total
+
+
+@device_helper
+def page_starts(shared, tables, shape, rows, starts):
+    """Write how many pages the rows before each one have, and at the end all."""
+    begin, end = own_part(rows.size)
+    for i in range(begin, end):
+        starts[i] = pages_of(length_of(tables, shape, np.int64(rows[i])), shape)
+    running_starts(shared, starts, rows.size)
+
+
+# Pairs of a row and of one whose pages it takes over. Where the first is NULL, there is no pair.
+
+
+@device_helper
+def pairs_sound(tables, shape, rows, others, wanted):
+    """Mark the `rows` of this thread; return whether its pairs are all as they must be.
+
+    Somebody lives in `others`; in `rows` nobody, somebody or an empty sequence, as is `wanted`.
+    """
+    length = column_start(shape, LENGTH)
     sound = True
     for i in range(gpu.threadIdx.x, rows.size, gpu.blockDim.x):
         row = np.int64(rows[i])
-        if tables_row_code(tables, row) == 0:
-            mine = claims(tables, row)
-            sound = sound and mine and (not empty or length[row] == 0)
-        else:
-            sound = False
-        sound = sound and tables_row_code(tables, np.int64(others[i])) == 0
+        if row != NULL:
+            sound = sound and row_code(tables, shape, np.int64(others[i])) == 0
+            if wanted != NOBODY:
+                lives = row_code(tables, shape, row) == 0
+                sound = lives and claims(tables, shape, row) and sound
+                sound = sound and (wanted != EMPTY or tables[length + row] == 0)
     return sound
 
 
 @device_helper
-def pages_full(pool, tables, others):
+def pages_full(pool, tables, shape, rows, others):
     """Return whether a page of live rows could not take as many owners more as there are rows."""
     _free_pages, refcount, _released = pool_views(pool)
-    length, pages = tables_column(tables, LENGTH), tables_pages(tables)
-    warp, warps, lane, lanes = warp_place()
+    (pages,) = table_pages(tables, shape)
+    team, teams, place, size = team_place(others.size)
     full = False
-    for i in range(warp, others.size, warps):
-        at = np.int64(others[i]) * tables[MAX_PAGES]
-        for j in range(lane, tables_pages_of(tables, length[others[i]]), lanes):
-            full = full or refcount[pages[at + j]] > INT32_MAX - others.size
+    for i in range(team, others.size, teams):
+        if rows[i] != NULL:
+            other = np.int64(others[i])
+            for j in range(place, pages_of(length_of(tables, shape, other), shape), size):
+                full = full or refcount[pages[other * shape[1] + j]] > INT32_MAX - others.size
     return full
 
 
 @device_helper
-def pairs_fault(pool, shared, tables, rows, others, empty):
+def other_fault(pool, tables, shape, others, i):
+    """Return the key of why `others[i]` cannot be shared by all of a batch, or NONE."""
+    _free_pages, refcount, _released = pool_views(pool)
+    (pages,) = table_pages(tables, shape)
+    other, batch = np.int64(others[i]), np.int64(others.size)
+    code = row_code(tables, shape, other)
+    if code == 0:
+        for j in range(pages_of(length_of(tables, shape, other), shape)):
+            if refcount[pages[other * shape[1] + j]] > INT32_MAX - batch:
+                code = np.int64(REFCOUNT_OVERFLOW)
+    return fault_key(code, batch + i) if code != 0 else NONE
+
+
+@device_helper
+def pairs_fault(pool, shared, tables, shape, rows, others, wanted):
     """Return the key of the first failure of a batch of pairs that is not sound.
 
-    Its position runs through `rows`, then through `others`.
+    Its position runs through `rows`, then through `others`. `wanted`: as in `pairs_sound`.
     """
-    length, batch = tables_column(tables, LENGTH), np.int64(rows.size)
+    length, batch = column_start(shape, LENGTH), np.int64(rows.size)
     me, step = gpu.threadIdx.x, gpu.blockDim.x
     key = NONE
-    for i in range(me, batch, step):
-        key = min(key, row_fault(tables, rows, np.int64(i)))
-    key = block_min(shared, key)
+    if wanted != NOBODY:
+        key = rows_fault(shared, tables, shape, rows)
     if key != NONE:
         return key
-    for i in range(me, batch, step):
-        if empty and length[rows[i]] != 0:
+    for i in range(me, batch if wanted == EMPTY else 0, step):
+        if rows[i] != NULL and tables[length + np.int64(rows[i])] != 0:
             key = min(key, fault_key(ROW_NOT_EMPTY, np.int64(i)))
     key = block_min(shared, key)
     if key != NONE:
         return key
     for i in range(me, batch, step):
-        other = np.int64(others[i])
-        code = tables_row_code(tables, other)
-        if code == 0 and not share_row(pool, tables, other, batch):
-            code = REFCOUNT_OVERFLOW
-        if code != 0:
-            key = min(key, fault_key(code, batch + i))
+        if rows[i] != NULL:
+            key = min(key, other_fault(pool, tables, shape, others, np.int64(i)))
     return block_min(shared, key)
-
-
-@device_helper
-def drop_starts(shared, tables, rows, starts):
-    """Write how many pages the rows before each one have, and at the end all."""
-    length = tables_column(tables, LENGTH)
-    begin, end = own_part(rows.size)
-    mine = np.int64(0)
-    for i in range(begin, end):
-        mine += tables_pages_of(tables, length[rows[i]])
-    before, total = block_scan(shared, mine)
-    for i in range(begin, end):
-        starts[i] = before
-        before += tables_pages_of(tables, length[rows[i]])
-    if gpu.threadIdx.x == 0:
-        starts[rows.size] = total
-    gpu.syncthreads()
-
-
-@device_helper
-def drop_pages(pool, shared, tables, rows, starts):
-    """Take one owner off each page of `rows`, one behind the other; return how many go free.
-
-    In a freelist that is a ring they stand in the order in which each lost its last owner.
-    """
-    _free_pages, refcount, released = pool_views(pool)
-    pages, width = tables_pages(tables), tables[MAX_PAGES]
-    warp, warps, lane, lanes = warp_place()
-    ring = pool[ORDER] != SORTED
-    count = np.int64(0)
-    for i in range(warp, rows.size, warps):
-        for j in range(lane, starts[i + 1] - starts[i], lanes):
-            page = np.int64(pages[np.int64(rows[i]) * width + j])
-            before = gpu.atomic.sub(refcount, page, np.int32(1))
-            if before == 1 and not ring:
-                gpu.atomic.or_(released, page >> 6, bit(page))
-                count += 1
-    _before, count = block_scan(shared, count)
-    if not ring:
-        return count
-    for i in range(warp, rows.size, warps):  # below zero, a count tells the last mention
-        for j in range(lane, starts[i + 1] - starts[i], lanes):
-            page = np.int64(pages[np.int64(rows[i]) * width + j])
-            if refcount[page] <= 0:
-                gpu.atomic.min(refcount, page, np.int32(-1 - starts[i] - j))
-    gpu.syncthreads()
-    for begin in range(0, starts[rows.size], gpu.blockDim.x):
-        at = np.int64(begin + gpu.threadIdx.x)
-        page, gone = np.int64(0), False
-        if at < starts[rows.size]:
-            i = owner_of(starts, at, rows.size)
-            page = np.int64(pages[np.int64(rows[i]) * width + at - starts[i]])
-            gone = refcount[page] == -1 - at
-        if gone:
-            refcount[page] = 0
-        count += release_tile(pool, shared, page, gone, count)
-    return count
-
-
-@device_helper
-def copy_rows(pool, tables, src_rows, dst_rows):
-    """Let the empty, marked rows share the pages of others, a warp for each."""
-    _free_pages, refcount, _released = pool_views(pool)
-    length, pages, marks = tables_column(tables, LENGTH), tables_pages(tables), tables_marks(tables)
-    width = tables[MAX_PAGES]
-    warp, warps, lane, lanes = warp_place()
-    for i in range(warp, dst_rows.size, warps):
-        src, dst = np.int64(src_rows[i]), np.int64(dst_rows[i])
-        if marks[src >> 6] & bit(src) == np.uint64(0):  # else it is empty, and written to
-            for j in range(lane, tables_pages_of(tables, length[src]), lanes):
-                page = pages[src * width + j]
-                gpu.atomic.add(refcount, np.int64(page), np.int32(1))
-                pages[dst * width + j] = page
-            if lane == 0:
-                length[dst] = length[src]
-        if lane == 0:
-            touch(tables, dst, pool[STEP] + 1)
-
-
-@device_helper
-def keep_parents(pool, tables, parents, lengths, kept):
-    """Write down lengths and pages of `parents`, each of which gets one owner more."""
-    _free_pages, refcount, _released = pool_views(pool)
-    length, pages, width = tables_column(tables, LENGTH), tables_pages(tables), tables[MAX_PAGES]
-    warp, warps, lane, lanes = warp_place()
-    for i in range(warp, parents.size, warps):
-        parent = np.int64(parents[i])
-        lengths[i] = length[parent]
-        for j in range(lane, tables_pages_of(tables, length[parent]), lanes):
-            page = pages[parent * width + j]
-            gpu.atomic.add(refcount, np.int64(page), np.int32(1))
-            kept[i * width + j] = page
-
-
-@device_helper
-def replace_rows(pool, tables, rows, starts, lengths, kept):
-    """Give `rows` the lengths and pages written down; `starts` tells how many they had."""
-    length, pages, width = tables_column(tables, LENGTH), tables_pages(tables), tables[MAX_PAGES]
-    warp, warps, lane, lanes = warp_place()
-    for i in range(warp, rows.size, warps):
-        row, new = np.int64(rows[i]), tables_pages_of(tables, lengths[i])
-        for j in range(lane, max(new, starts[i + 1] - starts[i]), lanes):
-            pages[row * width + j] = kept[i * width + j] if j < new else np.int32(NULL)
-        if lane == 0:
-            length[row] = lengths[i]
-            touch(tables, row, pool[STEP] + 1)

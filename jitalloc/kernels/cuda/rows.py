@@ -1,34 +1,255 @@
-"""Twins of the loops over rows that sequences live in: one thread runs the CPU's."""
+"""Twins of the loops over rows that sequences live in: they begin, end and are marked."""
 
 from __future__ import annotations
 
-from jitalloc._cuda import cuda_kernel
-from jitalloc._cuda_loops import from_cpu
-from jitalloc.kernels import rows as loops
-from jitalloc.kernels.cuda.calls import begins
-from jitalloc.state import RECORD_SLOTS, RESULT
+import numpy as np
 
-rows_allocate = from_cpu(loops.rows_allocate_cpu)
-rows_allocate_tokens = from_cpu(loops.rows_allocate_tokens_cpu)
-rows_free = from_cpu(loops.rows_free_cpu)
+from jitalloc._cuda import cuda_kernel, device_helper, gpu
+from jitalloc.errors import OUT_OF_PAGES, REFCOUNT_OVERFLOW, STATUS_BITS
+from jitalloc.kernels.cuda.dropping import clear_pages, drop_pages
+from jitalloc.kernels.cuda.merging import block_merge
+from jitalloc.kernels.cuda.pool import (
+    fail,
+    fault_key,
+    pool_advance,
+    pool_views,
+    ring_place,
+)
+from jitalloc.kernels.cuda.releasing import end_release
+from jitalloc.kernels.cuda.row_batches import (
+    OPTION,
+    end_batch,
+    may_run,
+    page_starts,
+    rows_fault,
+    rows_sound,
+)
+from jitalloc.kernels.cuda.row_facts import (
+    column_start,
+    length_of,
+    pages_of,
+    row_bit,
+    row_code,
+    table_pages,
+    table_shape,
+    touch,
+    unclaim,
+)
+from jitalloc.kernels.cuda.scan import NONE, SHARED_WORDS, any_thread, block_min, block_scan
+from jitalloc.kernels.cuda.tokens import owner_of
+from jitalloc.state import (
+    ACTIVE,
+    BORN,
+    CALL_KINDS,
+    EVICTIONS,
+    FREE,
+    HEAD,
+    HEADER_SLOTS,
+    INT32_MAX,
+    KNOWN,
+    LENGTH,
+    LOCK_END,
+    LOCKED,
+    NAMESPACE,
+    NULL,
+    NUM_PAGES,
+    NUM_ROWS,
+    PEAK_ACTIVE,
+    PRIORITY,
+    RECORD_SLOTS,
+    RELEASED,
+    ROW_COLUMNS,
+    ROWS_FREED,
+    SEQ_ALLOCATIONS,
+    SEQ_FREES,
+    STEP,
+    TOKENS_DROPPED,
+)
+
+ALLOCATE = CALL_KINDS.index("allocate_batch")
+FREE_ROWS = CALL_KINDS.index("free_batch")
+
+# What the host tells of sequences that begin: an int64[PLAN, B] of these columns. The last three
+# count what the sequences before one have, of the pages and tokens that the call is given or takes.
+PLAN_ROW = 0  # a free row
+PLAN_LENGTH = 1  # tokens
+PLAN_PRIORITY = 2
+PLAN_SHARED = 3  # leading pages that others hold already
+PLAN_KNOWN = 4
+PLAN_NAMESPACE = 5
+PLAN_LOCKED = 6
+PLAN_LOCK_END = 7
+PLAN_NEW_START = 8  # new pages
+PLAN_SHARED_START = 9  # shared pages
+PLAN_TOKEN_START = 10  # token ids, which belong behind the shared pages
+PLAN = 11
 
 
-@cuda_kernel("void(int64[::1], int64[::1], int64[::1], int64, int64, int64)", serial=True)
-def rows_allocate_cuda(words, tables, prefix, num_tokens, namespace, priority):
-    if begins(words):
-        pool = words[RECORD_SLOTS:]
-        words[RESULT] = rows_allocate(pool, tables, prefix, num_tokens, namespace, priority)
+@device_helper
+def plan_column(plan, batch, column):
+    """Return `(one column of a plan, )`."""
+    return (plan[column * batch : (column + 1) * batch],)
 
 
-@cuda_kernel("void(int64[::1], int64[::1], int64[::1], int32[::1], int64, int64)", serial=True)
-def rows_allocate_tokens_cuda(words, tables, prefix, tokens, namespace, priority):
-    if begins(words):
-        pool = words[RECORD_SLOTS:]
-        words[RESULT] = rows_allocate_tokens(pool, tables, prefix, tokens, namespace, priority)
+@device_helper
+def begin_row(pool, tables, shape, plan, i):
+    """Write the facts of sequence `i` of a plan into its free row."""
+    batch = np.int64(plan.size // PLAN)
+    row = plan[PLAN_ROW * batch + i]
+    gpu.atomic.or_(tables, HEADER_SLOTS + (row >> 6), row_bit(row))
+    tables[column_start(shape, LENGTH) + row] = plan[PLAN_LENGTH * batch + i]
+    tables[column_start(shape, PRIORITY) + row] = plan[PLAN_PRIORITY * batch + i]
+    tables[column_start(shape, KNOWN) + row] = plan[PLAN_KNOWN * batch + i]
+    tables[column_start(shape, NAMESPACE) + row] = plan[PLAN_NAMESPACE * batch + i]
+    tables[column_start(shape, LOCKED) + row] = plan[PLAN_LOCKED * batch + i]
+    tables[column_start(shape, LOCK_END) + row] = plan[PLAN_LOCK_END * batch + i]
+    tables[column_start(shape, BORN) + row] = pool[STEP] + 1
+    touch(tables, shape, row, pool[STEP] + 1)
 
 
-@cuda_kernel("void(int64[::1], int64[::1], int64[::1], int32[::1], int64, int64)", serial=True)
-def rows_free_cuda(words, tables, prefix, rows, commit, evicted):
-    if begins(words):
-        pool = words[RECORD_SLOTS:]
-        words[RESULT] = rows_free(pool, tables, prefix, rows, commit, evicted)
+@device_helper
+def begin_pages(pool, tables, shape, plan, shared_pages, need):
+    """Give the sequences of a plan the pages that they share, and `need` new ones behind."""
+    free_pages, refcount, _released = pool_views(pool)
+    (pages,) = table_pages(tables, shape)
+    batch = np.int64(plan.size // PLAN)
+    me, step = gpu.threadIdx.x, gpu.blockDim.x
+    (starts,) = plan_column(plan, batch, PLAN_SHARED_START)
+    for at in range(me, shared_pages.size, step):
+        i = owner_of(starts, at, batch)
+        page = shared_pages[at]
+        gpu.atomic.add(refcount, np.int64(page), np.int32(1))
+        pages[plan[PLAN_ROW * batch + i] * shape[1] + at - starts[i]] = page
+    (starts,) = plan_column(plan, batch, PLAN_NEW_START)
+    head, ring = pool[HEAD], pool[NUM_PAGES]
+    for at in range(me, need, step):
+        i = owner_of(starts, at, batch)
+        page = free_pages[ring_place(head + at, ring)]
+        refcount[page] = 1
+        place = plan[PLAN_SHARED * batch + i] + at - starts[i]
+        pages[plan[PLAN_ROW * batch + i] * shape[1] + place] = page
+
+
+@device_helper
+def begin_tokens(tables, shape, known, plan, tokens):
+    """Write the ids of the tokens that stand behind the shared pages."""
+    (pages,) = table_pages(tables, shape)
+    batch = np.int64(plan.size // PLAN)
+    (starts,) = plan_column(plan, batch, PLAN_TOKEN_START)
+    for at in range(gpu.threadIdx.x, tokens.size, gpu.blockDim.x):
+        i = owner_of(starts, at, batch)
+        position = plan[PLAN_SHARED * batch + i] * shape[2] + at - starts[i]
+        block = pages_of(position + 1, shape) - 1
+        page = np.int64(pages[plan[PLAN_ROW * batch + i] * shape[1] + block])
+        known[page * shape[2] + position - block * shape[2]] = tokens[at]
+
+
+@cuda_kernel(
+    "void(int64[::1], int64[::1], int32[::1], int64[::1], int32[::1], int32[::1], int64[::1],int64)"
+)
+def rows_allocate_cuda(words, tables, known, plan, given, tokens, answer, flags):
+    # Sequences in free rows, by a plan of the host, whose words it may not need any more behind.
+    shared = gpu.shared.array(SHARED_WORDS, np.int64)
+    pool = words[RECORD_SLOTS:]
+    me, shape = gpu.threadIdx.x, table_shape(tables)
+    batch = np.int64(plan.size // PLAN)
+    if not may_run(words, flags):
+        return
+    _free_pages, refcount, _released = pool_views(pool)
+    key = NONE
+    for at in range(me, given.size, gpu.blockDim.x):
+        if refcount[given[at]] > INT32_MAX - batch:
+            key = min(key, fault_key(REFCOUNT_OVERFLOW, np.int64(at)))
+    key = block_min(shared, key)
+    last = batch - 1
+    need = np.int64(0)
+    if batch > 0:
+        need = plan[PLAN_NEW_START * batch + last] - plan[PLAN_SHARED * batch + last]
+        need += pages_of(plan[PLAN_LENGTH * batch + last], shape)
+    available = pool[FREE] + pool[RELEASED]
+    status, value = np.int64(0), np.int64(0)
+    if key != NONE:
+        status, value = -key, np.int64(given[key >> STATUS_BITS])
+    elif need > available:
+        status = fail(OUT_OF_PAGES, available)
+    gpu.syncthreads()
+    if status < 0:
+        if me == 0:
+            end_batch(pool, words, answer, (ALLOCATE, flags), status, (value, need))
+        return
+    if need > pool[FREE]:
+        block_merge(pool, shared)
+    begin_pages(pool, tables, shape, plan, given, need)
+    gpu.syncthreads()
+    begin_tokens(tables, shape, known, plan, tokens)
+    for i in range(me, batch, gpu.blockDim.x):
+        begin_row(pool, tables, shape, plan, np.int64(i))
+    gpu.syncthreads()
+    if me == 0:
+        pool_advance(pool, pool[HEAD] + need, need)
+        tables[SEQ_ALLOCATIONS] += batch
+        tables[ACTIVE] += batch
+        tables[PEAK_ACTIVE] = max(tables[PEAK_ACTIVE], tables[ACTIVE])
+        end_batch(pool, words, answer, (ALLOCATE, flags), need, (value, need))
+
+
+@device_helper
+def end_sequences(tables, shape, rows):
+    """Forget the facts of the sequences of a batch, and let nobody live in their rows."""
+    for i in range(gpu.threadIdx.x, rows.size, gpu.blockDim.x):
+        row = np.int64(rows[i])
+        if row != NULL:
+            for column in range(ROW_COLUMNS):
+                tables[column_start(shape, column) + row] = 0
+            gpu.atomic.and_(tables, HEADER_SLOTS + (row >> 6), ~row_bit(row))
+
+
+@cuda_kernel("void(int64[::1], int64[::1], int32[::1], int64[::1], int64[::1], int64)")
+def rows_free_cuda(words, tables, rows, scratch, answer, flags):
+    # `scratch`: 2 B + 1 words. With OPTION the sequences give way to others.
+    shared = gpu.shared.array(SHARED_WORDS, np.int64)
+    pool = words[RECORD_SLOTS:]
+    shape, batch = table_shape(tables), np.int64(rows.size)
+    if not may_run(words, flags):
+        return
+    sound = not any_thread(not rows_sound(tables, shape, rows))
+    unclaim(tables, shape, rows)
+    if not sound:
+        key = rows_fault(shared, tables, shape, rows)
+        if gpu.threadIdx.x == 0:
+            fact = np.int64(rows[key >> STATUS_BITS]), tables[NUM_ROWS]
+            end_batch(pool, words, answer, (FREE_ROWS, flags), -key, fact)
+        return
+    starts, firsts = scratch[: batch + 1], scratch[batch + 1 :]
+    tokens, ended = np.int64(0), np.int64(0)
+    for i in range(gpu.threadIdx.x, batch, gpu.blockDim.x):
+        firsts[i] = 0
+        tokens += length_of(tables, shape, np.int64(rows[i]))
+        ended += 1 if rows[i] != NULL else 0
+    page_starts(shared, tables, shape, rows, starts)
+    _before, tokens = block_scan(shared, tokens)
+    _before, ended = block_scan(shared, ended)
+    count = drop_pages(pool, shared, tables, shape, rows, starts, firsts)
+    gpu.syncthreads()
+    clear_pages(tables, shape, rows, starts, firsts)
+    end_sequences(tables, shape, rows)
+    gpu.syncthreads()
+    if gpu.threadIdx.x == 0:
+        if flags & OPTION != 0:
+            tables[TOKENS_DROPPED] += tokens
+            tables[EVICTIONS] += ended
+        tables[SEQ_FREES] += ended
+        tables[ACTIVE] -= ended
+        words[ROWS_FREED] += ended
+        end_release(pool, count)
+        end_batch(pool, words, answer, (FREE_ROWS, flags), count, (np.int64(0), np.int64(0)))
+
+
+@cuda_kernel("void(int64[::1], int32[::1], int64, int64)")
+def rows_mark_cuda(tables, rows, column, value):
+    # Sets one fact of live rows; those of nobody are passed over.
+    shape = table_shape(tables)
+    for i in range(gpu.grid(1), rows.size, gpu.gridsize(1)):
+        row = np.int64(rows[i])
+        if row_code(tables, shape, row) == 0:
+            tables[column_start(shape, column) + row] = value

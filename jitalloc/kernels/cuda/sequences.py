@@ -1,9 +1,8 @@
-"""Twins of the loops of sequences on a pool.
+"""Twins of the loops of sequences on a pool: they grow, and are cut short.
 
 A batch is taken by one block: the rows of a thread stand side by side, so that one scan of the
-block tells what the rows before take, and what is long in a row (pages, slots) is shared by the
-lanes of a warp. Behind a prefix cache the loops of the CPU run, by one thread: what enters the
-cache and what gives way has no order but theirs.
+block tells what the rows before take, and what is long in a row (pages, slots) is shared by a team
+of threads, a warp or more of them.
 """
 
 from __future__ import annotations
@@ -11,109 +10,103 @@ from __future__ import annotations
 import numpy as np
 
 from jitalloc._cuda import cuda_kernel, device_helper, gpu
-from jitalloc._cuda_loops import as_rows, from_cpu
 from jitalloc.errors import (
-    CHANGED,
+    NEGATIVE,
     OUT_OF_PAGES,
     OUT_SHORT,
+    POSITION_RANGE,
     STATUS_BITS,
     STATUS_MASK,
-    TOKENS_MISFIT,
 )
-from jitalloc.kernels import pool as pool_loops
-from jitalloc.kernels import sequences as loops
-from jitalloc.kernels.cuda.appends import (
-    append_fault,
-    append_look,
-    append_rows,
-    fault_facts,
-    pack_copies,
-    settle_shares,
-    unsettle,
-)
-from jitalloc.kernels.cuda.calls import begins
+from jitalloc.kernels.cuda.append_writes import append_rows, pack_copies
+from jitalloc.kernels.cuda.appends import append_fault, append_look, settle_shares, unsettle
+from jitalloc.kernels.cuda.dropping import clear_pages, drop_pages
+from jitalloc.kernels.cuda.forking import FACTS, copy_rows, keep_parents, open_rows, replace_rows
 from jitalloc.kernels.cuda.merging import block_merge
 from jitalloc.kernels.cuda.pool import (
     end_call,
-    end_read,
     fail,
+    fault_key,
     fill_null,
     pool_advance,
 )
 from jitalloc.kernels.cuda.releasing import end_release
 from jitalloc.kernels.cuda.row_batches import (
-    copy_rows,
-    drop_pages,
-    drop_starts,
-    keep_parents,
+    EMPTY,
+    NOBODY,
+    OPTION,
+    SOMEBODY,
+    count_of,
+    end_batch,
+    may_run,
+    page_starts,
     pages_full,
     pairs_fault,
-    pairs_look,
-    replace_rows,
+    pairs_sound,
+    rows_fault,
+    rows_sound,
+    running_starts,
+)
+from jitalloc.kernels.cuda.row_facts import (
+    column_start,
+    length_of,
+    pages_of,
+    shorten_lock,
+    table_pages,
+    table_shape,
+    touch,
     unclaim,
 )
 from jitalloc.kernels.cuda.scan import (
+    NONE,
     SHARED_WORDS,
     any_thread,
+    block_min,
     block_scan,
+    own_part,
 )
 from jitalloc.state import (
+    ACTIVE,
     CALL_KINDS,
-    CALLS,
     FREE,
+    GAP,
     HEAD,
     INT32_MAX,
-    MAX_PAGES,
+    KNOWN,
+    LENGTH,
+    NULL,
     NUM_PAGES,
     NUM_ROWS,
     PAGE_COPIES,
+    PEAK_ACTIVE,
     RECORD_SLOTS,
     RELEASED,
-    RESULT,
+    SEQ_ALLOCATIONS,
     SEQ_FORKS,
+    STEP,
 )
 
 APPEND = CALL_KINDS.index("append_batch")
+TRUNCATE = CALL_KINDS.index("truncate_batch")
 FORK = CALL_KINDS.index("fork_batch")
 REORDER = CALL_KINDS.index("reorder")
-FACTS = len(loops.INHERITED)  # words of scratch a row, in front of its pages, for `reorder`
-
-pool_total = from_cpu(pool_loops.pool_total)
-append_need = from_cpu(loops.append_need)
-append_undo = from_cpu(loops.append_undo)
-sequences_append = from_cpu(loops.sequences_append_cpu)
-sequences_fork_batch = from_cpu(loops.sequences_fork_batch_cpu)
-sequences_reorder = from_cpu(loops.sequences_reorder_cpu)
-sequences_fork = from_cpu(loops.sequences_fork_cpu)
-sequences_truncate = from_cpu(loops.sequences_truncate_cpu)
-
-
-@cuda_kernel("void(int64[::1], int64[::1], int64[::1], int64)", serial=True)
-def sequences_fork_cuda(words, tables, prefix, src):
-    if begins(words):
-        words[RESULT] = sequences_fork(words[RECORD_SLOTS:], tables, prefix, src)
-
-
-@cuda_kernel("void(int64[::1], int64[::1], int64[::1], int64, int64)", serial=True)
-def sequences_truncate_cuda(words, tables, prefix, row, num_tokens):
-    if begins(words):
-        words[RESULT] = sequences_truncate(words[RECORD_SLOTS:], tables, prefix, row, num_tokens)
 
 
 @cuda_kernel(
-    "void(int64[::1], int64[::1], int32[::1], int64[::1], int32[::1], int64[::1], int32[::1])"
+    "void(int64[::1], int64[::1], int32[::1], int32[::1], int32[::1], int32[::1], int64[::1],"
+    "int32[::1])"
 )
-def sequences_append_cuda(words, tables, rows, counts, tokens, slots, copied):
-    # Without a prefix cache; `copied` are two rows of one column a row of the batch.
+def sequences_append_cuda(words, tables, known, rows, counts, tokens, slots, copied):
+    # `counts`: see `count_of`; `copied`: two rows of one column a row of the batch.
     shared = gpu.shared.array(SHARED_WORDS, np.int64)
-    record, pool = words[:RECORD_SLOTS], words[RECORD_SLOTS:]
+    pool, shape = words[RECORD_SLOTS:], table_shape(tables)
     me, step, batch = gpu.threadIdx.x, gpu.blockDim.x, np.int64(rows.size)
     src = copied[:batch]
-    sound, shares, mine, need = append_look(pool, tables, rows, counts, src)
+    sound, shares, mine, need = append_look(pool, tables, shape, rows, counts, src)
     for i in range(me, tokens.size, step):
         sound = sound and tokens[i] >= 0
     sound = not any_thread(not sound)  # all marks are set behind it
-    unclaim(tables, rows)
+    unclaim(tables, shape, rows)
     before, total = block_scan(shared, mine)
     sound = sound and total <= INT32_MAX and (tokens.size == 0 or tokens.size == total)
     shares = any_thread(shares) and sound
@@ -123,7 +116,7 @@ def sequences_append_cuda(words, tables, rows, counts, tokens, slots, copied):
     available = pool[FREE] + pool[RELEASED]
     status, value, wanted = np.int64(0), np.int64(0), need
     if not sound:
-        status, value, wanted = append_fault(shared, tables, rows, counts, tokens)
+        status, value, wanted = append_fault(shared, tables, shape, rows, counts, tokens)
     elif total > slots.size and need <= pool[NUM_PAGES]:
         status, wanted = fail(OUT_SHORT, slots.size), total
     elif need > available:
@@ -135,12 +128,12 @@ def sequences_append_cuda(words, tables, rows, counts, tokens, slots, copied):
         fill_null(slots, 0, me, step)
         fill_null(copied, 0, me, step)
         if me == 0:
-            end_call(pool, record, APPEND, status, value, wanted)
+            end_call(pool, words, APPEND, status, value, wanted)
         return
     if need > pool[FREE]:
         block_merge(pool, shared)
     place = before << np.int64(32) | pages_before
-    append_rows(pool, tables, rows, counts, copied, slots, place)
+    append_rows(pool, tables, known, rows, counts, (tokens, slots), copied, place)
     fill_null(slots, total, me, step)
     copies = np.int64(0)
     if shares:
@@ -150,117 +143,167 @@ def sequences_append_cuda(words, tables, rows, counts, tokens, slots, copied):
     if me == 0:
         pool_advance(pool, pool[HEAD] + need, need)
         tables[PAGE_COPIES] += copies
-        end_call(pool, record, APPEND, np.int64(0), np.int64(0), need)
-
-
-@cuda_kernel(
-    "void(int64[::1], int64[::1], int64[::1], int32[::1], int64[::1], int32[::1], int64[::1],"
-    "int32[::1])",
-    serial=True,
-)
-def sequences_append_serial_cuda(words, tables, prefix, rows, counts, tokens, slots, copied):
-    # Behind a prefix cache. In one kernel with its parallel twin, a block of that would not have
-    # registers enough, and who needs no prefix cache would load ten times the code.
-    record, pool = words[:RECORD_SLOTS], words[RECORD_SLOTS:]
-    pairs = as_rows(copied, 2, rows.size)
-    total = pool_total(counts)
-    if total > 0 and counts.size == 1:
-        total *= rows.size
-    status, copies, value, wanted = total, np.int64(0), np.int64(0), np.int64(0)
-    if total >= 0 and tokens.size > 0 and tokens.size != total:
-        status, wanted = fail(TOKENS_MISFIT, tokens.size), total
-    elif total >= 0:
-        made = slots[: min(total, np.int64(slots.size))]
-        copies = sequences_append(pool, tables, prefix, rows, counts, tokens, made, pairs)
-        status = copies
-        if -status & STATUS_MASK == CHANGED and status < 0:
-            status, wanted = fail(OUT_SHORT, slots.size), total
-        elif -status & STATUS_MASK == OUT_OF_PAGES and status < 0:
-            wanted = append_need(pool, tables, rows, counts, pairs[0])
-            append_undo(pool, pairs[0])
-        elif status < 0:
-            value, wanted = fault_facts(tables, rows, counts, tokens, status)
-    else:
-        value, wanted = fault_facts(tables, rows, counts, tokens, status)
-    failed = status < 0
-    fill_null(slots, np.int64(0) if failed else total, 0, 1)
-    fill_null(pairs[0], np.int64(0) if failed else copies, 0, 1)
-    fill_null(pairs[1], np.int64(0) if failed else copies, 0, 1)
-    end_read(record, APPEND, status, value, wanted)  # the loop has advanced the clock
+        end_call(pool, words, APPEND, np.int64(0), np.int64(0), need)
 
 
 @device_helper
-def end_pairs(record, tables, kind, status, rows, others):
-    """Book the end of a batch of pairs that failed, by one thread."""
-    at, batch = -status >> STATUS_BITS, np.int64(rows.size)
-    value = np.int64(rows[at]) if at < batch else np.int64(others[at - batch])
-    end_read(record, kind, status, value, batch << np.int64(32) | tables[NUM_ROWS])
+def kept_tokens(tables, shape, row, n, drops):
+    """Return how many tokens of `row` stay, where `n` stay or, with `drops`, go."""
+    return length_of(tables, shape, row) - n if drops else n
 
 
-@cuda_kernel("void(int64[::1], int64[::1], int64[::1], int32[::1], int32[::1])")
-def sequences_fork_batch_cuda(words, tables, prefix, src_rows, dst_rows):
+@device_helper
+def truncate_fault(shared, tables, shape, rows, counts, drops):
+    """Return the key of the first row that is refused, or else of the first such number."""
+    key = rows_fault(shared, tables, shape, rows)
+    if key != NONE:
+        return key
+    for i in range(gpu.threadIdx.x, rows.size, gpu.blockDim.x):
+        row, n = np.int64(rows[i]), count_of(counts, rows.size, i)
+        if row != NULL and n < 0:
+            key = min(key, fault_key(NEGATIVE, np.int64(i)))
+        elif row != NULL and n > length_of(tables, shape, row):
+            key = min(key, fault_key(POSITION_RANGE, np.int64(i)))
+    return block_min(shared, key)
+
+
+@device_helper
+def truncate_row(pool, tables, shape, row, tokens):
+    """Book that only the first `tokens` tokens of `row` stay, and what is known of them."""
+    (pages,) = table_pages(tables, shape)
+    known = column_start(shape, KNOWN) + row
+    tables[column_start(shape, LENGTH) + row] = tokens
+    touch(tables, shape, row, pool[STEP] + 1)
+    tables[known] = min(tables[known], tokens)
+    if tokens < tables[column_start(shape, GAP) + row]:
+        tables[column_start(shape, GAP) + row] = 0
+    shorten_lock(tables, shape, pages, row, pages_of(tokens, shape))
+
+
+@cuda_kernel("void(int64[::1], int64[::1], int32[::1], int32[::1], int64[::1], int64[::1], int64)")
+def sequences_truncate_batch_cuda(words, tables, rows, counts, scratch, answer, flags):
+    # `scratch`: 2 B + 1 words. With OPTION, `counts` tells how many tokens go.
     shared = gpu.shared.array(SHARED_WORDS, np.int64)
-    record, pool = words[:RECORD_SLOTS], words[RECORD_SLOTS:]
-    if prefix.size > 1:
-        if gpu.threadIdx.x == 0:
-            status = sequences_fork_batch(pool, tables, prefix, src_rows, dst_rows)
-            if status < 0:
-                end_pairs(record, tables, FORK, status, dst_rows, src_rows)
-            else:
-                record[CALLS] += 1
+    pool, shape = words[RECORD_SLOTS:], table_shape(tables)
+    batch, drops = np.int64(rows.size), flags & OPTION != 0
+    if not may_run(words, flags):
         return
-    sound = not any_thread(not pairs_look(tables, dst_rows, src_rows, True))
-    if sound:
-        sound = not any_thread(pages_full(pool, tables, src_rows))
-    if sound:
-        copy_rows(pool, tables, src_rows, dst_rows)
-    gpu.syncthreads()
-    unclaim(tables, dst_rows)
+    sound = rows_sound(tables, shape, rows)
+    for i in range(gpu.threadIdx.x, batch if sound else 0, gpu.blockDim.x):
+        row, n = np.int64(rows[i]), count_of(counts, batch, i)
+        sound = sound and (row == NULL or 0 <= n <= length_of(tables, shape, row))
+    sound = not any_thread(not sound)
+    unclaim(tables, shape, rows)
     if not sound:
-        key = pairs_fault(pool, shared, tables, dst_rows, src_rows, True)
+        key = truncate_fault(shared, tables, shape, rows, counts, drops)
+        at = key >> STATUS_BITS
         if gpu.threadIdx.x == 0:
-            end_pairs(record, tables, FORK, -key, dst_rows, src_rows)
-    elif gpu.threadIdx.x == 0:
-        tables[SEQ_FORKS] += dst_rows.size
-        end_call(pool, record, FORK, np.int64(0), np.int64(0), np.int64(0))
-
-
-@cuda_kernel("void(int64[::1], int64[::1], int64[::1], int32[::1], int32[::1], int64[::1])")
-def sequences_reorder_cuda(words, tables, prefix, rows, parents, scratch):
-    # `scratch`: `reorder_words` for all rows of the table.
-    shared = gpu.shared.array(SHARED_WORDS, np.int64)
-    record, pool = words[:RECORD_SLOTS], words[RECORD_SLOTS:]
-    batch, width = np.int64(rows.size), tables[MAX_PAGES]
-    facts = FACTS * tables[NUM_ROWS]
-    kept = scratch[facts + 1 :].view(np.int32)
-    if prefix.size > 1:
-        if gpu.threadIdx.x == 0:
-            small = min(batch, tables[NUM_ROWS])
-            inherited = as_rows(scratch[: small * FACTS], small, np.int64(FACTS))
-            pages = as_rows(kept[: small * width], small, width)
-            status = sequences_reorder(pool, tables, prefix, rows, parents, inherited, pages)
-            if status < 0:
-                end_pairs(record, tables, REORDER, status, rows, parents)
-            else:
-                record[CALLS] += 1
+            fact = np.int64(rows[at]), tables[NUM_ROWS]
+            if key & STATUS_MASK == NEGATIVE or key & STATUS_MASK == POSITION_RANGE:
+                wanted = length_of(tables, shape, np.int64(rows[at]))
+                wanted |= np.int64(1) << np.int64(32) if drops else np.int64(0)
+                fact = count_of(counts, batch, at), wanted
+            end_batch(pool, words, answer, (TRUNCATE, flags), -key, fact)
         return
-    sound = not any_thread(not pairs_look(tables, rows, parents, False))
-    unclaim(tables, rows)
-    if sound:
-        sound = not any_thread(pages_full(pool, tables, parents))
-    if not sound:
-        key = pairs_fault(pool, shared, tables, rows, parents, False)
-        if gpu.threadIdx.x == 0:
-            end_pairs(record, tables, REORDER, -key, rows, parents)
-        return
-    starts, lengths = scratch[: batch + 1], scratch[batch + 1 : 2 * batch + 1]
-    drop_starts(shared, tables, rows, starts)
-    keep_parents(pool, tables, parents, lengths, kept)
+    starts, firsts = scratch[: batch + 1], scratch[batch + 1 :]
+    begin, end = own_part(batch)
+    for i in range(begin, end):
+        row, n = np.int64(rows[i]), count_of(counts, batch, i)
+        first, last = np.int64(0), np.int64(0)
+        if row != NULL:
+            first = pages_of(kept_tokens(tables, shape, row, n, drops), shape)
+            last = pages_of(length_of(tables, shape, row), shape)
+        starts[i], firsts[i] = last - first, first
+    running_starts(shared, starts, batch)
+    count = drop_pages(pool, shared, tables, shape, rows, starts, firsts)
     gpu.syncthreads()
-    count = drop_pages(pool, shared, tables, rows, starts)
-    gpu.syncthreads()
-    replace_rows(pool, tables, rows, starts, lengths, kept)
+    clear_pages(tables, shape, rows, starts, firsts)
+    for i in range(gpu.threadIdx.x, batch, gpu.blockDim.x):
+        row = np.int64(rows[i])
+        if row != NULL:
+            n = kept_tokens(tables, shape, row, count_of(counts, batch, i), drops)
+            truncate_row(pool, tables, shape, row, n)
     gpu.syncthreads()
     if gpu.threadIdx.x == 0:
         end_release(pool, count)
-        end_call(pool, record, REORDER, np.int64(0), np.int64(0), np.int64(0))
+        end_batch(pool, words, answer, (TRUNCATE, flags), count, (np.int64(0), np.int64(0)))
+
+
+@device_helper
+def end_pairs(pool, words, answer, call, key, pair):
+    """Book the end of a batch of pairs that failed, by one thread."""
+    rows, others, height = pair
+    at, batch = key >> STATUS_BITS, np.int64(rows.size)
+    value = np.int64(rows[at]) if at < batch else np.int64(others[at - batch])
+    fact = value, batch << np.int64(32) | height
+    end_batch(pool, words, answer, call, -key, fact)
+
+
+@cuda_kernel("void(int64[::1], int64[::1], int32[::1], int32[::1], int64[::1], int64)")
+def sequences_fork_batch_cuda(words, tables, src_rows, dst_rows, answer, flags):
+    # With OPTION the destinations are free rows, which new sequences begin to live in.
+    shared = gpu.shared.array(SHARED_WORDS, np.int64)
+    pool, shape = words[RECORD_SLOTS:], table_shape(tables)
+    batch, opens = np.int64(dst_rows.size), flags & OPTION != 0
+    if not may_run(words, flags):
+        return
+    wanted = NOBODY if opens else EMPTY
+    sound = not any_thread(not pairs_sound(tables, shape, dst_rows, src_rows, wanted))
+    if sound:
+        sound = not any_thread(pages_full(pool, tables, shape, dst_rows, src_rows))
+    forks = np.int64(0)
+    if sound:
+        for i in range(gpu.threadIdx.x, batch, gpu.blockDim.x):
+            forks += 1 if dst_rows[i] != NULL else 0
+        _before, forks = block_scan(shared, forks)
+        if opens:
+            open_rows(pool, tables, shape, src_rows, dst_rows)
+        copy_rows(pool, tables, shape, src_rows, dst_rows)
+    gpu.syncthreads()
+    if not opens:
+        unclaim(tables, shape, dst_rows)
+    if not sound:
+        key = pairs_fault(pool, shared, tables, shape, dst_rows, src_rows, wanted)
+        if gpu.threadIdx.x == 0:
+            pair = dst_rows, src_rows, tables[NUM_ROWS]
+            end_pairs(pool, words, answer, (FORK, flags), key, pair)
+    elif gpu.threadIdx.x == 0:
+        tables[SEQ_FORKS] += forks
+        if opens:
+            tables[SEQ_ALLOCATIONS] += forks
+            tables[ACTIVE] += forks
+            tables[PEAK_ACTIVE] = max(tables[PEAK_ACTIVE], tables[ACTIVE])
+        end_batch(pool, words, answer, (FORK, flags), forks, (np.int64(0), np.int64(0)))
+
+
+@cuda_kernel("void(int64[::1], int64[::1], int32[::1], int32[::1], int64[::1], int64[::1])")
+def sequences_reorder_cuda(words, tables, rows, parents, scratch, answer):
+    # `scratch`: `reorder_words` of the batch.
+    shared = gpu.shared.array(SHARED_WORDS, np.int64)
+    pool, shape = words[RECORD_SLOTS:], table_shape(tables)
+    batch = np.int64(rows.size)
+    call = REORDER, np.int64(0)
+    sound = not any_thread(not pairs_sound(tables, shape, rows, parents, SOMEBODY))
+    unclaim(tables, shape, rows)
+    if sound:
+        sound = not any_thread(pages_full(pool, tables, shape, rows, parents))
+    if not sound:
+        key = pairs_fault(pool, shared, tables, shape, rows, parents, SOMEBODY)
+        if gpu.threadIdx.x == 0:
+            end_pairs(pool, words, answer, call, key, (rows, parents, tables[NUM_ROWS]))
+        return
+    starts, firsts = scratch[: batch + 1], scratch[batch + 1 : 2 * batch + 1]
+    facts = scratch[2 * batch + 1 : (2 + FACTS) * batch + 1]
+    kept = scratch[(2 + FACTS) * batch + 1 :].view(np.int32)
+    for i in range(gpu.threadIdx.x, batch, gpu.blockDim.x):
+        firsts[i] = 0
+    page_starts(shared, tables, shape, rows, starts)
+    keep_parents(pool, tables, shape, rows, parents, facts, kept)
+    gpu.syncthreads()
+    count = drop_pages(pool, shared, tables, shape, rows, starts, firsts)
+    gpu.syncthreads()
+    replace_rows(pool, tables, shape, rows, starts, facts, kept)
+    gpu.syncthreads()
+    if gpu.threadIdx.x == 0:
+        end_release(pool, count)
+        end_batch(pool, words, answer, call, np.int64(0), (np.int64(0), np.int64(0)))

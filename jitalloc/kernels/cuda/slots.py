@@ -1,9 +1,11 @@
 """Twins of the slot allocator's loops.
 
-Single slots are taken and given back for a host that waits, so one thread runs the loop of the
-CPU. Batches are for callers that do not wait, and a block runs them: taken by a scan of the words
-of the bitmap, given back in tiles of one slot a thread, so that of a slot named twice it is known
+Batches are for callers that do not wait, and a block runs them: taken by a scan of the words of
+the bitmap, given back in tiles of one slot a thread, so that of a slot named twice it is known
 which mention came first. No race decides. There is no clock to advance: `end_read` books a call.
+
+Calls of one slot are for a host that waits. Each answers in an array of its own, so that no two of
+them can take each other's answers: a copy of the record, and in RESULT what the twin returns.
 """
 
 from __future__ import annotations
@@ -11,51 +13,147 @@ from __future__ import annotations
 import numpy as np
 
 from jitalloc._cuda import MOST_THREADS, cuda_kernel, device_helper, gpu
-from jitalloc._cuda_loops import from_cpu
-from jitalloc.errors import OUT_OF_SLOTS, SLOT_IS_FREE, SLOT_OUTSIDE, STATUS_BITS
-from jitalloc.kernels import slots
-from jitalloc.kernels.cuda.calls import begins
+from jitalloc.errors import (
+    OUT_OF_SLOTS,
+    SLOT_IS_FREE,
+    SLOT_IS_TAKEN,
+    SLOT_OUTSIDE,
+    STATUS_BITS,
+)
 from jitalloc.kernels.cuda.pool import bit, end_read, fail, fault_key, fill_null
 from jitalloc.kernels.cuda.releasing import mentions
 from jitalloc.kernels.cuda.scan import NONE, SHARED_WORDS, any_thread, block_min, block_scan
 from jitalloc.kernels.cuda.tokens import owner_of
-from jitalloc.slot_state import FREE_SLOTS, LOWEST, NUM_SLOTS, SLOT_CALL_KINDS
-from jitalloc.state import CALLS, RECORD_SLOTS, RESULT
+from jitalloc.slot_state import FREE_SLOTS, LOWEST, NUM_SLOTS, PEAK_SLOTS, SLOT_CALL_KINDS
+from jitalloc.state import (
+    CALLS,
+    FAULT_STATUS,
+    FAULT_WANTED,
+    HEADER_SLOTS,
+    NULL,
+    RECORD_SLOTS,
+    RESULT,
+)
 
 ALLOC_BATCH = SLOT_CALL_KINDS.index("alloc_batch")
 FREE_BATCH = SLOT_CALL_KINDS.index("free_batch")
 ZERO, ONE, ALL_ONES = np.uint64(0), np.uint64(1), np.uint64(0xFFFFFFFFFFFFFFFF)
 
-slot_views = from_cpu(slots.slot_views)
-book_taken = from_cpu(slots.book_taken)
-slots_alloc = from_cpu(slots.slots_alloc_cpu)
-slots_free = from_cpu(slots.slots_free_cpu)
-slots_occupy = from_cpu(slots.slots_occupy_cpu)
-slots_look = from_cpu(slots.slots_look_cpu)
+
+@device_helper
+def slot_places(slab):
+    """Return the words at which `free` and `versions` begin; the summary begins at HEADER_SLOTS."""
+    words = (slab[NUM_SLOTS] + 63) >> 6
+    free = HEADER_SLOTS + ((words + 63) >> 6)
+    return free, free + words
 
 
-@cuda_kernel("void(int64[::1])", serial=True)
-def slots_alloc_cuda(words):
-    if begins(words):
-        words[RESULT] = slots_alloc(words[RECORD_SLOTS:])
+@device_helper
+def book_taken(slab, count):
+    """Count `count` slots as taken, by one thread."""
+    slab[FREE_SLOTS] -= count
+    slab[PEAK_SLOTS] = max(slab[PEAK_SLOTS], slab[NUM_SLOTS] - slab[FREE_SLOTS])
 
 
-@cuda_kernel("void(int64[::1], int64)", serial=True)
-def slots_free_cuda(words, slot):
-    if begins(words):
-        words[RESULT] = slots_free(words[RECORD_SLOTS:], slot)
+@device_helper
+def mark_taken(summary, free, slot):
+    """Take the bit of a slot out of both bitmaps, by one thread."""
+    w = slot >> 6
+    free[w] &= ~bit(slot)
+    if free[w] == ZERO:
+        summary[w >> 6] &= ~bit(w)
 
 
-@cuda_kernel("void(int64[::1], int64)", serial=True)
-def slots_occupy_cuda(words, slot):
-    if begins(words):
-        words[RESULT] = slots_occupy(words[RECORD_SLOTS:], slot)
+@device_helper
+def begins_for(record, answer):
+    """Tell the host what the record says; return whether the call runs: after no failure.
+
+    The host raises the failure, so the record forgets it.
+    """
+    i = np.int64(gpu.threadIdx.x)
+    while i < RECORD_SLOTS:
+        answer[i] = record[i] if i != RESULT else np.int64(0)
+        i += gpu.blockDim.x
+    gpu.syncthreads()
+    i = np.int64(FAULT_STATUS + gpu.threadIdx.x)
+    while i <= FAULT_WANTED:
+        record[i] = 0
+        i += gpu.blockDim.x
+    if gpu.threadIdx.x == 0:
+        record[CALLS] += 1
+    return answer[FAULT_STATUS] == 0
 
 
-@cuda_kernel("void(int64[::1], int64)", serial=True)
-def slots_look_cuda(words, slot):
-    if begins(words):
-        words[RESULT] = slots_look(words[RECORD_SLOTS:], slot)
+@device_helper
+def lowest_bit(word):
+    """Return the index of the lowest set bit; there is one."""
+    return np.int64(gpu.popc(~word & (word - ONE)))
+
+
+@cuda_kernel("void(int64[::1], int64[::1], int64[::1])")
+def slots_alloc_cuda(slab, record, answer):
+    shared = gpu.shared.array(SHARED_WORDS, np.int64)
+    first_free, first_version = slot_places(slab)
+    summary = slab[HEADER_SLOTS:first_free].view(np.uint64)
+    free = slab[first_free:first_version].view(np.uint64)
+    if not begins_for(record, answer):
+        return
+    s, found = np.int64(slab[LOWEST] + gpu.threadIdx.x), NONE
+    if slab[FREE_SLOTS] > 0:  # then there is a word, and all threads meet in the same round
+        while found == NONE:
+            has = s < summary.size and summary[s] != ZERO
+            found = block_min(shared, s if has else NONE)
+            s += gpu.blockDim.x
+    if gpu.threadIdx.x == 0:
+        if found == NONE:
+            answer[RESULT] = fail(OUT_OF_SLOTS, 0)
+        else:
+            w = (found << 6) + lowest_bit(summary[found])
+            slot = (w << 6) + lowest_bit(free[w])
+            slab[LOWEST] = found
+            mark_taken(summary, free, slot)
+            slab[first_version + slot] += 1
+            book_taken(slab, 1)
+            answer[RESULT] = slot
+
+
+@cuda_kernel("void(int64[::1], int64[::1], int64[::1], int64)")
+def slots_free_cuda(slab, record, answer, slot):
+    first_free, first_version = slot_places(slab)
+    summary = slab[HEADER_SLOTS:first_free].view(np.uint64)
+    free = slab[first_free:first_version].view(np.uint64)
+    if begins_for(record, answer) and gpu.threadIdx.x == 0:
+        w = slot >> 6
+        if free[w] & bit(slot) != ZERO:
+            answer[RESULT] = fail(SLOT_IS_FREE, 0)
+        else:
+            free[w] |= bit(slot)
+            summary[w >> 6] |= bit(w)
+            slab[LOWEST] = min(slab[LOWEST], w >> 6)
+            slab[FREE_SLOTS] += 1
+
+
+@cuda_kernel("void(int64[::1], int64[::1], int64[::1], int64)")
+def slots_occupy_cuda(slab, record, answer, slot):
+    first_free, first_version = slot_places(slab)
+    summary = slab[HEADER_SLOTS:first_free].view(np.uint64)
+    free = slab[first_free:first_version].view(np.uint64)
+    if begins_for(record, answer) and gpu.threadIdx.x == 0:
+        if free[slot >> 6] & bit(slot) == ZERO:
+            answer[RESULT] = fail(SLOT_IS_TAKEN, 0)
+        else:
+            mark_taken(summary, free, slot)
+            slab[first_version + slot] += 1
+            book_taken(slab, 1)
+
+
+@cuda_kernel("void(int64[::1], int64[::1], int64[::1], int64)")
+def slots_look_cuda(slab, record, answer, slot):
+    first_free, first_version = slot_places(slab)
+    free = slab[first_free:first_version].view(np.uint64)
+    if begins_for(record, answer) and gpu.threadIdx.x == 0:
+        taken = np.int64(1) if free[slot >> 6] & bit(slot) == ZERO else np.int64(0)
+        answer[RESULT] = (slab[first_version + slot] << 1) | taken
 
 
 @device_helper
@@ -87,7 +185,9 @@ def drop_bits(free, summary, w, count):
 def slots_alloc_batch_cuda(slab, record, out):
     shared = gpu.shared.array(SHARED_WORDS, np.int64)
     starts = gpu.shared.array(MOST_THREADS, np.int32)
-    summary, free, versions = slot_views(slab)
+    first_free, first_version = slot_places(slab)
+    summary = slab[HEADER_SLOTS:first_free].view(np.uint64)
+    free = slab[first_free:first_version].view(np.uint64)
     me, step, n = gpu.threadIdx.x, gpu.blockDim.x, np.int64(out.size)
     if n > slab[FREE_SLOTS]:
         fill_null(out, 0, me, step)
@@ -106,7 +206,7 @@ def slots_alloc_batch_cuda(slab, record, out):
         for i in range(me, count, step):
             j = owner_of(starts, i, step)
             slot = ((first + j) << 6) + nth_bit(free[first + j], i - starts[j])
-            versions[slot] += 1
+            slab[first_version + slot] += 1
             out[taken + i] = slot
         gpu.syncthreads()
         if mine > 0 and before < count:
@@ -128,6 +228,8 @@ def give_fault(slab, free, slots, i, begin):
     Slots before the tile are marked free by now, those of the tile are not.
     """
     slot = np.int64(slots[i])
+    if slot == NULL:
+        return NONE
     if slot < 0 or slot >= slab[NUM_SLOTS]:
         return fault_key(SLOT_OUTSIDE, i)
     if free[slot >> 6] & bit(slot) != ZERO or mentions(slots, slot, begin, i) > 0:
@@ -141,36 +243,42 @@ def take_back(summary, free, slots, begin, end):
     me, step = gpu.threadIdx.x, gpu.blockDim.x
     for i in range(begin + me, end, step):
         slot = np.int64(slots[i])
-        gpu.atomic.and_(free, slot >> 6, ~bit(slot))
+        if slot >= 0:
+            gpu.atomic.and_(free, slot >> 6, ~bit(slot))
     gpu.syncthreads()
     for i in range(begin + me, end, step):
         w = np.int64(slots[i]) >> 6
-        if free[w] == ZERO:
+        if w >= 0 and free[w] == ZERO:
             gpu.atomic.and_(summary, w >> 6, ~bit(w))
     gpu.syncthreads()
 
 
 @cuda_kernel("void(int64[::1], int64[::1], int32[::1])")
 def slots_free_batch_cuda(slab, record, slots):
+    # NULL is padding: nothing happens to it.
     shared = gpu.shared.array(SHARED_WORDS, np.int64)
-    summary, free, _versions = slot_views(slab)
+    first_free, first_version = slot_places(slab)
+    summary = slab[HEADER_SLOTS:first_free].view(np.uint64)
+    free = slab[first_free:first_version].view(np.uint64)
     me, step, n = gpu.threadIdx.x, gpu.blockDim.x, np.int64(slots.size)
-    lowest = slab[LOWEST]
+    lowest, freed = slab[LOWEST], np.int64(0)
     for begin in range(0, n, step):
         i, end = np.int64(begin + me), min(np.int64(begin + step), n)
-        slot = np.int64(slots[i]) if i < n else np.int64(0)
-        wrong = i < n and (slot < 0 or slot >= slab[NUM_SLOTS])
-        if i < n and not wrong:
+        slot = np.int64(slots[i]) if i < n else np.int64(NULL)
+        given = slot != NULL
+        wrong = given and (slot < 0 or slot >= slab[NUM_SLOTS])
+        if given and not wrong:
             wrong = free[slot >> 6] & bit(slot) != ZERO
         marked = np.int64(begin)
         twice = False
         if not any_thread(wrong):
             marked = end
-            if i < n:
+            if given:
                 w = slot >> 6
                 twice = gpu.atomic.or_(free, w, bit(slot)) & bit(slot) != ZERO
                 gpu.atomic.or_(summary, w >> 6, bit(w))
                 lowest = min(lowest, w >> 6)
+                freed += 1
         if any_thread(wrong or twice):
             take_back(summary, free, slots, begin, marked)
             key = give_fault(slab, free, slots, i, begin) if i < n else NONE
@@ -181,10 +289,11 @@ def slots_free_batch_cuda(slab, record, slots):
                 end_read(record, FREE_BATCH, -key, value, np.int64(0))
             return
     lowest = block_min(shared, lowest)
+    _before, freed = block_scan(shared, freed)
     if me == 0:
         slab[LOWEST] = lowest
-        slab[FREE_SLOTS] += n
-        end_read(record, FREE_BATCH, np.int64(0), np.int64(0), n)
+        slab[FREE_SLOTS] += freed
+        end_read(record, FREE_BATCH, np.int64(0), np.int64(0), freed)
 
 
 @device_helper
@@ -195,7 +304,9 @@ def bits_below(count):
 
 @cuda_kernel("void(int64[::1], int64[::1])")
 def slots_clear_cuda(slab, record):
-    summary, free, _versions = slot_views(slab)
+    first_free, first_version = slot_places(slab)
+    summary = slab[HEADER_SLOTS:first_free].view(np.uint64)
+    free = slab[first_free:first_version].view(np.uint64)
     me, step, n = gpu.threadIdx.x, gpu.blockDim.x, slab[NUM_SLOTS]
     for w in range(me, free.size, step):
         free[w] = bits_below(n - (w << 6))

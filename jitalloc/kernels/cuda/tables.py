@@ -10,8 +10,6 @@ from __future__ import annotations
 import numpy as np
 
 from jitalloc._cuda import MOST_THREADS, cuda_kernel, device_helper, gpu
-from jitalloc._cuda_loops import from_cpu
-from jitalloc._jit import int32_column as int32_column_cpu
 from jitalloc.errors import (
     OUT_SHORT,
     POSITION_RANGE,
@@ -20,9 +18,17 @@ from jitalloc.errors import (
     TABLE_WIDTH,
     TOO_MANY,
 )
-from jitalloc.kernels import tables as loops
+from jitalloc.kernels.cuda.calls import integer
 from jitalloc.kernels.cuda.owners import page_of
 from jitalloc.kernels.cuda.pool import end_read, fail, fault_key, fill_null
+from jitalloc.kernels.cuda.row_facts import (
+    column_start,
+    live_row,
+    pages_of,
+    row_key,
+    table_pages,
+    table_shape,
+)
 from jitalloc.kernels.cuda.scan import (
     NONE,
     SHARED_WORDS,
@@ -34,17 +40,12 @@ from jitalloc.kernels.cuda.scan import (
 from jitalloc.kernels.cuda.tokens import owner_of
 from jitalloc.state import (
     CALL_KINDS,
-    HEADER_SLOTS,
     INT32_MAX,
     LENGTH,
     LOCK_END,
     LOCKED,
-    MAX_PAGES,
     NULL,
     NUM_ROWS,
-    ROW_COLUMNS,
-    ROW_PAGE_SHIFT,
-    ROW_PAGE_SIZE,
 )
 
 BLOCK_TABLES = CALL_KINDS.index("block_tables")
@@ -54,59 +55,6 @@ SEQ_LENS = CALL_KINDS.index("seq_lens")
 
 TILE_ROWS = 2 * MOST_THREADS  # two of a thread: 1,024 sequences are one tile of 512 threads
 WARP = 32
-
-int32_column = from_cpu(int32_column_cpu)
-tables_row_code = from_cpu(loops.tables_row_code)
-
-
-@device_helper
-def table_shape(tables):
-    """Return `(rows, page ids a row, page size, log2 of it or -1)`.
-
-    Read once: behind a store, the compiler would read the header again.
-    """
-    # What has no sign is divided in a third of the time.
-    size = tables[ROW_PAGE_SIZE] & INT32_MAX
-    return tables[NUM_ROWS], tables[MAX_PAGES], size, tables[ROW_PAGE_SHIFT]
-
-
-@device_helper
-def column_start(shape, column):
-    """Return the word at which a column of facts begins; the page ids come behind the last."""
-    return HEADER_SLOTS + 2 * ((shape[0] + 63) >> 6) + column * shape[0]
-
-
-@device_helper
-def table_pages(tables, shape):
-    """Return `(page ids of all rows, )`."""
-    return (int32_column(tables, column_start(shape, ROW_COLUMNS), shape[0] * shape[1]),)
-
-
-@device_helper
-def pages_of(tokens, shape):
-    """Return how many pages `tokens` tokens fill, the last one perhaps in part."""
-    _rows, _width, size, shift = shape
-    return page_of((tokens & INT32_MAX) + size - 1, size, shift)
-
-
-@device_helper
-def live_row(tables, shape, row):
-    """Return `(whether a sequence lives in row, its tokens, row or else 0)`.
-
-    Without a branch, so that no load waits for another one: those of a wrong row are of row 0.
-    """
-    inside = (row >= 0) & (row < shape[0])
-    at = row if inside else np.int64(0)
-    taken = tables[HEADER_SLOTS + (at >> 6)]
-    tokens = tables[column_start(shape, LENGTH) + at]
-    lives = inside & ((taken >> (at & 63)) & 1 != 0) & (tokens >= 0)
-    return lives, tokens, at
-
-
-@device_helper
-def row_key(tables, rows, i):
-    """Return the key of the failure that no sequence lives in `rows[i]`."""
-    return fault_key(tables_row_code(tables, np.int64(rows[i])), i)
 
 
 @device_helper
@@ -138,23 +86,24 @@ def tables_lengths_cuda(record, tables, rows, out):
         if lives:
             out[i] = tokens
         else:
-            key = min(key, row_key(tables, rows, i))
+            key = min(key, row_key(tables, shape, rows, i))
         i += gpu.gridsize(1)
     last, key = call_min(record, shared, key)
     if last:
         end_layout(record, SEQ_LENS, key, value_at(key, rows), shape[0], out)
 
 
-@cuda_kernel("void(int64[::1], int64[::1], int32[::1], int64[::1], int64[::1])")
+@cuda_kernel("void(int64[::1], int64[::1], int32[::1], int32[::1], int64[::1])")
 def tables_slots_cuda(record, tables, rows, positions, out):
-    # A thread reads positions[i] before it writes out[i]: they may be the same.
+    # A thread reads position i before it writes out[i]: they may be the same.
     shared = gpu.shared.array(SHARED_WORDS, np.int64)
     key, shape = NONE, table_shape(tables)
     _rows, width, size, shift = shape
+    wide = 1 if positions.size > rows.size else 0
     (pages,) = table_pages(tables, shape)
     i = np.int64(gpu.grid(1))
     while i < rows.size:
-        position = positions[i]
+        position = integer(positions, wide, i)
         lives, tokens, row = live_row(tables, shape, np.int64(rows[i]))
         block = page_of(position & INT32_MAX, size, shift)
         # It is read before anybody knows whether it is there: of a sequence, no page is NULL.
@@ -162,15 +111,18 @@ def tables_slots_cuda(record, tables, rows, positions, out):
         fits = lives & (position >= 0) & (position < tokens)
         if fits & (page >= 0):
             out[i] = page * size + position - block * size
+        elif rows[i] == NULL:
+            out[i] = NULL
         elif lives:
             key = min(key, fault_key(POSITION_RANGE, i))
         else:
-            key = min(key, row_key(tables, rows, i))
+            key = min(key, row_key(tables, shape, rows, i))
         i += gpu.gridsize(1)
     last, key = call_min(record, shared, key)
     if last:
-        outside = key & STATUS_MASK == POSITION_RANGE
-        value = value_at(key, positions) if outside else value_at(key, rows)
+        value = value_at(key, rows)
+        if key & STATUS_MASK == POSITION_RANGE:
+            value = integer(positions, wide, key >> STATUS_BITS)
         end_layout(record, SLOT_MAPPING, key, value, shape[0], out)
 
 
@@ -230,7 +182,7 @@ def tables_padded_cuda(record, tables, rows, out, width, pad):
         elif lives:
             key = min(key, fault_key(TABLE_WIDTH, i))
         else:
-            key = min(key, row_key(tables, rows, i))
+            key = min(key, row_key(tables, shape, rows, i))
         part += gpu.gridsize(1) >> group
     last, key = call_min(record, shared, key)
     if last:
@@ -246,7 +198,7 @@ def tables_width_cuda(record, tables, rows, out):
         lives, tokens, _row = live_row(tables, shape, np.int64(rows[i]))
         longest = max(longest, tokens)
         if not lives:
-            key = min(key, row_key(tables, rows, i))
+            key = min(key, row_key(tables, shape, rows, i))
     key, longest = block_min(shared, key), -block_min(shared, -longest)
     if me == 0:
         out[0] = pages_of(longest, shape)
@@ -263,10 +215,10 @@ def row_pages(tables, shape, rows, i):
 
 
 @device_helper
-def csr_key(tables, rows, i, pages, upto):
+def csr_key(tables, shape, rows, i, pages, upto):
     """Return the key of why `rows[i]` is refused, or NONE; `upto`: the pages up to its last."""
     if pages < 0:
-        return row_key(tables, rows, i)
+        return row_key(tables, shape, rows, i)
     return fault_key(TOO_MANY, i) if upto > INT32_MAX else NONE
 
 
@@ -283,8 +235,8 @@ def csr_tile(tables, shape, shared, rows, begin, put, starts):
     middle = before + max(a, np.int64(0))
     starts[j] = min(before, np.int64(INT32_MAX))
     starts[j + 1] = min(middle, np.int64(INT32_MAX))
-    key = csr_key(tables, rows, i, a, put + middle)
-    key = min(key, csr_key(tables, rows, i + 1, b, put + middle + b))
+    key = csr_key(tables, shape, rows, i, a, put + middle)
+    key = min(key, csr_key(tables, shape, rows, i + 1, b, put + middle + b))
     gpu.syncthreads()
     return total, key
 

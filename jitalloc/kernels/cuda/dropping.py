@@ -1,0 +1,106 @@
+"""How the rows of a batch give pages up: a run of each, which their other owners keep.
+
+`starts[i]` tells how many pages the rows before row `i` give up, `starts[rows.size]` all of them;
+`firsts[i]` is the first page of row `i` that it gives up, by its place in the row.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from jitalloc._cuda import device_helper, gpu
+from jitalloc.kernels.cuda.pool import bit, pool_views
+from jitalloc.kernels.cuda.releasing import release_tile
+from jitalloc.kernels.cuda.row_batches import team_place
+from jitalloc.kernels.cuda.row_facts import table_pages
+from jitalloc.kernels.cuda.scan import block_scan
+from jitalloc.kernels.cuda.tokens import owner_of
+from jitalloc.state import NULL, ORDER, SORTED
+
+
+@device_helper
+def drop_pages(pool, shared, tables, shape, rows, starts, firsts):
+    """Take one owner off each page given up; return how many go free.
+
+    In a freelist that is a ring they stand in the order in which each lost its last owner.
+    """
+    _free_pages, refcount, released = pool_views(pool)
+    (pages,) = table_pages(tables, shape)
+    ring = pool[ORDER] != SORTED
+    team, teams, place, size = team_place(rows.size)
+    count = np.int64(0)
+    for i in range(team, rows.size, teams):
+        at = np.int64(rows[i]) * shape[1] + firsts[i]
+        for j in range(place, starts[i + 1] - starts[i], size):
+            page = np.int64(pages[at + j])
+            before = gpu.atomic.sub(refcount, page, np.int32(1))
+            if before == 1 and not ring:
+                gpu.atomic.or_(released, page >> 6, bit(page))
+                count += 1
+    _before, count = block_scan(shared, count)
+    if ring:
+        count = order_dropped(pool, shared, tables, shape, rows, starts, firsts)
+    return count
+
+
+@device_helper
+def order_dropped(pool, shared, tables, shape, rows, starts, firsts):
+    """Put the pages that have lost all owners into the ring, by their last mentions."""
+    _free_pages, refcount, _released = pool_views(pool)
+    (pages,) = table_pages(tables, shape)
+    team, teams, place, size = team_place(rows.size)
+    for i in range(team, rows.size, teams):  # below zero, a count tells the last mention
+        at = np.int64(rows[i]) * shape[1] + firsts[i]
+        for j in range(place, starts[i + 1] - starts[i], size):
+            page = np.int64(pages[at + j])
+            if refcount[page] <= 0:
+                gpu.atomic.min(refcount, page, np.int32(-1 - starts[i] - j))
+    gpu.syncthreads()
+    count, batch = np.int64(0), np.int64(rows.size)
+    for begin in range(0, starts[batch], gpu.blockDim.x):
+        at = np.int64(begin + gpu.threadIdx.x)
+        page, gone = np.int64(0), False
+        if at < starts[batch]:
+            i = owner_of(starts, at, batch)
+            page = np.int64(pages[np.int64(rows[i]) * shape[1] + firsts[i] + at - starts[i]])
+            gone = refcount[page] == -1 - at
+        if gone:
+            refcount[page] = 0
+        count += release_tile(pool, shared, page, gone, count)
+    return count
+
+
+@device_helper
+def close_gaps(shared, tables, shape, rows, starts, firsts, moved):
+    """Move the pages behind those given up to their place, NULL behind them; `firsts` go along.
+
+    `moved[i]` tells how many pages of the rows before row `i` move, `moved[rows.size]` all.
+    """
+    (pages,) = table_pages(tables, shape)
+    batch = np.int64(rows.size)
+    for begin in range(0, moved[batch], gpu.blockDim.x):
+        at = np.int64(begin + gpu.threadIdx.x)
+        put, page = np.int64(NULL), np.int32(NULL)
+        if at < moved[batch]:
+            i = owner_of(moved, at, batch)
+            put = np.int64(rows[i]) * shape[1] + firsts[i] + at - moved[i]
+            page = pages[put + starts[i + 1] - starts[i]]
+        gpu.syncthreads()  # what is overwritten has been read: it stands before, in the row
+        if put != NULL:
+            pages[put] = page
+    gpu.syncthreads()
+    for i in range(gpu.threadIdx.x, batch, gpu.blockDim.x):
+        firsts[i] += moved[i + 1] - moved[i]
+    gpu.syncthreads()
+    clear_pages(tables, shape, rows, starts, firsts)
+
+
+@device_helper
+def clear_pages(tables, shape, rows, starts, firsts):
+    """Write NULL where the pages stood that are given up."""
+    (pages,) = table_pages(tables, shape)
+    team, teams, place, size = team_place(rows.size)
+    for i in range(team, rows.size, teams):
+        at = np.int64(rows[i]) * shape[1] + firsts[i]
+        for j in range(place, starts[i + 1] - starts[i], size):
+            pages[at + j] = NULL
