@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jitalloc._cuda_loops import gpu_loops
+from jitalloc._cuda_views import put_views
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -226,6 +227,7 @@ def _compiler() -> Any:
             if names.get("gpu") is gpu:
                 names["gpu"] = cuda
         gpu_loops(functions)
+        put_views(functions)
     return cuda
 
 

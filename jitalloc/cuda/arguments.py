@@ -24,6 +24,23 @@ def as_device(
     return device.contiguous(array)
 
 
+def as_integers(
+    device: Device, name: str, values: Any, size: int | None = None
+) -> tuple[Any, int, int]:
+    """Return lengths or counts of int32 or int64 as kernels take them, how many, and which.
+
+    The last is 1 for int64; see `integer` in kernels/cuda/calls.py.
+    """
+    array = device.adopt(name, values)
+    if array.dtype == np.int64:
+        array = as_device(device, name, array, array.dtype, size)
+        return device.pairs(array), array.size, 1
+    if array.dtype != np.int32:
+        raise InvalidArgument(name, str(array.dtype), "must be int32 or int64 on the GPU")
+    array = as_device(device, name, array, array.dtype, size)
+    return array, array.size, 0
+
+
 def as_device_out(
     device: Device, name: str, out: Any, dtype: np.dtype[Any], size: int | None = None
 ) -> Any:

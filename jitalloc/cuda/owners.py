@@ -10,13 +10,18 @@ from jitalloc.cuda.slab import CudaSlab
 from jitalloc.kernels.cuda.owners import (
     owners_count_cuda,
     owners_free_cuda,
+    owners_free_ring_cuda,
     owners_free_slots_cuda,
+    owners_free_slots_ring_cuda,
+    owners_mark_slots_cuda,
     owners_share_cuda,
+    owners_take_off_cuda,
 )
 from jitalloc.owners import FreeGroup, PageOwners
 from jitalloc.state import INT32, INT64
 
 MOST_GROUPS = 1024  # whose calls are remembered
+MANY = 16384  # elements that one block puts into a ring by itself
 
 
 class CudaPageOwners(CudaSlab, PageOwners):
@@ -28,8 +33,9 @@ class CudaPageOwners(CudaSlab, PageOwners):
     _group_numbers: Iterator[int]
 
     def share(self, pages: Any) -> None:
-        """Add one owner to each page, all or nothing: see `PagePool.share`. One block works."""
-        self._start(owners_share_cuda, 0, as_device(self._gpu, "pages", pages, INT32))
+        """Add one owner to each page, all or nothing: see `PagePool.share`."""
+        pages = as_device(self._gpu, "pages", pages, INT32)
+        self._start(owners_share_cuda, pages.size, pages)
 
     def free(self, pages: Any, *, out: Any = None) -> Any:
         """Take one owner off each page: see `PagePool.free`.
@@ -54,10 +60,10 @@ class CudaPageOwners(CudaSlab, PageOwners):
 
         Notes
         -----
-        One launch, whatever the size; it does not wait. In the order `sorted` all of the GPU works
-        on it, and a million pages cost little more than their memory traffic. The freelists of
-        `fifo` and `lifo` keep the order in which pages are named last, so that one block works
-        through the batch. So does the last block of a call that fails, to say why.
+        It does not wait, and a million pages cost little more than their memory traffic. One launch
+        in the order `sorted`. The freelists of `fifo` and `lifo` keep the order in which pages are
+        named last: there, very many take two launches, and others are the work of one block. So is
+        a call that fails, to say why.
         """
         pages = as_device(self._gpu, "pages", pages, INT32)
         count = as_device_out(self._gpu, "out", out, INT64, 1)
@@ -70,8 +76,13 @@ class CudaPageOwners(CudaSlab, PageOwners):
         return count
 
     def _free(self, pages: Any, count: Any, group: int) -> None:
-        elements = pages.size if self.order == "sorted" else 0
-        self._start(owners_free_cuda, elements, pages, count, group)
+        if self.order == "sorted":
+            self._start(owners_free_cuda, pages.size, pages, count, group)
+        elif pages.size <= MANY:
+            self._start(owners_free_cuda, 0, pages, count, group)
+        else:
+            self._start(owners_take_off_cuda, pages.size, pages)
+            self._start(owners_free_ring_cuda, pages.size, pages, count, group)
 
     def free_group(self) -> FreeGroup:
         """Gather the frees of a `with` block and release them by one call at its end.
@@ -117,17 +128,23 @@ class CudaPageOwners(CudaSlab, PageOwners):
     def free_slots(self, slots: Any, *, out: Any = None) -> Any:
         """Take one owner off each page that holds one of `slots`: see `PagePool.free_slots`.
 
-        Returns how many pages were released, as `int64[1]` on the GPU. One launch, like `free`.
+        Returns how many pages were released, as `int64[1]` on the GPU. Launches are like those of
+        `free`.
         """
         slots = as_device(self._gpu, "slots", slots, INT64)
         count = as_device_out(self._gpu, "out", out, INT64, 1)
-        elements = slots.size if self.order == "sorted" else 0
-        self._start(owners_free_slots_cuda, elements, slots, count)
+        if self.order == "sorted":
+            self._start(owners_free_slots_cuda, slots.size, slots, count)
+        elif slots.size <= MANY:
+            self._start(owners_free_slots_cuda, 0, slots, count)
+        else:
+            self._start(owners_mark_slots_cuda, slots.size, slots)
+            self._start(owners_free_slots_ring_cuda, slots.size, slots, count)
         return count
 
     def refcount(self, pages: Any, *, out: Any = None) -> Any:
         """Return how many owners each page has: see `PagePool.refcount`."""
         pages = as_device(self._gpu, "pages", pages, INT32)
         counts = as_device_out(self._gpu, "out", out, INT32, pages.size)
-        self._start(owners_count_cuda, 0, pages, counts)
+        self._start(owners_count_cuda, pages.size, pages, counts)
         return counts

@@ -12,20 +12,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jitalloc.arguments import as_count
-from jitalloc.cuda.arguments import as_device, as_device_out
+from jitalloc.cuda.arguments import as_device, as_device_out, as_integers
 from jitalloc.cuda.faults import fault_error
 from jitalloc.cuda.owners import CudaPageOwners
+<<<<<<< HEAD
 from jitalloc.cuda.shadow import ShadowedPool
 from jitalloc.cuda.slab import ITEMS
+=======
+from jitalloc.cuda.slab import ITEMS, blocks_for
+>>>>>>> rows
 from jitalloc.errors import CorruptState, InvalidArgument, JitallocError, OutOfPages
-from jitalloc.kernels.cuda.merging import TOTALS_SLOTS
+from jitalloc.kernels.cuda.merging import MOST_BLOCKS, SPAN, scratch_words
 from jitalloc.kernels.cuda.pool import (
     pool_admit_cuda,
     pool_alloc_batch_cuda,
     pool_alloc_cuda,
     pool_alloc_run_cuda,
     pool_merge_cuda,
-    pool_reserve_cuda,
     pool_total_cuda,
 )
 from jitalloc.kernels.cuda.tokens import tokens_decode_cuda, tokens_extend_cuda
@@ -42,6 +45,7 @@ from jitalloc.state import (
     FREE,
     INT32,
     INT64,
+    NULL,
     NUM_PAGES,
     RECORD_SLOTS,
     RELEASED,
@@ -53,8 +57,9 @@ from jitalloc.stats import PoolStats
 
 T = TypeVar("T")
 
-SPREAD = ITEMS * 65536  # elements in whose place up to 65,536 slots take a thread each
 LARGE = 16384  # pages that one block does not look at, or hand out, by itself
+HELPERS = 128  # blocks that a call starts for a merge that could be due in it
+SPREAD = ITEMS * 65536  # elements in whose place up to 65,536 slots take a thread each
 
 
 class CudaPagePool(ShadowedPool, CudaPageOwners, PagePool, device="cuda"):
@@ -63,9 +68,9 @@ class CudaPagePool(ShadowedPool, CudaPageOwners, PagePool, device="cuda"):
     The calls are those of the CPU, with the same results and the same state, and these differences.
 
     - Arrays are CuPy's, or anything on the GPU with `__cuda_array_interface__` or DLPack: page ids
-      `int32`, lengths, counts and slots `int64`. Host memory is refused, never copied.
-    - A call is one launch on CuPy's current stream, or up to three for very many pages, and waits
-      for nothing, unless its docstring says so. Counts that the CPU returns as an int come as
+      `int32`, slots `int64`, lengths and counts either. Host memory is refused, never copied.
+    - A call is one launch on CuPy's current stream, or two for very many pages, and waits for
+      nothing, unless its docstring says so. Counts that the CPU returns as an int come as
       `int64[1]` on the GPU.
     - A call that fails there changes nothing and fills its results with NULL. The first failure is
       kept; the next call that waits raises it, as the exception of the CPU with a note on which
@@ -75,6 +80,7 @@ class CudaPagePool(ShadowedPool, CudaPageOwners, PagePool, device="cuda"):
       graph. `restore` and `resize` make the arrays anew: graphs captured before are stale.
     """
 
+<<<<<<< HEAD
     __slots__ = (
         "_gpu",
         "_group_numbers",
@@ -91,6 +97,12 @@ class CudaPagePool(ShadowedPool, CudaPageOwners, PagePool, device="cuda"):
             self._shadow = None
         self._put(slab)
         self._totals = self._gpu.empty(TOTALS_SLOTS, INT64)  # what launches leave for the next one
+=======
+    __slots__ = ("_gpu", "_group_numbers", "_groups", "_record", "_state", "_words")
+
+    def _install(self, slab: NDArray[np.int64]) -> None:
+        self._put(slab, self._scratch(int(slab[NUM_PAGES])))
+>>>>>>> rows
         self._groups, self._group_numbers = {}, count(1)
         self._name_arrays(int(slab[NUM_PAGES]))
         self._restart_host(slab)
@@ -98,6 +110,17 @@ class CudaPagePool(ShadowedPool, CudaPageOwners, PagePool, device="cuda"):
     def _name_arrays(self, num_pages: int) -> None:
         self.num_pages = num_pages
         self.arrays = pool_arrays(self._slab, num_pages)
+
+    def _scratch(self, num_pages: int) -> int:
+        return scratch_words(num_pages, self.order)
+
+    def _helped(self, elements: int, most: int = HELPERS) -> int:
+        """Return for how many elements a call starts blocks, so that they can do a merge too."""
+        if self.order != "sorted" or self.num_pages <= LARGE:  # elsewhere nothing waits for one
+            return elements
+        each = ITEMS * self._gpu.threads
+        pages = -(-self.num_pages // (SPAN * self._gpu.threads)) * each
+        return max(elements, min(pages, most * each))
 
     def _uninterrupted(self, work: Callable[[], T]) -> T:
         carried: Callable[[], T] = self._gpu.carried(work)
@@ -160,8 +183,8 @@ class CudaPagePool(ShadowedPool, CudaPageOwners, PagePool, device="cuda"):
         """Take `n` pages, each with one owner, or none: see `PagePool.alloc`.
 
         Where they are not there, the result is NULL, and `OutOfPages` is raised later. Only for
-        more pages than the pool has, it is raised at once. Very many pages take three launches:
-        the two of `merge`, which do nothing where it is not due, and one that hands out.
+        more pages than the pool has, it is raised at once. One launch, whatever the size, merge
+        included.
         """
         if type(n) is not int or not 0 <= n <= self.num_pages:
             n = as_count("n", n)
@@ -175,16 +198,8 @@ class CudaPagePool(ShadowedPool, CudaPageOwners, PagePool, device="cuda"):
         if contiguous:
             self._start(pool_alloc_run_cuda, 0, pages)
         else:
-            if n > LARGE and self.order == "sorted":  # elsewhere nothing waits for a merge
-                self._reserve(self._totals[:0], self._gpu.empty(0, INT32), n, n)
-            self._start(pool_alloc_cuda, n, pages)
+            self._start(pool_alloc_cuda, self._helped(n), pages)
         return pages
-
-    def _reserve(self, counts: Any, starts: Any, wanted: int, room: int) -> None:
-        """Merge if need be, by all blocks, for `wanted` pages or (-1) the sum of a batch."""
-        elements, totals = max(self.num_pages, counts.size), self._totals
-        self._start(pool_total_cuda, elements, counts, totals, room)
-        self._start(pool_reserve_cuda, elements, counts, starts, totals, wanted, room)
 
     def try_alloc(self, n: int) -> Any:
         """Take `n` pages, or return None where they are not there. Waits for the GPU."""
@@ -195,49 +210,45 @@ class CudaPagePool(ShadowedPool, CudaPageOwners, PagePool, device="cuda"):
 
         Parameters
         ----------
-        counts : int64[B]
+        counts : int32[B] or int64[B]
         indptr : int32[B + 1], optional
             Buffer for where the pages of each sequence begin.
         out : int32[any], optional
             Buffer for the pages, NULL behind the last. Without it the call waits for the GPU, to
             learn how many there are.
 
-        Very many pages or sequences take three launches: all blocks add up the counts, all write
-        `indptr` (and merge if need be), all hand out.
+        Very many pages or sequences take two launches: all blocks add up the counts, then all
+        write `indptr`, merge if need be, and hand out.
         """
         gpu = self._gpu
-        counts = as_device(gpu, "counts", counts, INT64)
-        starts = as_device_out(gpu, "indptr", indptr, INT32, counts.size + 1)
+        counts, batch, wide = as_integers(gpu, "counts", counts)
+        starts = as_device_out(gpu, "indptr", indptr, INT32, batch + 1)
         pages = as_device_out(gpu, "out", out, INT32, self.num_pages if out is None else None)
-        summed = max(4 * counts.size, pages.size) > LARGE  # a tile of counts costs a block most
+        summed = max(4 * batch, pages.size) > LARGE  # a tile of counts costs a block most
+        elements = self._helped(max(batch, pages.size) if summed else pages.size)
         if summed:
-            self._reserve(counts, starts, -1, pages.size)
-        totals = self._totals
-        self._start(pool_alloc_batch_cuda, pages.size, counts, starts, pages, totals, int(summed))
+            self._start(pool_total_cuda, elements, counts, batch, wide)
+        self._start(pool_alloc_batch_cuda, elements, counts, starts, pages, wide, int(summed))
         if out is None:
             self._settled()
             pages = pages[: int(gpu.download(starts[-1:])[0])]
         return PageBatch(starts, pages)
 
     def admit(self, counts: Any, *, out: Any = None) -> Any:
-        """Return how many leading sequences of a batch would fit, as `int64[1]` on the GPU."""
+        """Return how many leading sequences of a batch would fit, as `int64[1]` on the GPU.
+
+        `counts` is `int32[B]` or `int64[B]`. One launch, whatever the size.
+        """
         gpu = self._gpu
-        counts = as_device(gpu, "counts", counts, INT64)
+        counts, batch, wide = as_integers(gpu, "counts", counts)
         fit = as_device_out(gpu, "out", out, INT64, 1)
-        self._start(pool_admit_cuda, 0, counts, fit)
+        self._start(pool_admit_cuda, batch, counts, fit, batch, wide)
         return fit
 
     def merge(self, *, out: Any = None) -> Any:
-        """Merge the released pages into the freelist; how many, as `int64[1]` on the GPU.
-
-        Two launches for a large pool: all blocks count their pages, then all write them.
-        """
+        """Merge the released pages into the freelist; how many, as `int64[1]` on the GPU."""
         merged = as_device_out(self._gpu, "out", out, INT64, 1)
-        large = self.num_pages > LARGE and self.order == "sorted"
-        elements = self.num_pages if large else 0
-        if elements:
-            self._start(pool_total_cuda, elements, self._totals[:0], self._totals, elements + 1)
-        self._start(pool_merge_cuda, elements, self._totals, merged)
+        self._start(pool_merge_cuda, self._helped(0, MOST_BLOCKS), merged)
         return merged
 
     def alloc_extend(
@@ -247,23 +258,30 @@ class CudaPagePool(ShadowedPool, CudaPageOwners, PagePool, device="cuda"):
 
         Parameters
         ----------
-        prefix_lens, seq_lens, last_slots : int64[B]
+        prefix_lens, seq_lens : int32[B] or int64[B]
+            A sequence whose `seq_lens` is NULL is padding: it takes nothing and gets no slots, and
+            its other two elements are not looked at.
+        last_slots : int64[B]
         out : int64[any], optional
             Buffer for the slots, NULL behind the last. Without it the call waits for the GPU, to
             learn how many there are.
         """
         gpu = self._gpu
-        prefix_lens = as_device(gpu, "prefix_lens", prefix_lens, INT64)
-        batch = prefix_lens.size
-        seq_lens = as_device(gpu, "seq_lens", seq_lens, INT64, batch)
+        prefixes, batch, wide = as_integers(gpu, "prefix_lens", prefix_lens)
+        lengths, _batch, wide_too = as_integers(gpu, "seq_lens", seq_lens, batch)
         last_slots = as_device(gpu, "last_slots", last_slots, INT64, batch)
         total = None
         if out is None:
-            grown = gpu.download(seq_lens) - gpu.download(prefix_lens)
+            before, after = (
+                gpu.download(gpu.adopt("lengths", each)).astype(INT64)
+                for each in (prefix_lens, seq_lens)
+            )
+            grown = np.where(after == NULL, 0, after - before)
             total = int(np.clip(grown, 0, self.num_pages * self.page_size).sum())
         slots = as_device_out(gpu, "out", out, INT64, total)
-        elements = max(slots.size, min(ITEMS * slots.size, SPREAD))
-        self._start(tokens_extend_cuda, elements, prefix_lens, seq_lens, last_slots, slots)
+        elements = self._helped(max(slots.size, min(ITEMS * slots.size, SPREAD)))
+        wides = wide | 2 * wide_too
+        self._start(tokens_extend_cuda, elements, prefixes, lengths, last_slots, slots, wides)
         if out is None:
             self._settled()
         return slots
@@ -271,13 +289,18 @@ class CudaPagePool(ShadowedPool, CudaPageOwners, PagePool, device="cuda"):
     def alloc_decode(self, seq_lens: Any, last_slots: Any, *, out: Any = None) -> Any:
         """Return the slot of one new token for each sequence: see `PagePool.alloc_decode`.
 
-        `out` may be `last_slots` itself; if the call fails, it is NULL like any other.
+        `seq_lens` is `int32[B]` or `int64[B]`. A sequence whose length there is NULL is padding: it
+        takes nothing, its slot is NULL, and its last slot is not looked at. `out` may be
+        `last_slots` itself; if the call fails, it is NULL like any other.
         """
         gpu = self._gpu
-        seq_lens = as_device(gpu, "seq_lens", seq_lens, INT64)
-        last_slots = as_device(gpu, "last_slots", last_slots, INT64, seq_lens.size)
-        slots = as_device_out(gpu, "out", out, INT64, seq_lens.size)
-        self._start_block(tokens_decode_cuda, slots.size, seq_lens, last_slots, slots)
+        lengths, batch, wide = as_integers(gpu, "seq_lens", seq_lens)
+        last_slots = as_device(gpu, "last_slots", last_slots, INT64, batch)
+        slots = as_device_out(gpu, "out", out, INT64, batch)
+        blocks = blocks_for(gpu, self._helped(0))
+        self._start_block(
+            tokens_decode_cuda, batch, lengths, last_slots, slots, wide, blocks=blocks
+        )
         return slots
 
     def clear(self) -> None:
@@ -327,7 +350,8 @@ class CudaPagePool(ShadowedPool, CudaPageOwners, PagePool, device="cuda"):
     def resize(self, num_pages: int) -> None:
         """Grow or shrink the pool; waits for the GPU: see `PagePool.resize`."""
         num_pages = as_count("num_pages", num_pages, 1 + self.null_page)
-        words = np.zeros(RECORD_SLOTS + pool_slab_words(num_pages), np.int64)
+        scratch = self._scratch(num_pages)
+        words = np.zeros(RECORD_SLOTS + pool_slab_words(num_pages) + scratch, np.int64)
         words[RECORD_SLOTS + NUM_PAGES] = num_pages
 
         def work() -> None:
@@ -340,7 +364,7 @@ class CudaPagePool(ShadowedPool, CudaPageOwners, PagePool, device="cuda"):
                 follow()
             self._resize_host(num_pages)
             new[:RECORD_SLOTS] = self._record
-            self._use(new)
+            self._use(new, scratch)
             self._name_arrays(num_pages)
 
         with self._everyone():

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jitalloc._cuda import CudaKernel
-from jitalloc.cuda.arguments import as_device
+from jitalloc.cuda.arguments import as_integers
 from jitalloc.cuda.holding import CudaSequenceState, tables_on_cpu
 from jitalloc.errors import (
     OUT_OF_ROWS,
@@ -134,9 +134,7 @@ class CudaSequenceCalls(CudaSequenceState):
 
     def _integers(self, name: str, values: Any, size: int) -> Any:
         """Return an array of int32 or int64 on the GPU as kernels read it: `integer` in calls."""
-        gpu = self.pool._gpu
-        dtype = INT32 if getattr(values, "dtype", None) == INT32 else INT64
-        return as_device(gpu, name, values, dtype, size).view(INT32)
+        return as_integers(self.pool._gpu, name, values, size)[0].view(INT32)
 
     def _constant(self, n: int) -> Any:
         """Return a number on the GPU, for all rows of a batch; kept, as a graph may read it."""

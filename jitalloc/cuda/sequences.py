@@ -267,9 +267,7 @@ class CudaPagedKVCache(CudaSequenceCalls, device="cuda"):
         """
         return self.apply_streaming_llm_batch(rows, 0, window_tokens, out=out)
 
-    def free_batch(
-        self, rows: Any, *, commit: bool = True, out: Any = None
-    ) -> Any:
+    def free_batch(self, rows: Any, *, commit: bool = True, out: Any = None) -> Any:
         """End sequences, all or nothing: see `PagedKVCache.free_batch`.
 
         Their ids are forgotten by the next call that looks at one, which waits.

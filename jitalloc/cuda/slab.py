@@ -37,18 +37,19 @@ class CudaSlab:
     _state: Any
     _words: Any
 
-    def _put(self, slab: NDArray[np.int64]) -> None:
-        """Make the slab on the GPU, with a new record before it."""
+    def _put(self, slab: NDArray[np.int64], scratch: int = 0) -> None:
+        """Make the slab on the GPU, with a new record before it and words of scratch behind."""
         self._gpu = device()
-        words = np.zeros(RECORD_SLOTS + slab.size, np.int64)
-        words[RECORD_SLOTS:] = slab
-        self._use(self._gpu.upload(words))
+        words = np.zeros(RECORD_SLOTS + slab.size + scratch, np.int64)
+        words[RECORD_SLOTS : RECORD_SLOTS + slab.size] = slab
+        self._use(self._gpu.upload(words), scratch)
 
-    def _use(self, words: Any) -> None:
-        """Take an array of record and slab on the GPU."""
+    def _use(self, words: Any, scratch: int = 0) -> None:
+        """Take an array of record, slab and scratch on the GPU; kernels see the scratch too."""
         self._words = words
-        self._record, self._slab = words[:RECORD_SLOTS], words[RECORD_SLOTS:]
-        self._state = (self._gpu.wrap(self._slab), self._gpu.wrap(self._record))
+        self._record = words[:RECORD_SLOTS]
+        self._slab = words[RECORD_SLOTS : words.size - scratch]
+        self._state = (self._gpu.wrap(words[RECORD_SLOTS:]), self._gpu.wrap(self._record))
 
     @property
     def _calls(self) -> AbstractContextManager[Any]:
@@ -66,13 +67,20 @@ class CudaSlab:
         self._tick(kernel)
         gpu.launch(kernel, blocks, gpu.threads, *self._state, *self._wrapped(arguments))
 
-    def _start_block(self, kernel: CudaKernel, elements: int, *arguments: Any) -> None:
-        """Launch `kernel` in one block, with a thread for each of `elements` as far as they go."""
+    def _start_block(
+        self, kernel: CudaKernel, elements: int, *arguments: Any, blocks: int = 1
+    ) -> None:
+        """Launch `kernel` in one block, with a thread for each of `elements` as far as they go.
+
+        `blocks`: with so many, of `threads` at least; one of them does what the others do not.
+        """
         gpu = self._gpu
         most = gpu.threads * (2 if kernel.wide else 1)
         threads = min(-(-elements // WARP) * WARP or WARP, most)
+        if blocks > 1:
+            threads = max(threads, gpu.threads)
         self._tick(kernel)
-        gpu.launch(kernel, 1, threads, *self._state, *self._wrapped(arguments))
+        gpu.launch(kernel, blocks, threads, *self._state, *self._wrapped(arguments))
 
     def _tick(self, kernel: CudaKernel) -> None:
         """Follow a launch that is about to come, where the host has a clock of its own."""

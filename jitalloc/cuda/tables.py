@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from jitalloc._cuda import CudaKernel
 from jitalloc.arguments import as_count
-from jitalloc.cuda.arguments import as_device, as_device_out
+from jitalloc.cuda.arguments import as_device, as_device_out, as_integers
 from jitalloc.cuda.slab import ITEMS, blocks_for
 from jitalloc.errors import InvalidArgument
 from jitalloc.kernels.cuda.tables import (
@@ -105,8 +105,7 @@ class CudaBlockTables(BlockTables):
         """
         gpu = self.pool._gpu
         rows = as_device(gpu, "rows", rows, INT32)
-        dtype = INT32 if getattr(positions, "dtype", None) == INT32 else INT64
-        positions = as_device(gpu, "positions", positions, dtype, rows.size).view(INT32)
+        positions = as_integers(gpu, "positions", positions, rows.size)[0].view(INT32)
         slots = as_device_out(gpu, "out", out, INT64, rows.size)
         self._start(tables_slots_cuda, rows.size, rows, positions, slots)
         return slots

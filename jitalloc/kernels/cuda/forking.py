@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from jitalloc._cuda import device_helper, gpu
-from jitalloc.kernels.cuda.pool import pool_views
+from jitalloc.kernels.cuda.merging import pool_views
 from jitalloc.kernels.cuda.row_batches import team_place
 from jitalloc.kernels.cuda.row_facts import (
     column_start,

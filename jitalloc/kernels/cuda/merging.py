@@ -1,10 +1,13 @@
-"""How free pages become a sorted freelist: by one block, or by all blocks in two launches.
+"""How free pages become a sorted freelist: by one block, or by all blocks of the call it is due in.
 
 The pages without an owner are those of the freelist and the released ones, so the merged list is
-made from the reference counts alone, ascending, whatever was in it before. With many pages one
-launch counts those of each block's part, and the next one writes them: 8 bytes a page are read and
-4 written, and no block waits for another. One block alone moves about a thousandth of that at a
-time and waits for the memory each time.
+made from the reference counts alone, ascending, whatever was in it before. Each block counts those
+of its part, adds up what the parts before have found, and writes its own: 8 bytes a page are read
+and 4 written, in one launch. Whether a merge is due only the GPU knows, so a call on a large pool
+starts the blocks that would do it; where it is not due, they end after two loads. One block alone
+moves about a thousandth of that at a time and waits for the memory each time.
+
+Views into a pool, and the scratch behind its slab that such calls use, stand here too.
 """
 
 from __future__ import annotations
@@ -12,28 +15,60 @@ from __future__ import annotations
 import numpy as np
 
 from jitalloc._cuda import device_helper, gpu
-from jitalloc._cuda_loops import from_cpu
-from jitalloc.kernels import pool
+from jitalloc._cuda_views import int32_column, int64_column, uint64_column
 from jitalloc.kernels.cuda.scan import (
     LANES,
     block_scan,
-    block_share,
+    part_of,
+    sum_before,
+    take_part,
     votes_before,
     warp_votes,
     warps_scan,
 )
-from jitalloc.state import FREE, HEAD, MERGES, NUM_PAGES, RELEASED
+from jitalloc.state import FREE, HEAD, HEADER_SLOTS, MERGES, NUM_PAGES, ORDERS, RELEASED
 
 SPAN = 8  # pages of a thread at a time: so many loads are under way at once
 
-# Totals of a pool on the GPU: what the blocks of one launch leave for those of the next. First the
-# free pages before each block's part, then what the batch sums up to before it, then its verdict.
+# Scratch behind the slab of a pool on the GPU. Words that are 0 between calls: how many parts are
+# taken, and what each holds; what one launch leaves for the next: its verdict, what a batch sums up
+# to before each block's part. In `fifo` and `lifo` also int32[N], 0 between calls, by page: where a
+# batch names it.
 MOST_BLOCKS = 512
-BATCH = MOST_BLOCKS
-VERDICT = 2 * MOST_BLOCKS  # sum of the batch, or a status word
-TOTALS_SLOTS = 2 * MOST_BLOCKS + 1
+PARTS = 0
+SUMS = 1
+VERDICT = SUMS + MOST_BLOCKS  # sum of the batch or a status word; faults; or a key
+BATCH = VERDICT + 1
+SCRATCH_WORDS = BATCH + MOST_BLOCKS
 
-pool_views = from_cpu(pool.pool_views)
+
+def scratch_words(num_pages: int, order: str) -> int:
+    """Return how many words of scratch stand behind the slab of a pool on the GPU."""
+    return SCRATCH_WORDS + (0 if order == ORDERS[0] else (num_pages + 1) // 2)
+
+
+@device_helper
+def pool_views(slab):
+    """Return `(free_pages, refcount, released)`, views into the slab of a pool."""
+    n = slab[NUM_PAGES]
+    w, h = (n + 63) >> 6, (n >> 1) + 1
+    bitmaps = HEADER_SLOTS + 2 * w
+    return (
+        int32_column(slab, bitmaps, n + 1),
+        int32_column(slab, bitmaps + h, n + 1),
+        uint64_column(slab, HEADER_SLOTS, w),
+    )
+
+
+@device_helper
+def pool_scratch(slab):
+    """Return `(scratch, places)`, the words behind a pool's slab; `places` in a ring only."""
+    n = slab[NUM_PAGES]
+    start = HEADER_SLOTS + 2 * ((n + 63) >> 6) + 2 * ((n >> 1) + 1)
+    return (
+        int64_column(slab, start, SCRATCH_WORDS),
+        int32_column(slab, start + SCRATCH_WORDS, n),
+    )
 
 
 @device_helper
@@ -44,8 +79,8 @@ def free_ids(slab, shared, begin, end, put):
     """
     free_pages, refcount, _released = pool_views(slab)
     lane = gpu.threadIdx.x & (LANES - 1)
-    start = put
-    for tile in range(begin, end, SPAN * gpu.blockDim.x):
+    start, tile = put, begin
+    while tile < end:  # `range` would divide to know how often
         first = np.int64(tile + SPAN * (gpu.threadIdx.x - lane) + lane)
         mine = np.uint32(0)
         for j in range(SPAN):
@@ -64,6 +99,7 @@ def free_ids(slab, shared, begin, end, put):
                 free_pages[at + votes_before(votes)] = first + j * LANES
             at += gpu.popc(votes)
         put += total
+        tile += SPAN * gpu.blockDim.x
     return put - start
 
 
@@ -75,7 +111,17 @@ def block_freelist(slab, shared, put):
 
 
 @device_helper
-def end_merge(slab, waiting):
+def clear_released(slab, first, step):
+    """Take every `step`-th word of the released pages from `first` on as merged."""
+    _free_pages, _refcount, released = pool_views(slab)
+    w, end = np.int64(first), (slab[NUM_PAGES] + 63) >> 6
+    while w < end:
+        released[w] = np.uint64(0)
+        w += step
+
+
+@device_helper
+def book_merge(slab, waiting):
     """Book that `waiting` released pages were merged, by one thread."""
     slab[HEAD] -= waiting
     slab[FREE] += waiting
@@ -89,50 +135,50 @@ def block_merge(slab, shared):
     waiting = slab[RELEASED]
     gpu.syncthreads()
     if waiting > 0:
-        _free_pages, _refcount, released = pool_views(slab)
         block_freelist(slab, shared, slab[HEAD] - waiting)
-        for w in range(gpu.threadIdx.x, released.size, gpu.blockDim.x):
-            released[w] = np.uint64(0)
+        clear_released(slab, gpu.threadIdx.x, gpu.blockDim.x)
         if gpu.threadIdx.x == 0:
-            end_merge(slab, waiting)
+            book_merge(slab, waiting)
         gpu.syncthreads()
     return waiting
 
 
 @device_helper
-def count_free(slab, shared, totals):
-    """Leave how many pages of this block's part have no owner."""
+def merge_part(slab, shared):
+    """Do a part of a merge; each block of the call has to, and the last one then `end_merge`.
+
+    Returns `(first, end)`, the places in the freelist that this block has written.
+    """
     _free_pages, refcount, _released = pool_views(slab)
-    begin, end = block_share(slab[NUM_PAGES])
-    mine = np.int64(0)
-    for page in range(begin + gpu.threadIdx.x, end, gpu.blockDim.x):
-        if refcount[page] == 0:
-            mine += 1
-    _before, total = block_scan(shared, mine)
-    if gpu.threadIdx.x == 0:
-        totals[gpu.blockIdx.x] = total
-
-
-@device_helper
-def running(shared, totals, start, n):
-    """Make of `totals[start:start + n]` the sums before each, by one block; return the sum."""
-    total = np.int64(0)
-    for tile in range(0, n, gpu.blockDim.x):
-        i = np.int64(tile + gpu.threadIdx.x)
-        before, tile_total = block_scan(shared, totals[start + i] if i < n else np.int64(0))
-        if i < n:
-            totals[start + i] = total + before
-        total += tile_total
-    gpu.syncthreads()
-    return total
-
-
-@device_helper
-def share_merge(slab, shared, totals):
-    """Do this block's part of a merge that `count_free` has prepared; not yet booked."""
-    _free_pages, _refcount, released = pool_views(slab)
-    begin, end = block_share(slab[NUM_PAGES])
-    put = slab[HEAD] - slab[RELEASED] + totals[gpu.blockIdx.x]
+    scratch, _places = pool_scratch(slab)
+    part = take_part(scratch, shared, PARTS)
+    begin, end = part_of(slab[NUM_PAGES], part)
+    page, mine = begin + gpu.threadIdx.x, np.int64(0)
+    while page < end:
+        mine += np.int64(refcount[page] == 0)
+        page += gpu.blockDim.x
+    _before, mine = block_scan(shared, mine)
+    put = slab[HEAD] - slab[RELEASED] + sum_before(scratch, shared, SUMS, part, mine)
     free_ids(slab, shared, begin, end, put)
-    for w in range(gpu.grid(1), released.size, gpu.gridsize(1)):
-        released[w] = np.uint64(0)
+    clear_released(slab, gpu.grid(1), gpu.gridsize(1))
+    gpu.syncthreads()
+    return put, put + mine
+
+
+@device_helper
+def end_parts(slab):
+    """Forget which parts were taken and what they hold, by the last block of a call."""
+    scratch, _places = pool_scratch(slab)
+    for i in range(gpu.threadIdx.x, SUMS + gpu.gridDim.x, gpu.blockDim.x):
+        scratch[i] = 0
+
+
+@device_helper
+def end_merge(slab):
+    """Book a merge that the blocks of a call have done by `merge_part`, by the last of them."""
+    waiting = slab[RELEASED]
+    end_parts(slab)
+    gpu.syncthreads()
+    if gpu.threadIdx.x == 0:
+        book_merge(slab, waiting)
+    gpu.syncthreads()

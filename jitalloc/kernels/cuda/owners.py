@@ -1,12 +1,7 @@
 """Twins of the loops of page ownership: share, free, reference counts, and frees by slot.
 
-In the order `sorted` a free needs no order: owners taken off and bits set commute. All blocks take
-them off at once, and who took the last one sets the bit. Only where a page could not be freed does
-the last block give all owners back, and look for the first fault as follows.
-
-Elsewhere a batch is taken by one block in tiles of one element a thread, one tile behind the
-other, so that the counts before a tile are known. Within it, who names a page first or last is
-looked up among its elements wherever a page is named twice: no race decides.
+All blocks add or take off owners at once, and where it turns out that a page could not be, the last
+one gives all of it back and looks for the first fault, one tile behind the other.
 """
 
 from __future__ import annotations
@@ -14,39 +9,27 @@ from __future__ import annotations
 import numpy as np
 
 from jitalloc._cuda import cuda_kernel, device_helper, gpu
-from jitalloc._cuda_loops import from_cpu
-from jitalloc.errors import (
-    DOUBLE_FREE,
-    PAGE_FREE,
-    PAGE_RANGE,
-    REFCOUNT_OVERFLOW,
-    SLOT_FREE,
-    SLOT_RANGE,
-    STATUS_BITS,
-)
-from jitalloc.kernels import owners
-from jitalloc.kernels.cuda.pool import bit, end_call, fault_key, fill_null, pool_views
-from jitalloc.kernels.cuda.releasing import (
-    FAULTY,
-    block_count,
-    end_release,
-    marks_of,
-    mentions,
-    put_back,
-    release_tile,
-    take_off,
-    unrelease,
-)
+from jitalloc.errors import PAGE_FREE, PAGE_RANGE, REFCOUNT_OVERFLOW, STATUS_BITS
+from jitalloc.kernels.cuda.merging import VERDICT, end_parts, pool_scratch, pool_views
+from jitalloc.kernels.cuda.page_frees import free_in_order, free_unordered, page_fault, release_part
+from jitalloc.kernels.cuda.pool import end_call, end_read, fault_key, fill_null, page_of
+from jitalloc.kernels.cuda.releasing import end_release, marks_of, mentions
 from jitalloc.kernels.cuda.scan import (
     NONE,
     SHARED_WORDS,
     any_thread,
     block_min,
+    call_min,
     last_block,
+)
+from jitalloc.kernels.cuda.slot_frees import (
+    free_slots_in_order,
+    free_slots_unordered,
+    release_slots_part,
+    slot_fault,
 )
 from jitalloc.state import (
     CALL_KINDS,
-    CALLS,
     FIRST_PAGE,
     INT32_MAX,
     NULL,
@@ -61,80 +44,6 @@ SHARE = CALL_KINDS.index("share")
 RELEASE = CALL_KINDS.index("free")
 FREE_SLOTS = CALL_KINDS.index("free_slots")
 COUNT = CALL_KINDS.index("refcount")
-
-page_fault = from_cpu(owners.page_fault)
-
-
-@device_helper
-def free_fault(slab, pages, i, begin, end):
-    """Return the key of why `pages[i]` of the tile `begin .. end - 1` cannot be freed, or NONE.
-
-    All pages of the tile have lost their owners, so counts below 0 are possible.
-    """
-    _free_pages, refcount, _released = pool_views(slab)
-    page = np.int64(pages[i])
-    if page < slab[FIRST_PAGE] or page >= slab[NUM_PAGES]:
-        return fault_key(page_fault(slab, page), i)
-    left = np.int64(refcount[page])
-    if left < 0:
-        owned = left + mentions(pages, page, begin, end)
-        if mentions(pages, page, begin, i) >= owned:
-            return fault_key(DOUBLE_FREE, i)
-    return NONE
-
-
-@device_helper
-def free_unordered(slab, record, shared, pages):
-    """Take one owner off each page, by all blocks, all or nothing; order `sorted`.
-
-    Returns how many were released, in the last block. -1: the call is not done, either because
-    other blocks are not, or because it was undone; then `free_in_order` has to find out why.
-    """
-    lowest, size, n = slab[FIRST_PAGE], slab[NUM_PAGES], np.int64(pages.size)
-    mine = np.int64(0)
-    for i in range(gpu.grid(1), n, gpu.gridsize(1)):
-        page = np.int64(pages[i])
-        mine += take_off(slab, page) if lowest <= page < size else FAULTY
-    last, count = last_block(record, shared, block_count(shared, mine))
-    if last and count >= FAULTY:
-        for i in range(gpu.threadIdx.x, n, gpu.blockDim.x):
-            page = np.int64(pages[i])
-            if lowest <= page < size:
-                put_back(slab, page)
-        gpu.syncthreads()
-    return last, count if count < FAULTY else np.int64(-1)
-
-
-@device_helper
-def free_in_order(slab, shared, pages):
-    """Take one owner off each page, by one block, in order, until one cannot be freed.
-
-    Returns how many were released, or the negative key of the first fault; all is undone then.
-    """
-    _free_pages, refcount, _released = pool_views(slab)
-    me, step = gpu.threadIdx.x, gpu.blockDim.x
-    lowest, size, n = slab[FIRST_PAGE], slab[NUM_PAGES], np.int64(pages.size)
-    count = np.int64(0)
-    for begin in range(0, n, step):
-        i, end = np.int64(begin + me), min(np.int64(begin + step), n)
-        page = np.int64(pages[i]) if i < n else np.int64(0)
-        named = i < n and lowest <= page < size
-        before = np.int64(1)
-        if named:
-            before = np.int64(gpu.atomic.sub(refcount, page, np.int32(1)))
-        if any_thread(i < n and (not named or before <= 0)):
-            key = free_fault(slab, pages, i, begin, end) if i < n else NONE
-            key = block_min(shared, key)
-            unrelease(slab, pages, end)
-            return -key
-        # Released in the order of the last mentions: that is the thread that took the last owner,
-        # unless the tile names a page that went free more often than once.
-        gone = named and before == 1
-        if any_thread(named and before > 1 and refcount[page] == 0):
-            gone = named and refcount[page] == 0 and mentions(pages, page, i + 1, end) == 0
-        count += release_tile(slab, shared, page, gone, count)
-    gpu.syncthreads()
-    return count
 
 
 @device_helper
@@ -164,6 +73,56 @@ def owners_free_cuda(slab, record, pages, out, group):
         end_free(slab, record, RELEASE, pages, out, count, group)
 
 
+@cuda_kernel("void(int64[::1], int64[::1], int32[::1])")
+def owners_take_off_cuda(slab, record, pages):
+    """Take the owners off and note who names a page last: first launch of a free into a ring."""
+    shared = gpu.shared.array(SHARED_WORDS, np.int64)
+    _free_pages, refcount, _released = pool_views(slab)
+    scratch, places = pool_scratch(slab)
+    lowest, size, n = slab[FIRST_PAGE], slab[NUM_PAGES], np.int64(pages.size)
+    i, bad = np.int64(gpu.grid(1)), False
+    while i < n:
+        page = np.int64(pages[i])
+        owners = np.int32(0)
+        if lowest <= page < size:
+            owners = gpu.atomic.sub(refcount, page, np.int32(1))
+            gpu.atomic.max(places, page, np.int32(i + 1))
+        bad |= owners <= 0
+        i += gpu.gridsize(1)
+    last, faults = last_block(record, shared, np.int64(any_thread(bad)))
+    if last and gpu.threadIdx.x == 0:
+        scratch[VERDICT] = faults
+
+
+@cuda_kernel("void(int64[::1], int64[::1], int32[::1], int64[::1], int64)")
+def owners_free_ring_cuda(slab, record, pages, out, group):
+    """Put what has no owner left into the ring: behind `owners_take_off_cuda`."""
+    shared = gpu.shared.array(SHARED_WORDS, np.int64)
+    scratch, places = pool_scratch(slab)
+    lowest, size, n = slab[FIRST_PAGE], slab[NUM_PAGES], np.int64(pages.size)
+    faulty, count = scratch[VERDICT] > 0, np.int64(0)
+    if faulty:
+        _free_pages, refcount, _released = pool_views(slab)
+        i = np.int64(gpu.grid(1))
+        while i < n:
+            page = np.int64(pages[i])
+            if lowest <= page < size:
+                gpu.atomic.add(refcount, page, np.int32(1))
+                places[page] = 0
+            i += gpu.gridsize(1)
+    else:
+        count = release_part(slab, shared, pages)
+    last, count = last_block(record, shared, count)
+    if not last:
+        return
+    if faulty:
+        count = free_in_order(slab, shared, pages)
+    else:
+        end_parts(slab)
+    if gpu.threadIdx.x == 0:
+        end_free(slab, record, RELEASE, pages, out, count, group)
+
+
 @device_helper
 def share_fault(slab, pages, i, begin, step):
     """Return the key of why nobody can be added to the owners of `pages[i]`, or NONE."""
@@ -179,144 +138,84 @@ def share_fault(slab, pages, i, begin, step):
     return NONE
 
 
+@device_helper
+def share_in_order(slab, shared, pages):
+    """Return the key of the first page that nobody can be added to the owners of, by one block.
+
+    There is one; those before it get an owner meanwhile.
+    """
+    _free_pages, refcount, _released = pool_views(slab)
+    me, step, n = gpu.threadIdx.x, gpu.blockDim.x, np.int64(pages.size)
+    begin, key = np.int64(0), NONE
+    while begin < n:
+        i = begin + me
+        key = share_fault(slab, pages, i, begin, step) if i < n else NONE
+        if any_thread(key != NONE):
+            key = block_min(shared, key)
+            break
+        if i < n:
+            gpu.atomic.add(refcount, np.int64(pages[i]), np.int32(1))
+        gpu.syncthreads()
+        begin += step
+    for j in range(me, min(begin, n), step):
+        gpu.atomic.sub(refcount, np.int64(pages[j]), np.int32(1))
+    return key
+
+
 @cuda_kernel("void(int64[::1], int64[::1], int32[::1])")
 def owners_share_cuda(slab, record, pages):
     shared = gpu.shared.array(SHARED_WORDS, np.int64)
     _free_pages, refcount, _released = pool_views(slab)
-    me, step, n = gpu.threadIdx.x, gpu.blockDim.x, np.int64(pages.size)
-    for begin in range(0, n, step):
-        i = np.int64(begin + me)
-        key = share_fault(slab, pages, i, begin, step) if i < n else NONE
-        if any_thread(key != NONE):
-            key = block_min(shared, key)
-            for j in range(me, begin, step):
-                gpu.atomic.sub(refcount, np.int64(pages[j]), np.int32(1))
-            if me == 0:
-                at = key >> STATUS_BITS
-                end_call(slab, record, SHARE, -key, np.int64(pages[at]), np.int64(0))
-            return
-        if i < n:
-            gpu.atomic.add(refcount, np.int64(pages[i]), np.int32(1))
+    lowest, size, n = slab[FIRST_PAGE], slab[NUM_PAGES], np.int64(pages.size)
+    i, bad = np.int64(gpu.grid(1)), False
+    while i < n:
+        page = np.int64(pages[i])
+        owners = np.int64(0)
+        if lowest <= page < size:
+            owners = np.int64(gpu.atomic.add(refcount, page, np.int32(1)))
+        bad |= owners <= 0 or owners == INT32_MAX  # past that they are negative
+        i += gpu.gridsize(1)
+    last, faults = last_block(record, shared, np.int64(any_thread(bad)))
+    if not last:
+        return
+    key = NONE
+    if faults > 0:
+        for j in range(gpu.threadIdx.x, n, gpu.blockDim.x):
+            page = np.int64(pages[j])
+            if lowest <= page < size:
+                gpu.atomic.sub(refcount, page, np.int32(1))
         gpu.syncthreads()
-    if me == 0:
-        end_call(slab, record, SHARE, np.int64(0), np.int64(0), np.int64(0))
+        key = share_in_order(slab, shared, pages)
+    if gpu.threadIdx.x == 0:
+        status, value = np.int64(0), np.int64(0)
+        if key != NONE:
+            status, value = -key, np.int64(pages[key >> STATUS_BITS])
+        end_call(slab, record, SHARE, status, value, np.int64(0))
 
 
 @cuda_kernel("void(int64[::1], int64[::1], int32[::1], int32[::1])")
 def owners_count_cuda(slab, record, pages, out):
     shared = gpu.shared.array(SHARED_WORDS, np.int64)
     _free_pages, refcount, _released = pool_views(slab)
-    me, step, n = gpu.threadIdx.x, gpu.blockDim.x, np.int64(pages.size)
-    key = NONE
-    for i in range(me, n, step):
+    size, n = slab[NUM_PAGES], np.int64(pages.size)
+    i, key = np.int64(gpu.grid(1)), NONE
+    while i < n:
         page = np.int64(pages[i])
-        if 0 <= page < slab[NUM_PAGES]:
+        if 0 <= page < size:
             out[i] = refcount[page]
         else:
             key = min(key, fault_key(PAGE_RANGE, i))
-    key = block_min(shared, key)
+        i += gpu.gridsize(1)
+    last, key = call_min(record, shared, key)
+    if not last:
+        return
     if key != NONE:
-        fill_null(out, 0, me, step)
-    if me == 0:
+        fill_null(out, 0, gpu.threadIdx.x, gpu.blockDim.x)
+    if gpu.threadIdx.x == 0:
+        status, value = np.int64(0), np.int64(0)
         if key != NONE:
-            at = key >> STATUS_BITS
-            end_call(slab, record, COUNT, -key, np.int64(pages[at]), np.int64(0))
-        else:
-            record[CALLS] += 1
-
-
-@device_helper
-def page_of(slot, size, shift):
-    """Return the page of a slot, or the block of a position."""
-    return slot >> shift if shift >= 0 else slot // size
-
-
-@device_helper
-def slot_fault(slab, slot, i):
-    """Return the key of why the page of `slot` cannot be freed, or NONE."""
-    _free_pages, refcount, _released = pool_views(slab)
-    size = slab[PAGE_SIZE]
-    if slot < slab[FIRST_PAGE] * size or slot >= slab[NUM_PAGES] * size:
-        return fault_key(SLOT_RANGE, i)
-    if refcount[page_of(slot, size, slab[PAGE_SHIFT])] == 0:
-        return fault_key(SLOT_FREE, i)
-    return NONE
-
-
-@device_helper
-def named_before(slots, page, begin, i, size, shift):
-    """Return whether `slots[begin:i]` holds a slot of `page`."""
-    for j in range(begin, i):
-        if page_of(slots[j], size, shift) == page:
-            return True
-    return False
-
-
-@device_helper
-def free_slots_unordered(slab, record, shared, slots):
-    """Take one owner off the page of each slot, like `free_unordered`; who marks it does so."""
-    (marks,) = marks_of(slab)
-    n = np.int64(slots.size)
-    size, shift = slab[PAGE_SIZE], slab[PAGE_SHIFT]
-    lowest, end = slab[FIRST_PAGE] * size, slab[NUM_PAGES] * size
-    mine = np.int64(0)
-    for i in range(gpu.grid(1), n, gpu.gridsize(1)):
-        slot = slots[i]
-        if slot < lowest or slot >= end:
-            mine += FAULTY
-            continue
-        # Mostly the slots of a page stand side by side: the first of them speaks for it.
-        page = page_of(slot, size, shift)
-        if i == 0 or page_of(slots[i - 1], size, shift) != page:
-            if gpu.atomic.or_(marks, page >> 6, bit(page)) & bit(page) == np.uint64(0):
-                mine += take_off(slab, page)
-    last, count = last_block(record, shared, block_count(shared, mine))
-    if last and count >= FAULTY:
-        for i in range(gpu.threadIdx.x, n, gpu.blockDim.x):
-            slot = slots[i]
-            if lowest <= slot < end:
-                page = page_of(slot, size, shift)
-                if gpu.atomic.and_(marks, page >> 6, ~bit(page)) & bit(page) != np.uint64(0):
-                    put_back(slab, page)
-        gpu.syncthreads()
-    return last, count if count < FAULTY else np.int64(-1)
-
-
-@device_helper
-def free_slots_in_order(slab, shared, slots):
-    """Take one owner off the page of each slot, by one block, in the order of first mentions.
-
-    Returns how many were released, or the negative key of the first fault; nothing is done then.
-    """
-    _free_pages, refcount, _released = pool_views(slab)
-    (marks,) = marks_of(slab)
-    me, step, n = gpu.threadIdx.x, gpu.blockDim.x, np.int64(slots.size)
-    size, shift = slab[PAGE_SIZE], slab[PAGE_SHIFT]
-    key = NONE
-    for i in range(me, n, step):
-        key = min(key, slot_fault(slab, slots[i], i))
-    key = block_min(shared, key)
-    if key != NONE:
-        return -key
-    count = np.int64(0)
-    for begin in range(0, n, step):
-        i = np.int64(begin + me)
-        page = page_of(slots[i], size, shift) if i < n else np.int64(0)
-        asks = i < n and (me == 0 or page_of(slots[i - 1], size, shift) != page)
-        asks = asks and marks[page >> 6] & bit(page) == np.uint64(0)
-        gpu.syncthreads()
-        mine = False
-        if asks:
-            mine = gpu.atomic.or_(marks, page >> 6, bit(page)) & bit(page) == np.uint64(0)
-        if any_thread(asks and not mine):
-            mine = asks and not named_before(slots, page, begin, i, size, shift)
-        gone = False
-        if mine:
-            refcount[page] -= np.int32(1)
-            gone = refcount[page] == 0
-        count += release_tile(slab, shared, page, gone, count)
-    gpu.syncthreads()
-    return count
+            status, value = -key, np.int64(pages[key >> STATUS_BITS])
+        end_read(record, COUNT, status, value, np.int64(0))
 
 
 @cuda_kernel("void(int64[::1], int64[::1], int64[::1], int64[::1])")
@@ -340,3 +239,48 @@ def owners_free_slots_cuda(slab, record, slots, out):
             marks[page_of(slots[i], slab[PAGE_SIZE], slab[PAGE_SHIFT]) >> 6] = np.uint64(0)
     if me == 0:
         end_free(slab, record, FREE_SLOTS, slots, out, count, np.int64(0))
+
+
+@cuda_kernel("void(int64[::1], int64[::1], int64[::1])")
+def owners_mark_slots_cuda(slab, record, slots):
+    """Note which slot names a page first: first launch of a free by slot into a ring."""
+    shared = gpu.shared.array(SHARED_WORDS, np.int64)
+    scratch, places = pool_scratch(slab)
+    size, shift, n = slab[PAGE_SIZE], slab[PAGE_SHIFT], np.int64(slots.size)
+    i, key = np.int64(gpu.grid(1)), NONE
+    while i < n:
+        slot = slots[i]
+        fault = slot_fault(slab, slot, i)
+        page = page_of(slot, size, shift)
+        if fault != NONE:
+            key = min(key, fault)
+        elif i == 0 or page_of(slots[i - 1], size, shift) != page:
+            gpu.atomic.max(places, page, np.int32(n - i))
+        i += gpu.gridsize(1)
+    last, key = call_min(record, shared, key)
+    if last and gpu.threadIdx.x == 0:
+        scratch[VERDICT] = key
+
+
+@cuda_kernel("void(int64[::1], int64[::1], int64[::1], int64[::1])")
+def owners_free_slots_ring_cuda(slab, record, slots, out):
+    """Take the owners off and put what has none left into the ring: behind the marks."""
+    shared = gpu.shared.array(SHARED_WORDS, np.int64)
+    scratch, places = pool_scratch(slab)
+    size, n = slab[PAGE_SIZE], np.int64(slots.size)
+    key, count = scratch[VERDICT], np.int64(0)
+    if key != NONE:
+        i = np.int64(gpu.grid(1))
+        while i < n:
+            if slab[FIRST_PAGE] * size <= slots[i] < slab[NUM_PAGES] * size:
+                places[page_of(slots[i], size, slab[PAGE_SHIFT])] = 0
+            i += gpu.gridsize(1)
+    else:
+        count = release_slots_part(slab, shared, slots)
+    last, count = last_block(record, shared, count)
+    if not last:
+        return
+    if key == NONE:
+        end_parts(slab)
+    if gpu.threadIdx.x == 0:
+        end_free(slab, record, FREE_SLOTS, slots, out, count if key == NONE else -key, np.int64(0))

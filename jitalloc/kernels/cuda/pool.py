@@ -5,18 +5,25 @@ from __future__ import annotations
 import numpy as np
 
 from jitalloc._cuda import MOST_THREADS, cuda_kernel, device_helper, gpu
-from jitalloc._cuda_loops import from_cpu
 from jitalloc.errors import NEGATIVE, NO_RUN, OUT_OF_PAGES, OUT_SHORT, STATUS_BITS, TOO_MANY
-from jitalloc.kernels import pool
+from jitalloc.kernels.cuda.batches import (
+    count_of,
+    first_beyond,
+    first_negative,
+    part_total,
+    running,
+    share_indptr,
+)
+from jitalloc.kernels.cuda.calls import integer
 from jitalloc.kernels.cuda.merging import (
     BATCH,
     VERDICT,
     block_freelist,
     block_merge,
-    count_free,
     end_merge,
-    running,
-    share_merge,
+    merge_part,
+    pool_scratch,
+    pool_views,
 )
 from jitalloc.kernels.cuda.scan import (
     NONE,
@@ -28,8 +35,10 @@ from jitalloc.kernels.cuda.scan import (
     block_share,
     is_last_block,
     last_block,
+    part_of,
 )
 from jitalloc.state import (
+    ALLOCATED,
     CALL_KINDS,
     CALLS,
     FAULT_CALL,
@@ -43,7 +52,10 @@ from jitalloc.state import (
     INT32_MAX,
     NULL,
     NUM_PAGES,
+    ORDER,
+    PEAK_USED,
     RELEASED,
+    SORTED,
     STEP,
 )
 
@@ -51,9 +63,6 @@ ALLOC = CALL_KINDS.index("alloc")
 ALLOC_RUN = CALL_KINDS.index("alloc_run")
 ALLOC_BATCH = CALL_KINDS.index("alloc_batch")
 ADMIT = CALL_KINDS.index("admit")
-
-pool_views = from_cpu(pool.pool_views)
-pool_advance = from_cpu(pool.pool_advance)
 
 
 @device_helper
@@ -66,6 +75,18 @@ def fail(code, detail):
 def bit(page):
     """Return the mask of `page` in its 64-bit word."""
     return np.uint64(1) << np.uint64(page & 63)
+
+
+@device_helper
+def pool_advance(slab, head, n):
+    """Book `n` pages as taken from the freelist, whose next id stands at `head`, by one thread."""
+    if head >= slab[NUM_PAGES] and slab[ORDER] != SORTED:
+        head -= slab[NUM_PAGES]
+    slab[HEAD] = head
+    slab[FREE] -= n
+    slab[ALLOCATED] += n
+    used = slab[NUM_PAGES] - slab[FREE] - slab[RELEASED] - slab[FIRST_PAGE]
+    slab[PEAK_USED] = max(slab[PEAK_USED], used)
 
 
 @device_helper
@@ -110,36 +131,60 @@ def ring_place(at, size):
 
 
 @device_helper
-def hand_out(slab, out, n, first, step):
-    """Copy the next `n` ids to `out`, one owner each: every `step`-th from `first` on."""
+def page_of(slot, size, shift):
+    """Return the page of a slot, or the block of a position."""
+    return slot >> shift if shift >= 0 else slot // size
+
+
+@device_helper
+def hand_out(slab, out, first, end, step):
+    """Copy the ids of the places `first .. end - 1` behind HEAD to `out`, one owner each.
+
+    Every `step`-th of them.
+    """
     free_pages, refcount, _released = pool_views(slab)
     head, size = slab[HEAD], slab[NUM_PAGES]
-    for i in range(first, n, step):
+    i = np.int64(first)
+    while i < end:
         page = free_pages[ring_place(head + i, size)]
         refcount[page] = 1
         out[i] = page
-    fill_null(out, n, first, step)
+        i += step
+
+
+@device_helper
+def hand_out_merged(slab, shared, out, n):
+    """Do a part of a merge, and hand out what stands in it of the first `n` ids."""
+    free_pages, refcount, _released = pool_views(slab)
+    first, end = merge_part(slab, shared)
+    head = slab[HEAD] - slab[RELEASED]  # once the merge is booked
+    i, end = first + gpu.threadIdx.x, min(end, head + n)
+    while i < end:
+        page = free_pages[i]
+        refcount[page] = 1
+        out[i - head] = page
+        i += gpu.blockDim.x
 
 
 @device_helper
 def take(slab, record, shared, out, n, status):
     """Hand out `n` ids, or NULL where `status` tells of a failure, by all blocks.
 
-    Returns whether this is the last block, which has seen all of it done.
+    Returns whether this is the last block, which has seen all of it done. A merge that is due they
+    do too: the ids of a part are handed out by the block that writes it.
     """
-    available = slab[FREE] + slab[RELEASED]
-    now = slab[FREE]
+    now, available = slab[FREE], slab[FREE] + slab[RELEASED]
     first, step = gpu.grid(1), gpu.gridsize(1)
-    if status < 0 or n > available:
-        fill_null(out, 0, first, step)
-    elif n <= now:
-        hand_out(slab, out, n, first, step)
+    sound = status >= 0 and n <= available
+    if sound and n > now:
+        hand_out_merged(slab, shared, out, n)
+    elif sound:
+        hand_out(slab, out, first, n, step)
+    fill_null(out, n if sound else np.int64(0), first, step)
     if not is_last_block(record, shared):
         return False
-    if status >= 0 and now < n <= available:
-        block_merge(slab, shared)
-        hand_out(slab, out, n, gpu.threadIdx.x, gpu.blockDim.x)
-        gpu.syncthreads()
+    if sound and n > now:
+        end_merge(slab)
     return True
 
 
@@ -163,13 +208,12 @@ def pool_alloc_cuda(slab, record, out):
 
 
 @device_helper
-def block_total(shared, counts):
-    """Return the sum of `counts`, or a status word where one is negative or the sum too large."""
-    total = np.int64(0)
-    for tile in range(0, counts.size, gpu.blockDim.x):
+def block_total(shared, counts, wide, n):
+    """Return the sum of `n` counts, or a status word where one is negative or the sum too large."""
+    total, tile = np.int64(0), np.int64(0)
+    while tile < n:
         i = np.int64(tile + gpu.threadIdx.x)
-        count = np.int64(counts[i]) if i < counts.size else np.int64(0)
-        mine = min(max(count, np.int64(0)), np.int64(INT32_MAX + 1))
+        count, mine = count_of(counts, wide, i, n)
         before, tile_total = block_scan(shared, mine)
         key = NONE
         if count < 0:
@@ -179,18 +223,8 @@ def block_total(shared, counts):
         total += tile_total
         if any_thread(key != NONE):
             return -block_min(shared, key)
+        tile += gpu.blockDim.x
     return total
-
-
-@device_helper
-def share_indptr(shared, counts, indptr, begin, end, total):
-    """Write where the pages of the sequences `begin .. end - 1` begin; `total` come before."""
-    for tile in range(begin, end, gpu.blockDim.x):
-        i = np.int64(tile + gpu.threadIdx.x)
-        before, tile_total = block_scan(shared, np.int64(counts[i]) if i < end else np.int64(0))
-        if i < end:
-            indptr[i] = total + before
-        total += tile_total
 
 
 @device_helper
@@ -204,116 +238,98 @@ def batch_status(slab, total, room):
     return fail(OUT_SHORT, room) if total > room else np.int64(0)
 
 
-@cuda_kernel("void(int64[::1], int64[::1], int64[::1], int64[::1], int64)")
-def pool_total_cuda(slab, record, counts, totals, wanted):
-    """Sum up a batch, and count the free pages if `wanted` ones call for a merge: first launch."""
+@cuda_kernel("void(int64[::1], int64[::1], int32[::1], int64, int64)")
+def pool_total_cuda(slab, record, counts, n, wide):
+    """Sum up the `n` counts of a batch: first launch."""
     shared = gpu.shared.array(SHARED_WORDS, np.int64)
-    begin, end = block_share(np.int64(counts.size))
-    mine, bad = np.int64(0), False
-    for i in range(begin + gpu.threadIdx.x, end, gpu.blockDim.x):
-        bad |= counts[i] < 0
-        mine += min(max(counts[i], np.int64(0)), np.int64(INT32_MAX + 1))
-    _before, total = block_scan(shared, mine)
+    scratch, _places = pool_scratch(slab)
+    total, bad = part_total(shared, counts, wide, n)
     if gpu.threadIdx.x == 0:
-        totals[BATCH + gpu.blockIdx.x] = total
-    merges = slab[RELEASED] > 0 and wanted > slab[FREE]
-    if merges:
-        count_free(slab, shared, totals)
-    last, bad_blocks = last_block(record, shared, np.int64(1) if any_thread(bad) else np.int64(0))
+        scratch[BATCH + gpu.blockIdx.x] = total
+    last, bad_blocks = last_block(record, shared, np.int64(bad))
     if not last:
         return
-    if merges:
-        running(shared, totals, np.int64(0), np.int64(gpu.gridDim.x))
-    total = running(shared, totals, np.int64(BATCH), np.int64(gpu.gridDim.x))
+    total = running(shared, scratch, np.int64(BATCH), np.int64(gpu.gridDim.x))
     if bad_blocks > 0 or total > INT32_MAX:
-        total = block_total(shared, counts)
+        total = block_total(shared, counts, wide, n)
     if gpu.threadIdx.x == 0:
-        totals[VERDICT] = total
+        scratch[VERDICT] = total
 
 
-@cuda_kernel("void(int64[::1], int64[::1], int64[::1], int32[::1], int64[::1], int64, int64)")
-def pool_reserve_cuda(slab, record, counts, indptr, totals, wanted, room):
-    """Merge where the `wanted` pages call for it, and write where those of each begin.
-
-    The second launch, behind `pool_total_cuda` in as many blocks. `wanted`: -1 for the sum of
-    the batch.
-    """
+@cuda_kernel("void(int64[::1], int64[::1], int32[::1], int32[::1], int32[::1], int64, int64)")
+def pool_alloc_batch_cuda(slab, record, counts, indptr, out, wide, summed):
+    """Hand out the pages of a batch; `summed`: behind `pool_total_cuda` in as many blocks."""
     shared = gpu.shared.array(SHARED_WORDS, np.int64)
-    total = totals[VERDICT] if wanted < 0 else wanted
-    status = batch_status(slab, total, room)
+    scratch, _places = pool_scratch(slab)
+    batch = np.int64(indptr.size - 1)
+    total = scratch[VERDICT] if summed else block_total(shared, counts, wide, batch)
+    status = batch_status(slab, total, np.int64(out.size))
+    begin, end, before = np.int64(0), batch, np.int64(0)
+    if summed:
+        begin, end = block_share(batch)
+        before = scratch[BATCH + gpu.blockIdx.x]
     if status < 0:
         fill_null(indptr, 0, gpu.grid(1), gpu.gridsize(1))
-    elif indptr.size > 0:
-        begin, end = block_share(np.int64(counts.size))
-        share_indptr(shared, counts, indptr, begin, end, totals[BATCH + gpu.blockIdx.x])
+    elif summed or gpu.blockIdx.x == 0:
+        share_indptr(shared, counts, wide, indptr, begin, end, before)
         if gpu.grid(1) == 0:
-            indptr[counts.size] = total
-    merges = status >= 0 and total > slab[FREE]
-    if merges:
-        share_merge(slab, shared, totals)
-    if is_last_block(record, shared) and merges and gpu.threadIdx.x == 0:
-        end_merge(slab, slab[RELEASED])
-
-
-@cuda_kernel("void(int64[::1], int64[::1], int64[::1], int32[::1], int32[::1], int64[::1], int64)")
-def pool_alloc_batch_cuda(slab, record, counts, indptr, out, totals, summed):
-    """Hand out the pages of a batch; `summed`: two launches before have done all but that."""
-    shared = gpu.shared.array(SHARED_WORDS, np.int64)
-    total = totals[VERDICT] if summed else block_total(shared, counts)
-    status = batch_status(slab, total, np.int64(out.size))
+            indptr[batch] = total
     n = max(total, np.int64(0))
-    if not take(slab, record, shared, out, n, status):
-        return
-    if not summed:
-        if status < 0:
-            fill_null(indptr, 0, gpu.threadIdx.x, gpu.blockDim.x)
-        else:
-            share_indptr(shared, counts, indptr, np.int64(0), np.int64(counts.size), np.int64(0))
-            if gpu.threadIdx.x == 0:
-                indptr[counts.size] = total
-    if gpu.threadIdx.x == 0:
-        value = counts[-total >> STATUS_BITS] if total < 0 else np.int64(0)
+    if take(slab, record, shared, out, n, status) and gpu.threadIdx.x == 0:
+        value = np.int64(0)
+        if total < 0:
+            value = integer(counts, wide, -total >> STATUS_BITS)
         end_take(slab, record, ALLOC_BATCH, n, status, value)
 
 
-@cuda_kernel("void(int64[::1], int64[::1], int64[::1], int64[::1])")
-def pool_admit_cuda(slab, record, counts, out):
+@cuda_kernel("void(int64[::1], int64[::1], int32[::1], int64[::1], int64, int64)")
+def pool_admit_cuda(slab, record, counts, out, n, wide):
+    # All blocks sum up their parts; the last one looks into that in which the pages are used up.
     shared = gpu.shared.array(SHARED_WORDS, np.int64)
-    left = slab[FREE] + slab[RELEASED]
-    total = np.int64(0)
-    worst, most = NONE, NONE
-    for tile in range(0, counts.size, gpu.blockDim.x):
-        i = np.int64(tile + gpu.threadIdx.x)
-        count = np.int64(counts[i]) if i < counts.size else np.int64(0)
-        mine = min(max(count, np.int64(0)), np.int64(INT32_MAX + 1))
-        before, tile_total = block_scan(shared, mine)
-        if count < 0:
-            worst = min(worst, fault_key(NEGATIVE, i))
-        if total + before + mine > left:
-            most = min(most, i)
-        total += tile_total
-    worst, most = block_min(shared, worst), block_min(shared, most)
+    scratch, _places = pool_scratch(slab)
+    total, bad = part_total(shared, counts, wide, n)
     if gpu.threadIdx.x == 0:
-        if worst != NONE:
+        scratch[BATCH + gpu.blockIdx.x] = total
+    last, bad_blocks = last_block(record, shared, np.int64(bad))
+    if not last:
+        return
+    if bad_blocks > 0:
+        worst = first_negative(shared, counts, wide, n)
+        if gpu.threadIdx.x == 0:
+            value = integer(counts, wide, worst)
             out[0] = NULL
-            end_call(slab, record, ADMIT, -worst, counts[worst >> STATUS_BITS], np.int64(0))
-        else:
-            out[0] = min(most, np.int64(counts.size))
-            record[CALLS] += 1
+            end_call(slab, record, ADMIT, fail(NEGATIVE, worst), value, np.int64(0))
+        return
+    left, blocks = slab[FREE] + slab[RELEASED], np.int64(gpu.gridDim.x)
+    part, before = np.int64(0), np.int64(0)
+    if blocks > 1:
+        total = running(shared, scratch, np.int64(BATCH), blocks)
+        fits = np.int64(-1)  # the last part before which not too many stand
+        i = np.int64(gpu.threadIdx.x)
+        while i < blocks:
+            if scratch[BATCH + i] <= left:
+                fits = i
+            i += gpu.blockDim.x
+        part = -block_min(shared, -fits)
+        before = scratch[BATCH + part]
+    begin, end = part_of(n, part)
+    first = first_beyond(shared, counts, wide, begin, end, left - before)
+    if gpu.threadIdx.x == 0:
+        out[0] = min(first, n)
+        record[CALLS] += 1
 
 
-@cuda_kernel("void(int64[::1], int64[::1], int64[::1], int64[::1])")
-def pool_merge_cuda(slab, record, totals, out):
-    # In one block, or behind pool_total_cuda in as many.
+@cuda_kernel("void(int64[::1], int64[::1], int64[::1])")
+def pool_merge_cuda(slab, record, out):
     shared = gpu.shared.array(SHARED_WORDS, np.int64)
     waiting = slab[RELEASED]
-    if gpu.gridDim.x == 1:
-        block_merge(slab, shared)
-    elif waiting > 0:
-        share_merge(slab, shared, totals)
-    if is_last_block(record, shared) and gpu.threadIdx.x == 0:
-        if gpu.gridDim.x > 1 and waiting > 0:
-            end_merge(slab, waiting)
+    if waiting > 0:
+        merge_part(slab, shared)
+    if not is_last_block(record, shared):
+        return
+    if waiting > 0:
+        end_merge(slab)
+    if gpu.threadIdx.x == 0:
         out[0] = waiting
         slab[STEP] += 1
         record[CALLS] += 1

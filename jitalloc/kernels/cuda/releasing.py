@@ -5,8 +5,10 @@ from __future__ import annotations
 import numpy as np
 
 from jitalloc._cuda import device_helper, gpu
-from jitalloc.kernels.cuda.pool import bit, pool_views, ring_place
-from jitalloc.kernels.cuda.scan import any_thread, block_rank, block_scan
+from jitalloc._cuda_views import uint64_column
+from jitalloc.kernels.cuda.merging import pool_views
+from jitalloc.kernels.cuda.pool import bit, ring_place
+from jitalloc.kernels.cuda.scan import any_thread, block_rank, block_scan, warp_run
 from jitalloc.state import (
     FIFO,
     FIRST_PAGE,
@@ -34,6 +36,18 @@ def mentions(pages, page, begin, end):
 
 
 @device_helper
+def ring_put(slab, free_pages, at, page):
+    """Put `page` into the ring as the one that goes free behind `at` others of this call."""
+    size = slab[NUM_PAGES]
+    if slab[ORDER] == FIFO:
+        place = ring_place(ring_place(slab[HEAD] + slab[FREE], size) + at, size)
+    else:
+        place = slab[HEAD] - 1 - at
+        place = place if place >= 0 else place + size
+    free_pages[place] = page
+
+
+@device_helper
 def release_tile(slab, shared, page, gone, count):
     """Release the page of each thread with `gone`; `count` were released before by this call.
 
@@ -43,14 +57,10 @@ def release_tile(slab, shared, page, gone, count):
     free_pages, _refcount, released = pool_views(slab)
     before, total = block_rank(shared, gone)
     if gone:
-        size, at = slab[NUM_PAGES], count + before
         if slab[ORDER] == SORTED:
             gpu.atomic.or_(released, page >> 6, bit(page))
-        elif slab[ORDER] == FIFO:
-            free_pages[ring_place(ring_place(slab[HEAD] + slab[FREE], size) + at, size)] = page
         else:
-            at = slab[HEAD] - 1 - at
-            free_pages[at if at >= 0 else at + size] = page
+            ring_put(slab, free_pages, count + before, page)
     return total
 
 
@@ -87,22 +97,29 @@ def unrelease(slab, pages, end):
 
 
 @device_helper
-def take_off(slab, page):
-    """Take an owner off `page` while others do so too; 1 if it was the last one, FAULTY if none.
+def take_off(refcount, released, page, named):
+    """Take an owner off `page` where it is `named`, while others do so too; every thread is here.
 
-    A page of n owners that is named n times or more is released by one thread, whichever it is.
+    Returns 1 if it was the last one, FAULTY if there was none. A page of n owners that is named n
+    times or more is released by one thread, whichever it is. That is one atomic a page; bits of
+    pages that a warp names side by side are set by one more.
     """
-    _free_pages, refcount, released = pool_views(slab)
-    owners = np.int64(gpu.atomic.sub(refcount, page, np.int32(1)))
-    if owners == 1:
-        gpu.atomic.or_(released, page >> 6, bit(page))
+    owners = np.int64(2)
+    if named:
+        owners = np.int64(gpu.atomic.sub(refcount, page, np.int32(1)))
+    bits = warp_run(page, owners == 1)
+    if bits != np.uint32(0):
+        at = np.uint64(page & 63)
+        gpu.atomic.or_(released, page >> 6, np.uint64(bits) << at)
+        over = np.uint64(bits) >> (np.uint64(64) - at) if at > np.uint64(32) else np.uint64(0)
+        if over != np.uint64(0):
+            gpu.atomic.or_(released, (page >> 6) + 1, over)
     return np.int64(1) if owners == 1 else (np.int64(0) if owners > 1 else FAULTY)
 
 
 @device_helper
-def put_back(slab, page):
+def put_back(refcount, released, page):
     """Undo `take_off`. Who makes the first owner again takes the bit away."""
-    _free_pages, refcount, released = pool_views(slab)
     if gpu.atomic.add(refcount, page, np.int32(1)) == 0:
         gpu.atomic.and_(released, page >> 6, ~bit(page))
 
@@ -118,5 +135,5 @@ def block_count(shared, mine):
 @device_helper
 def marks_of(slab):
     """Return `(marks,)`, the bitmap that is scratch of one call."""
-    first = HEADER_SLOTS + ((slab[NUM_PAGES] + 63) >> 6)
-    return (slab[first : 2 * first - HEADER_SLOTS].view(np.uint64),)
+    w = (slab[NUM_PAGES] + 63) >> 6
+    return (uint64_column(slab, HEADER_SLOTS + w, w),)

@@ -9,9 +9,9 @@ from __future__ import annotations
 import numpy as np
 
 from jitalloc._cuda import device_helper, gpu
+from jitalloc._cuda_views import int32_column
 from jitalloc.errors import ROW_FREE, ROW_RANGE
-from jitalloc.kernels.cuda.owners import page_of
-from jitalloc.kernels.cuda.pool import fault_key
+from jitalloc.kernels.cuda.pool import fault_key, page_of
 from jitalloc.state import (
     GAP,
     HEADER_SLOTS,
@@ -47,7 +47,7 @@ def column_start(shape, column):
 @device_helper
 def table_pages(tables, shape):
     """Return `(page ids of all rows, )`."""
-    return (tables[column_start(shape, ROW_COLUMNS) :].view(np.int32),)
+    return (int32_column(tables, column_start(shape, ROW_COLUMNS), shape[0] * shape[1]),)
 
 
 @device_helper

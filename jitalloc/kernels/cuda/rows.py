@@ -5,16 +5,11 @@ from __future__ import annotations
 import numpy as np
 
 from jitalloc._cuda import cuda_kernel, device_helper, gpu
+from jitalloc._cuda_views import int64_column
 from jitalloc.errors import OUT_OF_PAGES, REFCOUNT_OVERFLOW, STATUS_BITS
 from jitalloc.kernels.cuda.dropping import clear_pages, drop_pages
-from jitalloc.kernels.cuda.merging import block_merge
-from jitalloc.kernels.cuda.pool import (
-    fail,
-    fault_key,
-    pool_advance,
-    pool_views,
-    ring_place,
-)
+from jitalloc.kernels.cuda.merging import block_merge, pool_views
+from jitalloc.kernels.cuda.pool import fail, fault_key, pool_advance, ring_place
 from jitalloc.kernels.cuda.releasing import end_release
 from jitalloc.kernels.cuda.row_batches import (
     OPTION,
@@ -88,7 +83,7 @@ PLAN = 11
 @device_helper
 def plan_column(plan, batch, column):
     """Return `(one column of a plan, )`."""
-    return (plan[column * batch : (column + 1) * batch],)
+    return (int64_column(plan, column * batch, batch),)
 
 
 @device_helper

@@ -109,6 +109,41 @@ def block_rank(shared, condition):
 
 
 @device_helper
+def first_of_one(votes, value):
+    """Return `(first thread of the warp with a vote, its value)`."""
+    return np.int64(0), np.int64(value)
+
+
+@device_helper
+def first_of_warp(votes, value):
+    """Return `(first thread of the warp with a vote, its value)`; any where there is none."""
+    first = np.int64(gpu.popc(np.uint32(~votes & (votes - np.uint32(1)))) & 31)
+    return first, np.int64(gpu.shfl_sync(ALL_LANES, np.int64(value), np.int32(first)))
+
+
+warp_first = first_of_one if SIMULATED else first_of_warp
+
+
+@device_helper
+def warp_run(value, chosen):
+    """Return a bit for each value, from this thread's on, that it has to speak for, or 0.
+
+    Where the values of the threads with `chosen` follow that of the first of them as the threads
+    do, the first one speaks for all; the others with `chosen` for themselves.
+    """
+    lane = np.int64(gpu.threadIdx.x & (LANES - 1))
+    votes = warp_votes(chosen)
+    first, base = warp_first(votes, value - lane)
+    follows = chosen and value - lane == base
+    together = warp_votes(follows)
+    if not chosen:
+        return np.uint32(0)
+    if follows:
+        return together >> np.uint32(first) if lane == first else np.uint32(0)
+    return np.uint32(1)
+
+
+@device_helper
 def own_part(n):
     """Return `(begin, end)` of the share of `n` elements that this thread takes, in their order."""
     share = (n + gpu.blockDim.x - 1) // gpu.blockDim.x
@@ -198,13 +233,59 @@ def is_last_block(record, shared):
 
 
 @device_helper
-def block_share(n):
-    """Return `(begin, end)` of the part of `0 .. n - 1` that is this block's, in whole warps."""
+def part_of(n, part):
+    """Return `(begin, end)` of a block's part of `0 .. n - 1`, in whole warps."""
     blocks = np.uint32(gpu.gridDim.x)
     size = np.int64((np.uint32(n) + blocks - np.uint32(1)) // blocks)  # 32 bits: one division
     size = (size + LANES - 1) & ~np.int64(LANES - 1)
-    begin = min(np.int64(gpu.blockIdx.x * size), n)
+    begin = min(np.int64(part * size), n)
     return begin, min(begin + size, n)
+
+
+@device_helper
+def block_share(n):
+    """Return `(begin, end)` of the part of `0 .. n - 1` that is this block's by its number."""
+    return part_of(n, np.int64(gpu.blockIdx.x))
+
+
+@device_helper
+def take_part(words, shared, counter):
+    """Return the number of the part that this block takes: in the order in which blocks begin.
+
+    `words[counter]`, 0 between calls, counts those taken. A block may wait for parts below its own,
+    in whatever order a GPU starts the blocks: those that have them are running.
+    """
+    if gpu.gridDim.x == 1:
+        return np.int64(0)
+    if gpu.threadIdx.x == 0:
+        shared[0] = gpu.atomic.add(words, counter, np.int64(1))
+    gpu.syncthreads()
+    part = np.int64(shared[0])
+    gpu.syncthreads()
+    return part
+
+
+@device_helper
+def sum_before(words, shared, start, part, value):
+    """Return the sum of the values of the parts below `part`; `value`, from 0 on, is its own.
+
+    What a part holds stands in `words[start + part]` plus one, 0 until it is known, and 0 between
+    calls. All threads look at once, for none of those before waits for more than its own part.
+    """
+    if gpu.gridDim.x == 1:
+        return np.int64(0)
+    if gpu.threadIdx.x == 0:
+        gpu.atomic.max(words, start + part, np.int64(value) + 1)
+    found, i = np.int64(0), np.int64(gpu.threadIdx.x)
+    while i < part:
+        # Read by an atomic: a load may be answered by the cache of this processor for ever.
+        known = gpu.atomic.max(words, start + i, np.int64(0))
+        while known == 0:
+            known = gpu.atomic.max(words, start + i, np.int64(0))
+        found += known - 1
+        i += gpu.blockDim.x
+    _before, found = block_scan(shared, found)
+    return found
 
 
 @device_helper

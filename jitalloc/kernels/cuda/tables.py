@@ -19,8 +19,7 @@ from jitalloc.errors import (
     TOO_MANY,
 )
 from jitalloc.kernels.cuda.calls import integer
-from jitalloc.kernels.cuda.owners import page_of
-from jitalloc.kernels.cuda.pool import end_read, fail, fault_key, fill_null
+from jitalloc.kernels.cuda.pool import end_read, fail, fault_key, fill_null, page_of
 from jitalloc.kernels.cuda.row_facts import (
     column_start,
     live_row,

@@ -17,24 +17,32 @@ from jitalloc.errors import (
     STATUS_MASK,
     TOO_MANY,
 )
-from jitalloc.kernels.cuda.merging import block_merge
-from jitalloc.kernels.cuda.owners import page_of
+from jitalloc.kernels.cuda.calls import integer
+from jitalloc.kernels.cuda.extends import (
+    extend_look,
+    extend_need,
+    extend_tile,
+    last_code,
+    lengths_of,
+    offset_of,
+)
+from jitalloc.kernels.cuda.merging import end_merge, merge_part, pool_views
 from jitalloc.kernels.cuda.pool import (
     end_call,
     fail,
     fault_key,
     fill_null,
+    page_of,
     pool_advance,
-    pool_views,
     ring_place,
 )
 from jitalloc.kernels.cuda.scan import (
     NONE,
     SHARED_WORDS,
-    any_thread,
     block_min,
     block_scan,
     is_last_block,
+    last_block,
 )
 from jitalloc.state import (
     CALL_KINDS,
@@ -42,6 +50,7 @@ from jitalloc.state import (
     FREE,
     HEAD,
     INT32_MAX,
+    NULL,
     NUM_PAGES,
     PAGE_SHIFT,
     PAGE_SIZE,
@@ -51,45 +60,25 @@ from jitalloc.state import (
 EXTEND = CALL_KINDS.index("alloc_extend")
 DECODE = CALL_KINDS.index("alloc_decode")
 
+
 FAULT = np.int64(1) << np.int64(32)  # counts for a sequence that cannot decode; above any count
 
 
 @device_helper
-def offset_of(slot, size, shift):
-    """Return the place of a slot within its page."""
-    return slot & (size - 1) if shift >= 0 else slot % size
-
-
-@device_helper
-def last_code(slab, refcount, length, last):
-    """Return what `tokens_last_code` of the CPU does, by shifts where the page size has one.
-
-    A division of int64 is about a hundred instructions on a GPU, and that has four.
-    """
-    size, shift = slab[PAGE_SIZE], slab[PAGE_SHIFT]
-    if length == 0 or last == -1:
-        return np.int64(0 if length == 0 and last == -1 else LAST_SLOT_MISALIGNED)
-    page = page_of(last, size, shift)
-    if last < 0 or page < slab[FIRST_PAGE] or page >= slab[NUM_PAGES]:
-        return np.int64(LAST_SLOT_RANGE)
-    if offset_of(last + 1, size, shift) != offset_of(length, size, shift):
-        return np.int64(LAST_SLOT_MISALIGNED)
-    return np.int64(LAST_SLOT_FREE if refcount[page] == 0 else 0)
-
-
-@device_helper
-def token_value(key, prefix_lens, seq_lens, last_slots):
-    """Return the element that a failure is about."""
-    code, i = key & STATUS_MASK, key >> STATUS_BITS
+def token_value(key, prefix, seq, last):
+    """Return what a failure is about: of a sequence's lengths and its last slot."""
+    code = key & STATUS_MASK
     if code == LAST_SLOT_FREE or code == LAST_SLOT_MISALIGNED or code == LAST_SLOT_RANGE:
-        return last_slots[i]
-    return prefix_lens[i] if code == NEGATIVE else seq_lens[i]
+        return last
+    return prefix if code == NEGATIVE else seq
 
 
 @device_helper
 def decode_fault(slab, seq, last, i):
     """Return the key of why a sequence cannot decode, or NONE."""
     _free_pages, refcount, _released = pool_views(slab)
+    if seq == NULL:
+        return NONE
     if seq < 1:
         return fault_key(SEQ_BELOW_PREFIX, i)
     if seq > INT32_MAX:
@@ -98,125 +87,103 @@ def decode_fault(slab, seq, last, i):
     return fault_key(code, i) if code != 0 else NONE
 
 
-@cuda_kernel("void(int64[::1], int64[::1], int64[::1], int64[::1], int64[::1])", wide=True)
-def tokens_decode_cuda(slab, record, seq_lens, last_slots, out):
-    # One block, and a thread reads last_slots[i] before it writes out[i]: they may be the same.
-    # A thread has its sequences side by side, mostly one, so that one scan does for all: the time
-    # is that of four reads one behind the other (header, last slot, its page's count, new page).
+@device_helper
+def decode_look(slab, shared, seq_lens, last_slots, wide, first, end):
+    """Return `(pages that the sequences before need, that all need, whether all can decode)`.
+
+    By one block; the sequences `first .. end - 1` are this thread's.
+    """
+    _free_pages, refcount, _released = pool_views(slab)
+    size, shift = slab[PAGE_SIZE], slab[PAGE_SHIFT]
+    lowest, above = slab[FIRST_PAGE] * size, slab[NUM_PAGES] * size
+    mine = np.int64(0)
+    i = first
+    while i < end:
+        seq, last = integer(seq_lens, wide, i), last_slots[i]
+        held = lowest <= last < above
+        owners = refcount[page_of(last if held else lowest, size, shift)]
+        offset = offset_of(last + 1, size, shift)
+        sound = held and owners > 0 and 1 < seq <= INT32_MAX
+        sound = sound and offset == offset_of(seq - 1, size, shift)
+        sound = sound or seq == NULL or (seq == 1 and last == NULL)
+        mine += (FAULT if not sound else np.int64(0)) + np.int64(offset == 0 and seq != NULL)
+        i += 1
+    before, pages = block_scan(shared, mine)
+    return np.int32(before & (FAULT - 1)), pages & (FAULT - 1), pages < FAULT
+
+
+@device_helper
+def decode_first_fault(slab, shared, seq_lens, last_slots, wide, first, end):
+    """Return the key of the first sequence that cannot decode, by one block."""
+    key = NONE
+    for i in range(first, end):
+        key = min(key, decode_fault(slab, integer(seq_lens, wide, i), last_slots[i], i))
+    return block_min(shared, key)
+
+
+@device_helper
+def decode_write(slab, seq_lens, last_slots, out, wide, first, end, before):
+    """Write the slots of the sequences of a thread, which takes pages from place `before` on."""
+    free_pages, refcount, _released = pool_views(slab)
+    size, shift, ring = slab[PAGE_SIZE], slab[PAGE_SHIFT], slab[NUM_PAGES]
+    at = slab[HEAD] + before
+    for i in range(first, end):
+        slot = last_slots[i] + 1
+        if integer(seq_lens, wide, i) == NULL:
+            slot = np.int64(NULL)
+        elif offset_of(slot, size, shift) == 0:
+            page = np.int64(free_pages[ring_place(at, ring)])
+            refcount[page] = 1
+            slot = page * size
+            at += 1
+        out[i] = slot
+
+
+@cuda_kernel("void(int64[::1], int64[::1], int32[::1], int64[::1], int64[::1], int64)", wide=True)
+def tokens_decode_cuda(slab, record, seq_lens, last_slots, out, wide):
+    # One block decodes, and a thread reads last_slots[i] before it writes out[i]: they may be the
+    # same. A thread has its sequences side by side, mostly one, so that one scan does for all: the
+    # time is that of four reads one behind the other (header, last slot, its page's count, page).
+    # The others are there for a merge. Where one could be due all look, and the last one decodes;
+    # where not they are done at once, and the last of all books, for they have read the header.
     shared = gpu.shared.array(SHARED_WORDS, np.int64)
-    n = np.int32(seq_lens.size)  # int32 takes half the registers, of which a wide block has few
-    share = np.int32((n + gpu.blockDim.x - 1) // gpu.blockDim.x)
+    n = np.int32(last_slots.size)  # int32 takes half the registers, of which wide blocks have few
+    share = np.int32(np.uint32(n + gpu.blockDim.x - 1) // np.uint32(gpu.blockDim.x))
     first = np.int32(min(gpu.threadIdx.x * share, n))
     end = np.int32(min(first + share, n))
-    size, shift = slab[PAGE_SIZE], slab[PAGE_SHIFT]
-    key, mine = NONE, np.int64(0)
-    for i in range(first, end):
-        last = last_slots[i]
-        key = min(key, decode_fault(slab, seq_lens[i], last, i))
-        if offset_of(last + 1, size, shift) == 0:
-            mine += 1
-    if key != NONE:
-        mine += FAULT
-    before, pages = block_scan(shared, mine)
-    before = np.int32(before & (FAULT - 1))
-    available = slab[FREE] + slab[RELEASED]
-    status, value = np.int64(0), np.int64(0)
-    if pages >= FAULT:
-        key = block_min(shared, key)
-        status, pages = -key, np.int64(0)
-        value = token_value(key, seq_lens, seq_lens, last_slots)
-        gpu.syncthreads()
-    elif pages > available:
-        status = fail(OUT_OF_PAGES, available)
-    if status < 0:
+    free, waiting = slab[FREE], slab[RELEASED]
+    merges, decodes = waiting > 0 and n > free, gpu.blockIdx.x == 0
+    before, pages, sound = np.int32(0), np.int64(0), False
+    if merges or decodes:
+        before, pages, sound = decode_look(slab, shared, seq_lens, last_slots, wide, first, end)
+    fits = sound and pages <= free + waiting
+    if merges:
+        if fits and pages > free:
+            merge_part(slab, shared)
+        decodes = is_last_block(record, shared)
+        if decodes and fits and pages > free:
+            end_merge(slab)
+    if decodes and fits:
+        decode_write(slab, seq_lens, last_slots, out, wide, first, end, before)
+    elif decodes:
+        status, value = fail(OUT_OF_PAGES, free + waiting), np.int64(0)
+        if not sound:
+            key = decode_first_fault(slab, shared, seq_lens, last_slots, wide, first, end)
+            at, pages = key >> STATUS_BITS, np.int64(0)
+            status, seq = -key, integer(seq_lens, wide, at)
+            value = token_value(key, seq, seq, last_slots[at])
+            gpu.syncthreads()
         fill_null(out, 0, gpu.threadIdx.x, gpu.blockDim.x)
         if gpu.threadIdx.x == 0:
             end_call(slab, record, DECODE, status, value, pages)
-        return
-    if pages > slab[FREE]:
-        block_merge(slab, shared)
-    free_pages, refcount, _released = pool_views(slab)
-    head, ring = slab[HEAD], slab[NUM_PAGES]
-    gpu.syncthreads()
-    at = head + before
-    for i in range(first, end):
-        last = last_slots[i]
-        if offset_of(last + 1, size, shift) == 0:
-            page = np.int64(free_pages[ring_place(at, ring)])
-            refcount[page] = 1
-            out[i] = page * size
-            at += 1
-        else:
-            out[i] = last + 1
-    if gpu.threadIdx.x == 0:  # nobody reads the header any more
-        pool_advance(slab, head + pages, pages)
-        end_call(slab, record, DECODE, np.int64(0), np.int64(0), pages)
-
-
-@device_helper
-def extend_fault(slab, prefix, seq, last, i, tokens):
-    """Return the key of why a sequence cannot be extended, or NONE; `tokens`: up to it."""
-    _free_pages, refcount, _released = pool_views(slab)
-    if prefix < 0:
-        return fault_key(NEGATIVE, i)
-    if seq < prefix:
-        return fault_key(SEQ_BELOW_PREFIX, i)
-    if seq > INT32_MAX or tokens > INT32_MAX:
-        return fault_key(TOO_MANY, i)
-    code = last_code(slab, refcount, prefix, last)
-    return fault_key(code, i) if code != 0 else NONE
-
-
-@device_helper
-def new_pages(prefix, seq, size, shift):
-    """Return how many pages a sequence needs to grow from `prefix` to `seq` tokens."""
-    return page_of(seq + size - 1, size, shift) - page_of(prefix + size - 1, size, shift)
-
-
-@device_helper
-def extend_need(slab, shared, prefix_lens, seq_lens, last_slots):
-    """Return `(tokens, pages)` of a valid batch of extensions, or `(status word, 0)`."""
-    size, shift = slab[PAGE_SIZE], slab[PAGE_SHIFT]
-    n = prefix_lens.size
-    tokens, pages = np.int64(0), np.int64(0)
-    for begin in range(0, n, gpu.blockDim.x):
-        i = np.int64(begin + gpu.threadIdx.x)
-        prefix = prefix_lens[i] if i < n else np.int64(0)
-        seq = seq_lens[i] if i < n else np.int64(0)
-        grown = np.int64(0)
-        if 0 <= prefix <= seq:
-            grown = min(seq - prefix, np.int64(INT32_MAX + 1))
-        before, total = block_scan(shared, grown)
-        key = NONE
-        if i < n:
-            upto = tokens + before + grown
-            key = extend_fault(slab, prefix, seq, last_slots[i], i, upto)
-        tokens += total
-        if any_thread(key != NONE):
-            return -block_min(shared, key), np.int64(0)
-        _before, total = block_scan(shared, new_pages(prefix, seq, size, shift))
-        pages += total
-    return tokens, pages
-
-
-@device_helper
-def extend_tile(slab, shared, prefix_lens, seq_lens, begin, starts, firsts):
-    """Put into shared memory which slots and new pages of the tile are whose.
-
-    Sequence `begin + j` gets the slots from `starts[j]` on, and the new pages from `firsts[j]`
-    on, counted from those of the tile. Returns the totals of the tile.
-    """
-    size, shift = slab[PAGE_SIZE], slab[PAGE_SHIFT]
-    i = np.int64(begin + gpu.threadIdx.x)
-    both = np.int64(0)  # neither passes int32, so one scan does for two
-    if i < prefix_lens.size:
-        prefix, seq = prefix_lens[i], seq_lens[i]
-        both = (seq - prefix) << np.int64(32) | new_pages(prefix, seq, size, shift)
-    before, total = block_scan(shared, both)
-    starts[gpu.threadIdx.x] = before >> np.int64(32)
-    firsts[gpu.threadIdx.x] = before & np.int64(0xFFFFFFFF)
-    gpu.syncthreads()
-    return total >> np.int64(32), total & np.int64(0xFFFFFFFF)
+    taken = pages + 1 if decodes and fits else np.int64(0)
+    if merges:
+        gpu.syncthreads()
+    else:
+        decodes, taken = last_block(record, shared, taken)
+    if decodes and taken > 0 and gpu.threadIdx.x == 0:
+        pool_advance(slab, slab[HEAD] + taken - 1, taken - 1)
+        end_call(slab, record, DECODE, np.int64(0), np.int64(0), taken - 1)
 
 
 @device_helper
@@ -233,47 +200,65 @@ def owner_of(starts, token, count):
 
 
 @device_helper
-def extend_fill(slab, shared, prefix_lens, seq_lens, last_slots, out, first, step):
+def extend_slot(slab, prefix, last, token, place):
+    """Return the slot of the new token `token` of a sequence, and claim the page that it begins.
+
+    `place`: of the sequence's first new page in the freelist.
+    """
+    free_pages, refcount, _released = pool_views(slab)
+    size, shift = slab[PAGE_SIZE], slab[PAGE_SHIFT]
+    position = prefix + token
+    held = page_of(prefix + size - 1, size, shift)
+    block = page_of(position, size, shift)
+    if block < held:
+        return last + 1 + token
+    page = np.int64(free_pages[ring_place(place + block - held, slab[NUM_PAGES])])
+    offset = position - block * size
+    if offset == 0:
+        refcount[page] = 1
+    return page * size + offset
+
+
+@device_helper
+def extend_fill(slab, lens, last_slots, out, tile, known, first, step):
     """Write every `step`-th slot of a valid batch from `first` on, and claim the pages begun.
 
-    Every thread of a block has to come here; blocks may share the work.
+    Every thread of a block has to come here; blocks may share the work. `known`: how many tokens
+    the batch grows by, where it is one tile that stands in shared memory already, or else -1.
     """
-    starts = gpu.shared.array(MOST_THREADS, np.int32)
-    firsts = gpu.shared.array(MOST_THREADS, np.int32)
-    free_pages, refcount, _released = pool_views(slab)
-    size, shift, ring = slab[PAGE_SIZE], slab[PAGE_SHIFT], slab[NUM_PAGES]
-    head, put = slab[HEAD], np.int64(0)
-    n = prefix_lens.size
-    for begin in range(0, n, gpu.blockDim.x):
-        tokens, pages = extend_tile(slab, shared, prefix_lens, seq_lens, begin, starts, firsts)
-        count = min(np.int64(gpu.blockDim.x), np.int64(n - begin))
-        for token in range(first, tokens, step):
+    _shared, starts, firsts = tile
+    n, width = np.int64(last_slots.size), np.int64(gpu.blockDim.x)
+    place, put, begin = slab[HEAD], np.int64(0), np.int64(0)
+    while begin < n:
+        tokens, pages = known, np.int64(0)
+        if known < 0:
+            tokens, pages = extend_tile(slab, lens, n, begin, tile)
+        count, token = min(width, n - begin), first
+        while token < tokens:
             j = owner_of(starts, token, count)
-            prefix = prefix_lens[begin + j]
-            position = prefix + token - starts[j]
-            held = page_of(prefix + size - 1, size, shift)
-            block = page_of(position, size, shift)
-            if block < held:
-                out[put + token] = last_slots[begin + j] + 1 + position - prefix
-            else:
-                at = ring_place(head + firsts[j] + block - held, ring)
-                page = np.int64(free_pages[at])
-                offset = position - block * size
-                if offset == 0:
-                    refcount[page] = 1
-                out[put + token] = page * size + offset
-        head = ring_place(head + pages, ring)
+            prefix, _seq, _pads = lengths_of(lens, begin + j)
+            last = last_slots[begin + j]
+            out[put + token] = extend_slot(slab, prefix, last, token - starts[j], place + firsts[j])
+            token += step
+        place += pages
         put += tokens
+        begin += width
         gpu.syncthreads()
 
 
-@cuda_kernel("void(int64[::1], int64[::1], int64[::1], int64[::1], int64[::1], int64[::1])")
-def tokens_extend_cuda(slab, record, prefix_lens, seq_lens, last_slots, out):
+@cuda_kernel("void(int64[::1], int64[::1], int32[::1], int32[::1], int64[::1], int64[::1], int64)")
+def tokens_extend_cuda(slab, record, prefix_lens, seq_lens, last_slots, out, wide):
+    # All blocks look at all sequences. Where a merge is due, they do it, and the last one writes.
+    # `wide`: 1 for prefix_lens of int64, and 2 for seq_lens of int64.
     shared = gpu.shared.array(SHARED_WORDS, np.int64)
-    tokens, pages = extend_need(slab, shared, prefix_lens, seq_lens, last_slots)
+    starts = gpu.shared.array(MOST_THREADS, np.int32)
+    firsts = gpu.shared.array(MOST_THREADS, np.int32)
+    lens, tile = (prefix_lens, seq_lens, wide), (shared, starts, firsts)
+    tokens, pages = extend_look(slab, lens, last_slots, tile)
+    known = tokens if last_slots.size <= gpu.blockDim.x else np.int64(-1)
+    if tokens < 0:
+        tokens, pages = extend_need(slab, shared, lens, last_slots)
     free, available = slab[FREE], slab[FREE] + slab[RELEASED]
-    first, step = gpu.grid(1), gpu.gridsize(1)
-    me, width = gpu.threadIdx.x, gpu.blockDim.x
     status, wanted = np.int64(0), pages
     if tokens < 0:
         status = tokens
@@ -281,19 +266,25 @@ def tokens_extend_cuda(slab, record, prefix_lens, seq_lens, last_slots, out):
         status = fail(OUT_OF_PAGES, available)
     elif tokens > out.size:
         status, wanted = fail(OUT_SHORT, out.size), tokens
+    first, step = np.int64(gpu.grid(1)), np.int64(gpu.gridsize(1))
     fill_null(out, np.int64(0) if status < 0 else tokens, first, step)
-    if status >= 0 and pages <= free:
-        extend_fill(slab, shared, prefix_lens, seq_lens, last_slots, out, first, step)
-    if not is_last_block(record, shared):
+    merges = status >= 0 and pages > free
+    if merges:
+        merge_part(slab, shared)
+        if not is_last_block(record, shared):
+            return
+        end_merge(slab)
+        first, step = np.int64(gpu.threadIdx.x), np.int64(gpu.blockDim.x)
+    if status >= 0:
+        extend_fill(slab, lens, last_slots, out, tile, known, first, step)
+    if not merges and not is_last_block(record, shared):
         return
-    if status >= 0 and pages > free:
-        block_merge(slab, shared)
-        extend_fill(slab, shared, prefix_lens, seq_lens, last_slots, out, me, width)
-        gpu.syncthreads()
-    if me == 0:
+    if gpu.threadIdx.x == 0:
         value = np.int64(0)
         if tokens < 0:
-            value = token_value(-tokens, prefix_lens, seq_lens, last_slots)
+            at = -tokens >> STATUS_BITS
+            prefix, seq, _pads = lengths_of(lens, at)
+            value = token_value(-tokens, prefix, seq, last_slots[at])
         if status >= 0:
             pool_advance(slab, slab[HEAD] + pages, pages)
         end_call(slab, record, EXTEND, status, value, wanted)

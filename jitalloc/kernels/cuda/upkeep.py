@@ -6,7 +6,8 @@ import numpy as np
 
 from jitalloc._cuda import cuda_kernel, device_helper, gpu
 from jitalloc.errors import OUT_SHORT, PAGE_IN_USE
-from jitalloc.kernels.cuda.pool import bit, end_call, fail, fill_null, pool_views, ring_place
+from jitalloc.kernels.cuda.merging import pool_views
+from jitalloc.kernels.cuda.pool import bit, end_call, fail, fill_null, ring_place
 from jitalloc.kernels.cuda.scan import NONE, SHARED_WORDS, block_min, block_scan, is_last_block
 from jitalloc.state import (
     CALL_KINDS,
