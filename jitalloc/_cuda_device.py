@@ -67,13 +67,11 @@ class Device(Protocol):
     def concatenate(self, arrays: list[Any]) -> Any:
         """Return a new array of the elements of all, in stream order."""
 
-<<<<<<< HEAD
     def capturing(self) -> bool:
         """Return whether a CUDA graph is captured on the current stream."""
-=======
+
     def pairs(self, values: Any) -> Any:
         """Return a contiguous array of int64 for a kernel that reads it as pairs of int32."""
->>>>>>> rows
 
     def wrap(self, values: Any) -> Any:
         """Return an array in the form in which `launch` takes it."""
@@ -196,14 +194,12 @@ class CupyDevice:
     def concatenate(self, arrays: list[Any]) -> Any:
         return self._cupy.concatenate(arrays)
 
-<<<<<<< HEAD
     def capturing(self) -> bool:
         captured: bool = self._current_stream(self.number).is_capturing()
         return captured
-=======
+
     def pairs(self, values: Any) -> Any:
         return values  # a kernel goes by its own type, and where the array begins
->>>>>>> rows
 
     def wrap(self, values: Any) -> Any:
         # What numba makes of a one-dimensional array: owner, parent, number of elements, size of
@@ -310,13 +306,11 @@ class SimulatedDevice:
     def concatenate(self, arrays: list[Any]) -> Any:
         return np.concatenate(arrays).view(SimulatedArray)
 
-<<<<<<< HEAD
     def capturing(self) -> bool:
         return False
-=======
+
     def pairs(self, values: Any) -> Any:
         return values.view(np.int32)
->>>>>>> rows
 
     def wrap(self, values: Any) -> Any:
         return self._fake(values.view(np.ndarray))

@@ -275,12 +275,8 @@ class SharingCache(Cache):
     def free_batch(self, rows: Sequence[int], *, commit: bool = True) -> int:  # type: ignore[override]
         self.check_rows("rows", rows, distinct=True)
         self.pool.step += 1
-        released = 0
-        for row in rows:
-            if commit:
-                released += self._commit(row)
-            released += self._end(row)
-        return released
+        released = sum(self._commit(row) for row in rows) if commit else 0
+        return released + sum(self._end(row) for row in rows)
 
     def clear(self) -> None:
         self.free_batch(list(self.ids.values()), commit=False)

@@ -15,12 +15,8 @@ from jitalloc.arguments import as_count
 from jitalloc.cuda.arguments import as_device, as_device_out, as_integers
 from jitalloc.cuda.faults import fault_error
 from jitalloc.cuda.owners import CudaPageOwners
-<<<<<<< HEAD
 from jitalloc.cuda.shadow import ShadowedPool
-from jitalloc.cuda.slab import ITEMS
-=======
 from jitalloc.cuda.slab import ITEMS, blocks_for
->>>>>>> rows
 from jitalloc.errors import CorruptState, InvalidArgument, JitallocError, OutOfPages
 from jitalloc.kernels.cuda.merging import MOST_BLOCKS, SPAN, scratch_words
 from jitalloc.kernels.cuda.pool import (
@@ -80,29 +76,12 @@ class CudaPagePool(ShadowedPool, CudaPageOwners, PagePool, device="cuda"):
       graph. `restore` and `resize` make the arrays anew: graphs captured before are stale.
     """
 
-<<<<<<< HEAD
-    __slots__ = (
-        "_gpu",
-        "_group_numbers",
-        "_groups",
-        "_record",
-        "_shadow",
-        "_state",
-        "_totals",
-        "_words",
-    )
+    __slots__ = ("_gpu", "_group_numbers", "_groups", "_record", "_shadow", "_state", "_words")
 
     def _install(self, slab: NDArray[np.int64]) -> None:
         if not hasattr(self, "_shadow"):
             self._shadow = None
-        self._put(slab)
-        self._totals = self._gpu.empty(TOTALS_SLOTS, INT64)  # what launches leave for the next one
-=======
-    __slots__ = ("_gpu", "_group_numbers", "_groups", "_record", "_state", "_words")
-
-    def _install(self, slab: NDArray[np.int64]) -> None:
         self._put(slab, self._scratch(int(slab[NUM_PAGES])))
->>>>>>> rows
         self._groups, self._group_numbers = {}, count(1)
         self._name_arrays(int(slab[NUM_PAGES]))
         self._restart_host(slab)

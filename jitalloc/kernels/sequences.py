@@ -17,6 +17,7 @@ from jitalloc.errors import (
     ROW_NOT_EMPTY,
     TABLE_WIDTH,
 )
+from jitalloc.kernels.committing import copy_tokens, write_tokens
 from jitalloc.kernels.paths import NO_PAGE, UNUSED, path_lock, path_release
 from jitalloc.kernels.pool import pool_advance, pool_reserve, pool_views
 from jitalloc.kernels.prefix import negative_token
@@ -33,7 +34,7 @@ from jitalloc.kernels.rows import (
     unmark_rows,
 )
 from jitalloc.kernels.runs import token_column
-from jitalloc.kernels.sharing import copy_tokens, make_room, write_tokens
+from jitalloc.kernels.sharing import make_room
 from jitalloc.kernels.tables import (
     tables_column,
     tables_marks,
