@@ -332,5 +332,9 @@ class SharingCache(Cache):
     def reorder(self, rows: Sequence[int], parents: Sequence[int]) -> None:
         paths = [self.rows[row].path if row in self.rows else [] for row in rows]
         super().reorder(rows, parents)
-        for path in paths:
-            self._unlock(path)
+        for row, path in zip(rows, paths, strict=True):
+            if self.rows[row].path == path:  # it locks what it did before
+                for node in path:
+                    node.locks -= 1
+            else:
+                self._unlock(path)

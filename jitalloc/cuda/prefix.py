@@ -163,18 +163,46 @@ class CudaPrefixCache(PrefixCache, device="cuda"):
         return self.pool._uninterrupted(work)
 
     def _give_way(self, n: int, reason: int) -> int:
-        gpu, pool = self._gpu, self.pool
-
         def work() -> int:
-            with pool._shape:
-                released = gpu.empty(1, INT64)  # nobody asks, but `free` tells
-                victims = np.empty(min(n, pool.num_pages), INT32)
-                count = self._run(reclaim_choose_cpu, n, reason, victims)
-                if count > 0:
-                    pool._free(gpu.upload(victims[:count]), released, 0)
-                return count
+            with self.pool._everyone():
+                self._follow()
+                return self._choose(n, reason)
 
-        return pool._uninterrupted(work)
+        return self.pool._uninterrupted(work)
+
+    def _choose(self, n: int, reason: int) -> int:
+        """Let `n` pages give way, and launch their free; return how many did, or a status word."""
+        gpu, pool = self._gpu, self.pool
+        released = gpu.empty(1, INT64)  # nobody asks, but a free tells
+        victims = np.empty(min(n, pool.num_pages), INT32)
+        count = self._run(reclaim_choose_cpu, n, reason, victims)
+        if count > 0:
+            pool._free(gpu.upload(victims[:count]), released, 0)
+        return count
+
+    def _follow(self) -> None:
+        """Let the index lock what sequences on the GPU lock by now; waits where there are any."""
+        for holder in self.pool._holders:
+            caller: Any = holder
+            if getattr(caller, "prefix_cache", None) is self:
+                caller._follow()
+
+    @property
+    def num_locked(self) -> int:
+        """Cached pages that some match, pin or sequence holds a lock on.
+
+        Behind sequences it waits, to learn what these lock by now.
+        """
+        with self.pool._everyone():
+            self._follow()
+            return super().num_locked
+
+    @property
+    def num_evictable(self) -> int:
+        """Cached pages that `evict` could take now; waits like `num_locked`."""
+        with self.pool._everyone():
+            self._follow()
+            return super().num_evictable
 
     # The whole state.
 
@@ -184,11 +212,30 @@ class CudaPrefixCache(PrefixCache, device="cuda"):
         Waits for the GPU and copies the pool's state, and the ids of tokens.
         """
         with self.pool._everyone():
+            self._follow()
             super().check()
-            cached = self.arrays.next_pages != UNCACHED
-            wrong = (self._tokens_here() != self.arrays.tokens).any(axis=1) & cached
+            self._check_tokens()
+
+    def _check_tokens(self) -> None:
+        cached = self.arrays.next_pages != UNCACHED
+        wrong = (self._tokens_here() != self.arrays.tokens).any(axis=1) & cached
         if wrong.any():
             raise CorruptState(f"tokens of page {np.argmax(wrong)} differ from those on the GPU")
+
+    def _copy_on_cpu(self) -> PrefixCache:
+        """Wait, raise the first failure, or return a cache of the CPU in the same state.
+
+        Its pool has the other holders of this one's, but not this cache.
+        """
+        pool = self.pool._copy_on_cpu()
+        pool._holders.discard(self)
+        there = PrefixCache(pool, **self._options())
+        there._epoch, there._namespaces = self._epoch, dict(self._namespaces)
+        there._next_namespace, there._wrapped = self._next_namespace, self._wrapped
+        there._slab = self._slab.copy()
+        there.arrays = prefix_arrays(there._slab, there.arrays.header)  # its own may be broken
+        there.arrays.tokens[:] = self._tokens_here()
+        return there
 
     def _tokens_here(self) -> NDArray[np.int32]:
         """Wait, and return a copy of all token ids, `int32[num_pages, page_size]`."""

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jitalloc._cuda import CudaKernel
-from jitalloc.kernels.cuda import owners, pool, prefix
+from jitalloc.kernels.cuda import owners, pool, prefix, sharing
 from jitalloc.kernels.prefix import prefix_advance_cpu
 from jitalloc.kernels.upkeep import upkeep_retire_cpu, upkeep_unlock_cpu
 from jitalloc.slab import BUSY_STATUS
@@ -32,11 +32,15 @@ TIMELESS: Final = frozenset(
     each.name
     for each in (
         owners.owners_count_cuda,
+        owners.owners_mark_slots_cuda,
+        owners.owners_take_off_cuda,
         pool.pool_admit_cuda,
-        pool.pool_reserve_cuda,
         pool.pool_total_cuda,
         prefix.prefix_fetch_cuda,
         prefix.prefix_insert_cuda,
+        sharing.sharing_commit_cuda,
+        sharing.sharing_facts_cuda,
+        sharing.sharing_gather_cuda,
     )
 )
 
@@ -98,15 +102,24 @@ class PoolShadow:
     def start(self, kernel: CudaKernel) -> None:
         """Follow a launch that is about to come."""
         if kernel.name not in TIMELESS:
-            self._locked(prefix_advance_cpu, 1)
+            self.advance(1)
             self.there += 1
 
     def meet(self, header: NDArray[np.int64]) -> None:
         """Follow what the GPU has done; `header`: that of the pool behind all launches."""
         missed = int(header[STEP]) - self.there
         if missed:
-            self._locked(prefix_advance_cpu, missed)
+            self.advance(missed)
             self.there += missed
+
+    def advance(self, steps: int) -> None:
+        """Let the clock of the host go on by itself."""
+        self._locked(prefix_advance_cpu, steps)
+
+    @property
+    def owners(self) -> NDArray[np.int32]:
+        """How many owners each page has, for loops to see and change; zero between calls."""
+        return self._arrays.refcount
 
     @contextmanager
     def owned(self, pages: NDArray[np.int32], counts: NDArray[np.int32]) -> Iterator[None]:

@@ -18,7 +18,7 @@ from jitalloc.errors import (
     TABLE_WIDTH,
 )
 from jitalloc.kernels.committing import copy_tokens, write_tokens
-from jitalloc.kernels.paths import NO_PAGE, UNUSED, path_lock, path_release
+from jitalloc.kernels.paths import NO_PAGE, UNUSED, path_lock, path_release, path_unlock
 from jitalloc.kernels.pool import pool_advance, pool_reserve, pool_views
 from jitalloc.kernels.prefix import negative_token
 from jitalloc.kernels.row_locks import SHARED_FACTS, has_prefix, row_shorten
@@ -339,8 +339,11 @@ def sequences_reorder_cpu(pool, tables, prefix, rows, parents, facts, pages):
         facts[i, 0] = end
     pool[STEP] += 1
     for i in range(batch):  # last: what a parent and its child lock both stays locked throughout
-        if facts[i, 0] != NULL:
-            path_release(prefix, facts[i, 0], pool[STEP])
+        row, end = np.int64(rows[i]), facts[i, 0]
+        if end != NULL and locked[row] > 0 and tables_column(tables, LOCK_END)[row] == end:
+            path_unlock(prefix, end)  # it locks the same path as before
+        elif end != NULL:
+            path_release(prefix, end, pool[STEP])
     unlock(pool)
     return np.int64(0)
 

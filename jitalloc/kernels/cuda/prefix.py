@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from jitalloc._cuda import cuda_kernel, gpu
-from jitalloc.kernels.cuda.pool import pool_views
+from jitalloc.kernels.cuda.merging import pool_views
 from jitalloc.state import HEADER_SLOTS, NUM_PAGES, RECORD_SLOTS, STEP
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from jitalloc._cuda import cuda_kernel, device_helper, gpu
-from jitalloc.kernels.cuda.pool import pool_views
+from jitalloc.kernels.cuda.merging import pool_views
 from jitalloc.kernels.cuda.row_batches import running_starts
 from jitalloc.kernels.cuda.row_facts import (
     column_start,
@@ -37,7 +37,7 @@ from jitalloc.state import (
 # for each row asked for FACTS of it; then how many pages of the rows before it follow, and of how
 # many of these the token ids. Behind stand, as int32, tokens of the caller, the pages, how many
 # owners they have, and the token ids.
-FACT_ROW = 0  # NULL where nobody lives in it
+FACT_ROW = 0  # NULL for padding, below where nobody lives in it
 FACT_LENGTH = 1
 FACT_KNOWN = 2
 FACT_NAMESPACE = 3
@@ -63,7 +63,8 @@ def put_facts(tables, shape, row, at, rule, out):
     """Write the facts of one row from `out[at]` on; return how many pages and ids follow."""
     if row_code(tables, shape, row) != 0:
         for fact in range(FACTS):
-            out[at + fact] = NULL
+            out[at + fact] = 0
+        out[at + FACT_ROW] = NULL if row == NULL else NULL - 1
         return np.int64(0), np.int64(0)
     length = tables[column_start(shape, LENGTH) + row]
     known = tables[column_start(shape, KNOWN) + row]
