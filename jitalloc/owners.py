@@ -65,8 +65,8 @@ class FreeGroup:
         return self._thread == threading.get_ident()
 
     def _gather(self, pages: NDArray[np.int32]) -> None:
-        """Keep a copy of `pages` for the end of the block."""
-        self._gathered.append(pages.copy())
+        """Keep `pages`, a copy of the caller's, for the end of the block."""
+        self._gathered.append(pages)
 
 
 def group_error(error: InvalidPage, sizes: Sequence[int]) -> InvalidPage:
@@ -158,7 +158,7 @@ class PageOwners(PoolUpkeep):
         if self._group is not None:
             group = self._open_group()
             if group is not None and group._is_mine():
-                group._gather(as_pages(pages))
+                group._gather(as_pages(pages).copy())
                 return 0
         try:
             status: int = owners_free_cpu.run(self._slab, pages)

@@ -64,6 +64,10 @@ class PagePool(TokenSlots):
         stream, and errors come late (`help(jitalloc.cuda.CudaPagePool)`).
     null_page : bool
         Keep page 0 out of circulation, as a target for padding.
+    stream : object or int, optional
+        With `device="cuda"`: where all calls go, those of caches on the pool too. A stream of CuPy,
+        one of torch, or the address of one; None: CuPy's current stream at each call. (torch's
+        current stream is not CuPy's.)
 
     Attributes
     ----------

@@ -65,6 +65,7 @@ class PoolSlab(OnDevice):
         order: str = "sorted",
         device: str = "cpu",
         null_page: bool = False,
+        stream: Any = None,
     ) -> Self:
         """Return a pool of the class that manages `device`."""
         return cls._on(device)
@@ -77,6 +78,7 @@ class PoolSlab(OnDevice):
         order: str = "sorted",
         device: str = "cpu",
         null_page: bool = False,
+        stream: Any = None,
     ) -> None:
         order = as_choice("order", order, ORDERS)
         if not isinstance(device, str) or device != self.device:
@@ -85,6 +87,7 @@ class PoolSlab(OnDevice):
             raise InvalidArgument("null_page", null_page, "must be a bool")
         num_pages = as_count("num_pages", num_pages, 1 + null_page)
         page_size = as_count("page_size", page_size, 1)
+        self._choose(stream)
         slab = np.zeros(pool_slab_words(num_pages), np.int64)
         slab[NUM_PAGES] = num_pages
         slab[PAGE_SIZE] = page_size
@@ -101,6 +104,11 @@ class PoolSlab(OnDevice):
         self._shape = threading.RLock()  # held by who sizes a buffer by the pool, or resizes it
         self._holders: weakref.WeakSet[PageHolder] = weakref.WeakSet()
         self._install(slab)
+
+    def _choose(self, stream: Any) -> None:
+        """Choose where the arrays will live, and the stream of the calls."""
+        if stream is not None:
+            raise InvalidArgument("stream", stream, "a pool on the 'cpu' has no stream")
 
     def _install(self, slab: NDArray[np.int64]) -> None:
         self.num_pages = int(slab[NUM_PAGES])

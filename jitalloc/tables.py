@@ -119,8 +119,8 @@ class BlockTables:
         self.max_pages_per_sequence = width
         self.page_size = size
         self.pad = pad
+        table_arrays(slab).pages[:] = NULL
         self._install(slab)
-        self.arrays.pages[:] = NULL
 
     def _install(self, slab: NDArray[np.int64]) -> None:
         self.arrays: TableArrays = table_arrays(slab)

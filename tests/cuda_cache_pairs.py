@@ -105,8 +105,8 @@ class HostCache:
         return self.up(values, dtype) if np.ndim(values) else values
 
     def truncate_batch(self, rows: Any, num_tokens: Any = None, *, drop: Any = None) -> int:
-        name, values = ("num_tokens", num_tokens) if drop is None else ("drop", drop)
-        numbers = {name: self.integers(values)}
+        given = {"num_tokens": num_tokens, "drop": drop}
+        numbers = {name: None if n is None else self.integers(n) for name, n in given.items()}
         return self.number(self.device_cache.truncate_batch, self.up(rows, INT32), **numbers)
 
     def apply_streaming_llm_batch(self, rows: Any, sink: int, window: int) -> Any:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from tests.twin_steps import POOL_STEPS, Step
+from random import Random
+
+from jitalloc import NULL
+from tests.pairs import PoolPair
+from tests.twin_steps import POOL_STEPS, Step, a_prompt
 
 # Kernels of the CPU that have no twin, and why a pool on the GPU does without.
 WITHOUT_TWIN = {
@@ -13,8 +17,13 @@ WITHOUT_TWIN = {
     "upkeep_retire_cpu": "no other thread is inside: calls are ordered by the stream",
     "upkeep_unlock_cpu": "no other thread is inside: calls are ordered by the stream",
 }
-# Launches before the one that has the twin's name, where there is very much to do.
-PARTS = {"pool_reserve_cuda": "pool_alloc_batch_cpu"}
+# Launches that take the place of the one with the twin's name where there is very much to do.
+PARTS = {
+    "owners_take_off_cuda": "owners_free_cpu",
+    "owners_free_ring_cuda": "owners_free_cpu",
+    "owners_mark_slots_cuda": "owners_free_slots_cpu",
+    "owners_free_slots_ring_cuda": "owners_free_slots_cpu",
+}
 LARGE_ONLY = {"pool_total_cuda", *PARTS}
 CUDA_STEPS: dict[str, Step] = {
     name.replace("_cpu", "_cuda"): step
@@ -22,3 +31,37 @@ CUDA_STEPS: dict[str, Step] = {
     if name not in WITHOUT_TWIN
 }
 CUDA_STEPS |= {name: POOL_STEPS[twin] for name, twin in PARTS.items()}
+
+
+def pad(lists: tuple[list[int], ...], random: Random) -> None:
+    """Put padding into a batch of sequences; the second list is of their lengths."""
+    for _ in range(random.randrange(4)):
+        place = random.randrange(len(lists[1]) + 1)
+        for values in lists:
+            values.insert(place, NULL if values is lists[1] else random.randrange(-9, 1000))
+
+
+def padded_decode(pair: PoolPair, random: Random) -> None:
+    batch = [a_prompt(pair, random) for _ in range(random.choice((0, 1, 5, 40)))]
+    last_slots, seq_lens = [last for _, last in batch], [tokens + 1 for tokens, _ in batch]
+    pad((last_slots, seq_lens), random)
+    pair.call("alloc_decode", seq_lens, last_slots)
+
+
+def padded_extend(pair: PoolPair, random: Random) -> None:
+    batch = [a_prompt(pair, random) for _ in range(random.randrange(6))]
+    prefix_lens, last_slots = ([each[i] for each in batch] for i in (0, 1))
+    seq_lens = [tokens + random.randrange(9) for tokens in prefix_lens]
+    pad((prefix_lens, seq_lens, last_slots), random)
+    pair.call("alloc_extend", prefix_lens, seq_lens, last_slots)
+
+
+def decode(pair: PoolPair, random: Random) -> None:
+    random.choice((POOL_STEPS["tokens_decode_cpu"], padded_decode))(pair, random)
+
+
+def extend(pair: PoolPair, random: Random) -> None:
+    random.choice((POOL_STEPS["tokens_extend_cpu"], padded_extend))(pair, random)
+
+
+CUDA_STEPS |= {"tokens_decode_cuda": decode, "tokens_extend_cuda": extend}

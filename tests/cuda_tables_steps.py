@@ -94,7 +94,7 @@ class TablesPair:
         live = sorted(self.cache_pair.cache_model.rows)
         rows = random.choices(live, k=random.choice((0, 1, 9, 40))) if live else []
         for _ in range(random.choice((0, 0, 1, 2)) if rows else 0):
-            wrong = random.choice((-1, -(2**31), 2**31 - 1, *range(self.cpu.max_sequences + 1)))
+            wrong = random.choice((-2, -(2**31), 2**31 - 1, *range(self.cpu.max_sequences + 1)))
             rows[random.randrange(len(rows))] = wrong
         return rows
 

@@ -16,7 +16,7 @@ from tests import oracle
 
 def plain(result: Any) -> Any:
     """Lists and tuples for arrays and records, so that both sides can be compared."""
-    if isinstance(result, np.ndarray):
+    if isinstance(result, np.ndarray) or hasattr(result, "__cuda_array_interface__"):
         return result.tolist()
     if dataclasses.is_dataclass(result):
         return tuple(plain(getattr(result, each.name)) for each in dataclasses.fields(result))

@@ -218,6 +218,7 @@ def test_a_free_that_fails_leaves_everything(order: str, wrong: list[int]) -> No
     assert gpu.alloc(4).tolist() == cpu.alloc(4).tolist()
 
 
+@pytest.mark.filterwarnings("ignore:.*overflow encountered:RuntimeWarning")  # by NumPy's scalars
 def test_a_count_of_owners_that_would_overflow(pool: Any) -> None:
     pool.alloc(1)
     pool.arrays.refcount[0] = 2**31 - 3

@@ -24,6 +24,7 @@ from jitalloc import InvalidArgument, PagePool, WrongDevice, _cuda, _cuda_device
 from jitalloc.kernels.owners import owners_free_cpu
 from jitalloc.kernels.pool import pool_alloc_cpu
 from jitalloc.kernels.tokens import tokens_decode_cpu
+from jitalloc.state import RECORD_SLOTS
 from tests.cupy_stand_in import Cupy, compile_to_text, install, ndarray
 
 pytestmark = pytest.mark.skipif(_cuda.SIMULATED, reason="the simulator takes the place of CuPy")
@@ -59,9 +60,11 @@ def test_a_launch_hands_over_its_arrays_in_order(cupy: Cupy) -> None:
     assert pool.alloc_decode(seq, last, out=out) is out
     (launch,) = cupy.launches
     assert launch[:4] == ("tokens_decode_cuda", (1, 1, 1), (32, 1, 1), 3)
-    wanted = [pool._slab, pool._record, seq, last, out]
-    assert [each.ctypes.data for each in launch.arguments] == [each.data.ptr for each in wanted]
-    assert [each.size for each in launch.arguments] == [each.size for each in wanted]
+    wanted = [pool._words[RECORD_SLOTS:], pool._record, seq, last, out]
+    arrays = launch.arguments[:-1]
+    assert [each.ctypes.data for each in arrays] == [each.data.ptr for each in wanted]
+    assert [each.nbytes for each in arrays] == [each.nbytes for each in wanted]
+    assert launch.arguments[-1] == 1, "lengths of 64 bits"
 
 
 def test_the_pool_works_where_launches_run(cupy: Cupy) -> None:
@@ -70,7 +73,9 @@ def test_the_pool_works_where_launches_run(cupy: Cupy) -> None:
         "owners_free_cuda": lambda slab, record, pages, out, group: out.fill(
             owners_free_cpu.run(slab, pages)
         ),
-        "tokens_decode_cuda": lambda slab, record, *rest: tokens_decode_cpu.run(slab, *rest),
+        "tokens_decode_cuda": lambda slab, record, lengths, last, out, wide: tokens_decode_cpu.run(
+            slab, lengths.view(np.int64), last, out
+        ),
     }
     pool, cpu = PagePool(8, 4, device="cuda"), PagePool(8, 4)
     pages: Any = pool.alloc(5)
@@ -108,11 +113,11 @@ def test_too_many_or_too_few_words_are_refused(cupy: Cupy) -> None:
 
 
 def test_many_elements_take_many_blocks(cupy: Cupy) -> None:
-    pool: Any = PagePool(1_000_000, device="cuda")
+    pool: Any = PagePool(1_000_000, order="fifo", device="cuda")
     for n, blocks in ((0, 1), (1, 1), (2_048, 1), (2_049, 2), (1_000_000, 489)):
         pool.alloc(n)
         assert cupy.launches[-1].grid == (blocks, 1, 1)
-    big: Any = PagePool(2_000_000, device="cuda")
+    big: Any = PagePool(2_000_000, order="fifo", device="cuda")
     big.alloc(2_000_000)
     assert cupy.launches[-1].grid == (512, 1, 1)
 
@@ -120,7 +125,7 @@ def test_many_elements_take_many_blocks(cupy: Cupy) -> None:
 def test_arrays_without_elements_are_handed_over(cupy: Cupy) -> None:
     pool: Any = PagePool(8, 4, device="cuda")
     assert pool.alloc_decode(up(cupy, []), up(cupy, [])).size == 0
-    assert [each.size for each in cupy.launches[0].arguments[2:]] == [0, 0, 0]
+    assert [each.size for each in cupy.launches[0].arguments[2:5]] == [0, 0, 0]
 
 
 def test_parameters_of_a_launch_within_a_launch_are_kept_apart(cupy: Cupy) -> None:

@@ -1,6 +1,7 @@
 """What needs a real GPU: graphs, streams, millions of calls, sanitizers. `pytest -m gpu` runs it.
 
-`JITALLOC_GPU_CALLS` says how many random calls there are; ten million take some minutes.
+`JITALLOC_GPU_CALLS` says how many random calls there are; ten million take some minutes. On the
+machine of `tests/ptx` there are fewer.
 """
 
 from __future__ import annotations
@@ -21,10 +22,11 @@ from jitalloc import PagePool, WrongDevice, _cuda, _cuda_images
 from tests.cuda_decode import CacheSteps, PoolSteps
 from tests.cuda_stress import Stress
 from tests.gpu import REAL_GPU, has_gpu
+from tests.ptx import install
 
 pytestmark = REAL_GPU
 
-CALLS = int(os.environ.get("JITALLOC_GPU_CALLS", "10000000"))
+CALLS = int(os.environ.get("JITALLOC_GPU_CALLS", "3000" if install.ASKED else "10000000"))
 POOLS = [("sorted", False), ("fifo", True), ("lifo", False)]
 cupy: Any = importlib.import_module("cupy") if has_gpu() else None
 

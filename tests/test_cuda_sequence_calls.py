@@ -65,6 +65,10 @@ def test_host_memory_is_refused(values: Any) -> None:
         lambda: cache.fork_batch(row, values),
         lambda: cache.reorder(row, values),
         lambda: cache.free_batch(values),
+        lambda: cache.truncate_batch(values, 1),
+        lambda: cache.truncate_batch(row, drop=np.array([1])),
+        lambda: cache.apply_window_batch(values, 1),
+        lambda: cache.free_batch(row, out=0 if values is None else values),
         lambda: cache.append_batch(row, 1, tokens=0 if values is None else values),
         lambda: cache.append_batch(row, out=0 if values is None else values),
         lambda: cache.append_batch(row, copies=0 if values is None else values),
@@ -82,11 +86,13 @@ def test_dtypes_and_shapes_are_exact() -> None:
     row = cache.rows(["a"])
     for argument, call in {
         "rows": lambda: cache.append_batch(up([0])),
-        "n": lambda: cache.append_batch(row, up([1], np.int32)),
+        "n": lambda: cache.append_batch(row, up([1], np.int16)),
         "tokens": lambda: cache.append_batch(row, 1, tokens=up([1])),
         "out": lambda: cache.append_batch(row, 1, out=up([1], np.int32)),
         "copies": lambda: cache.append_batch(row, 1, copies=up([[1, 1], [1, 1]], np.int32)),
         "parents": lambda: cache.reorder(row, up([[0]], np.int32)),
+        "num_tokens": lambda: cache.truncate_batch(row, up([1, 2])),
+        "drop": lambda: cache.truncate_batch(row, drop=up([1], np.uint64)),
     }.items():
         with pytest.raises(InvalidArgument) as caught:
             call()
@@ -137,12 +143,13 @@ def test_empty_batches() -> None:
     both.must("fork_batch", [], [])
     both.must("reorder", [], [])
     both.must("free_batch", [])
+    both.must("truncate_batch", [], [])
+    both.must("apply_streaming_llm_batch", [], 1, 1)
 
 
 WAITING: dict[str, Callable[[Any], Any]] = {
     "allocate": lambda c: c.allocate("x", 1),
     "free": lambda c: c.free("b"),
-    "free_batch": lambda c: c.free_batch(c.rows(["b"])),
     "fork": lambda c: c.fork("a", "x"),
     "append": lambda c: c.append("a"),
     "truncate": lambda c: c.truncate("a", 1),
@@ -183,17 +190,17 @@ def test_every_call_that_waits_raises_what_failed_before(name: str) -> None:
 
 def test_ids_follow_the_table_after_an_interruption(monkeypatch: pytest.MonkeyPatch) -> None:
     cache = small()
-    run = type(cache.pool)._run
+    ask = CudaPagedKVCache._ask
 
-    def interrupted(pool: Any, *args: Any) -> Any:
-        run(pool, *args)
+    def interrupted(*args: Any, **options: Any) -> Any:
+        ask(*args, **options)
         raise KeyboardInterrupt
 
     for call, ids in ((lambda: cache.allocate("c", 3), "abc"), (lambda: cache.free("a"), "bc")):
-        monkeypatch.setattr(type(cache.pool), "_run", interrupted)
+        monkeypatch.setattr(CudaPagedKVCache, "_ask", interrupted)
         with pytest.raises(KeyboardInterrupt):
             call()
-        monkeypatch.setattr(type(cache.pool), "_run", run)
+        monkeypatch.setattr(CudaPagedKVCache, "_ask", ask)
         assert cache.ids == list(ids)
         cache.check(held=[])
 
@@ -267,20 +274,29 @@ NEVER_WAITS: dict[str, Callable[[Any, Any], Any]] = {
     "fork_batch that fails": lambda c, at: c.fork_batch(at["empty"], at["rows"]),
     "reorder": lambda c, at: c.reorder(at["rows"], at["shared"]),
     "reorder that fails": lambda c, at: c.reorder(at["tokens"], at["rows"]),
+    "truncate_batch": lambda c, at: c.truncate_batch(at["rows"], at["n"]),
+    "truncate_batch by one number": lambda c, at: c.truncate_batch(at["rows"], drop=1),
+    "truncate_batch that fails": lambda c, at: c.truncate_batch(at["empty"], at["n"]),
+    "apply_streaming_llm_batch": lambda c, at: c.apply_streaming_llm_batch(at["rows"], 1, 1),
+    "apply_window_batch": lambda c, at: c.apply_window_batch(at["rows"], 1, out=at["out"][:2]),
+    "free_batch": lambda c, at: c.free_batch(at["shared"]),
+    "free_batch into a buffer": lambda c, at: c.free_batch(at["shared"], out=at["out"][:1]),
+    "free_batch that fails": lambda c, at: c.free_batch(at["tokens"]),
+    "pin": lambda c, at: c.pin("a"),
+    "unpin": lambda c, at: c.unpin("a"),
+    "set_priority": lambda c, at: c.set_priority("a", 3),
 }
 
 
 @pytest.mark.skipif(not _cuda.SIMULATED, reason="a GPU does not tell who waits")
-@pytest.mark.parametrize("prefix", [False, True])
 @pytest.mark.parametrize("name", NEVER_WAITS)
 def test_a_batch_call_is_one_launch_and_waits_for_nothing(
-    name: str, prefix: bool, monkeypatch: pytest.MonkeyPatch
+    name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gpu = RecordingDevice()
     monkeypatch.setattr("jitalloc.cuda.slab.device", lambda: gpu)
     pool: Any = PagePool(12, 4, device="cuda")
-    with_prefix = PrefixCache(pool) if prefix else None
-    cache: Any = PagedKVCache(pool, 8, 8, prefix_cache=with_prefix)
+    cache: Any = PagedKVCache(pool, 8, 8)
     for seq_id, tokens in (("a", 5), ("b", 6), ("x", 9), ("c", 0), ("d", 0)):
         cache.allocate(seq_id, tokens)
     cache.free("x")
@@ -288,6 +304,9 @@ def test_a_batch_call_is_one_launch_and_waits_for_nothing(
     cache.append_batch(cache.rows(["a"]))
     cache.append_batch(cache.rows(["a"]), 12)
     cache.truncate("a", 6)
+    cache.truncate_batch(cache.rows(["a"]), drop=1)
+    cache.reorder(cache.rows(["c", "d"]), cache.rows(["c", "d"]))
+    cache.pin("a")
     at = {
         "rows": cache.rows(["a", "b"]),
         "shared": cache.rows(["b", "e"]),
@@ -304,6 +323,37 @@ def test_a_batch_call_is_one_launch_and_waits_for_nothing(
     assert len(gpu.starts) == 1
 
 
+# What a call by id fetches: its answer; the header and the columns that it looks at or chooses by.
+FETCHES = {
+    "allocate": 1,
+    "free": 1,
+    "fork": 1,
+    "truncate": 1,
+    "window": 1,
+    "stats": 3,
+    "select": 2,
+    "evict": 3,
+}
+
+
+@pytest.mark.skipif(not _cuda.SIMULATED, reason="a GPU does not tell who waits")
+@pytest.mark.parametrize("name", FETCHES)
+def test_a_call_by_id_is_one_launch_and_few_waits(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gpu = RecordingDevice()
+    monkeypatch.setattr("jitalloc.cuda.slab.device", lambda: gpu)
+    cache = small()
+    cache.free("b")
+    cache.allocate("b", 3)
+    gpu.waits.clear()
+    gpu.starts.clear()
+    WAITING[name](cache)
+    assert gpu.waits.count("download") == FETCHES[name]
+    assert len(gpu.starts) == (name not in ("stats", "select"))
+    assert set(gpu.waits) <= {"download", "upload"}
+
+
 def test_every_call_is_known_to_wait_or_not() -> None:
     mine = {
         name
@@ -312,7 +362,7 @@ def test_every_call_is_known_to_wait_or_not() -> None:
         if name[0] != "_" and (callable(each) or isinstance(each, property))
     }
     layouts = {"block_tables", "slot_mapping", "page_table_csr", "seq_lens"}
-    host = {"ids", "row", "rows", "pin", "unpin", "set_priority", "apply_streaming_llm"}
+    host = {"ids", "row", "rows", "apply_streaming_llm"}
     waiting = {name for name in WAITING if name != "select" and name != "window"}
     waiting |= {"select_eviction_target", "apply_window", "commit", "save"}
     assert mine == {name.split()[0] for name in NEVER_WAITS} | layouts | host | waiting

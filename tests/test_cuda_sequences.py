@@ -14,10 +14,7 @@ from typing import Any
 
 import pytest
 
-from jitalloc import (
-    InvalidArgument,
-    OutOfPages,
-)
+from jitalloc import InvalidArgument, OutOfPages
 from jitalloc.state import INT32, LENGTH
 from tests import cache_steps
 from tests.cuda_cache_pairs import Both, CudaCachePair, use_threads
@@ -79,6 +76,9 @@ def random_call(both: Both, random: Random, shared: bool) -> tuple[Any, ...]:
         (1, lambda: both.do("reorder", rows, random.choices([*live, 0], k=len(rows)))),
         (2, lambda: fork_batch(both, random, live)),
         (1, lambda: both.do("truncate", seq_id, random.randrange(9))),
+        (1, lambda: both.do("truncate_batch", rows, drop=[min(n, 2) for n in counts])),
+        (0.5, lambda: both.do("truncate_batch", rows, random.randrange(3))),
+        (0.5, lambda: both.do("apply_streaming_llm_batch", rows, random.randrange(4), 5)),
         (1, lambda: both.do("free", seq_id)),
         (0.5, lambda: both.do("free_batch", rows[:2])),
         (1, lambda: both.do("apply_streaming_llm", seq_id, random.randrange(4), 5)),
@@ -198,6 +198,20 @@ FAULTS: dict[str, tuple[str, tuple[Any, ...], dict[str, Any]]] = {
     "tokens too few": ("append_batch", ([0, 1], [1, 1]), {"tokens": [5]}),
     "tokens too many": ("append_batch", ([0, 1], 1), {"tokens": [5, 6, 7]}),
     "tokens too few and rows": ("append_batch", ([0, 9], [1, 1]), {"tokens": [5]}),
+    "more kept than there are": ("truncate_batch", ([0, 1], [6, 4]), {}),
+    "more dropped than there are": ("truncate_batch", ([0, 1, 2],), {"drop": [6, 4, 1]}),
+    "fewer than none kept": ("truncate_batch", ([0, 1, 2], [6, -1, 1]), {}),
+    "fewer than none dropped": ("truncate_batch", ([0, 1],), {"drop": [0, -3]}),
+    "fewer than none kept of all": ("truncate_batch", ([0, 1], -1), {}),
+    "kept of all": ("truncate_batch", ([0, 1], 4), {}),
+    "truncations differ": ("truncate_batch", ([0, 1], [1]), {}),
+    "kept and dropped": ("truncate_batch", ([0, 1], 1), {"drop": 1}),
+    "neither kept nor dropped": ("truncate_batch", ([0, 1],), {}),
+    "bad rows before bad numbers": ("truncate_batch", ([0, 3], [-1, 0]), {}),
+    "truncation of a row twice": ("truncate_batch", ([0, 1, 0], 1), {}),
+    "window of a row twice": ("apply_streaming_llm_batch", ([0, 1, 0], 1, 1), {}),
+    "window of nobody": ("apply_streaming_llm_batch", ([0, 3], 1, 1), {}),
+    "window below none": ("apply_streaming_llm_batch", ([0], 1, -1), {}),
     "fork onto tokens": ("fork_batch", ([0, 0], [2, 1]), {}),
     "fork of nobody": ("fork_batch", ([0, 3], [2, 4]), {}),
     "fork of a row outside": ("fork_batch", ([9], [2]), {}),

@@ -88,7 +88,7 @@ def test_the_first_wrong_row_of_all_blocks_is_the_one(
     sequences = pair.cache_pair.cache_model.rows
     free = next(row for row in range(70) if row not in sequences)
     rows = (sorted(row for row, at in sequences.items() if at.length) * 60)[:60]
-    wrong = {37: free, 50: -1, 20: 70, 45: free}
+    wrong = {37: free, 50: -2, 20: 70, 45: free}
     for place in sorted(wrong, reverse=True):  # one failure, then an earlier one as well
         rows[place] = wrong[place]
         for got in (
@@ -138,6 +138,29 @@ def test_a_position_beside_its_buffer(pair: TablesPair) -> None:
     positions, slots = pair.up([4, 7], INT64), pair.up([0, 0], INT64)
     assert pair.gpu.slot_mapping(pair.up([0, 2], INT32), positions, out=slots) is slots
     assert (pair.down(slots).tolist(), pair.down(positions).tolist()) == ([4, 15], [4, 7])
+
+
+@pytest.mark.parametrize("dtype", [INT32, INT64])
+def test_positions_are_of_either_size(pair: TablesPair, dtype: Any) -> None:
+    slots = pair.gpu.slot_mapping(pair.up([2, 0], INT32), pair.up([7, 4], dtype))
+    assert pair.down(slots).tolist() == [15, 4]
+
+
+def test_a_row_that_is_null_is_a_sequence_without_tokens(pair: TablesPair) -> None:
+    """Row 1 of the CPU is one."""
+    rows, filled = [0, 1, 2, 1, 3, 1], pair.up([0, NULL, 2, NULL, 3, NULL], INT32)
+    gpu, down = pair.gpu, pair.down
+    assert down(gpu.seq_lens(filled)).tolist() == pair.cpu.seq_lens(rows).tolist()
+    for width in (None, 2, 5):
+        table = down(gpu.block_tables(filled, width=width))
+        assert table.tolist() == pair.cpu.block_tables(rows, width=width).tolist()
+    for got, expected in zip(
+        gpu.page_table_csr(filled), pair.cpu.page_table_csr(rows), strict=True
+    ):
+        assert down(got).tolist() == expected.tolist()
+    slots = gpu.slot_mapping(filled, pair.up([4, 0, 7, 99, 2, -1], INT64))
+    assert down(slots).tolist() == [4, NULL, 15, NULL, 18, NULL]
+    pair.pool.check()
 
 
 def test_empty_batches(pair: TablesPair) -> None:
@@ -214,7 +237,7 @@ def test_dtypes_shapes_and_buffers_are_exact(pair: TablesPair) -> None:
     refused: list[tuple[str, Callable[[], Any]]] = [
         ("rows", lambda: gpu.seq_lens(long)),
         ("rows", lambda: gpu.seq_lens(pair.up([[0]], INT32))),
-        ("positions", lambda: gpu.slot_mapping(rows, rows)),
+        ("positions", lambda: gpu.slot_mapping(rows, pair.up([0, 1], np.dtype(np.int16)))),
         ("positions", lambda: gpu.slot_mapping(rows, long[:1])),
         ("out", lambda: gpu.slot_mapping(rows, long, out=rows)),
         ("out", lambda: gpu.slot_mapping(rows, long, out=long[:1])),

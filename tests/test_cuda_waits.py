@@ -16,6 +16,7 @@ import pytest
 from jitalloc import PagePool, _cuda, _cuda_device
 from jitalloc.cuda import CudaPagePool
 from jitalloc.cuda.owners import CudaPageOwners
+from jitalloc.cuda.upkeep import CudaPoolUpkeep
 
 pytestmark = pytest.mark.skipif(not _cuda.SIMULATED, reason="NUMBA_ENABLE_CUDASIM is not set")
 
@@ -70,8 +71,8 @@ class RecordingDevice(_cuda_device.SimulatedDevice):
         self.starts: list[str] = []
         Recorded.seen = self.waits
 
-    def empty(self, size: int, dtype: Any) -> Any:
-        return super().empty(size, dtype).view(Recorded)
+    def empty(self, size: int, dtype: Any, name: str = "out") -> Any:
+        return super().empty(size, dtype, name).view(Recorded)
 
     def upload(self, values: Any) -> Any:
         self.waits.append("upload")  # from memory that is not pinned
@@ -111,9 +112,11 @@ CALLS: dict[str, Callable[[Any, Any], Any]] = {
     "defragment": lambda p, at: p.defragment(src=at["held"], dst=at["pages"]),
     "free_group": lambda p, at: free_in_group(p, at),
 }
-# What takes more than one launch on very many pages.
-LAUNCHES = {"alloc": 3, "alloc with a merge": 3, "alloc that fails": 3}
-LAUNCHES |= {"alloc_batch": 3, "merge": 2}
+# What takes two launches on very many pages.
+TWO_LAUNCHES = {
+    "sorted": {"alloc_batch"},
+    "lifo": {"alloc_batch", "free", "free that fails", "free_slots", "free_group"},
+}
 
 
 def free_in_group(pool: Any, at: Any) -> None:
@@ -122,16 +125,20 @@ def free_in_group(pool: Any, at: Any) -> None:
         pool.free(at["third"])
 
 
+@pytest.mark.parametrize("order", TWO_LAUNCHES)
 @pytest.mark.parametrize("large", [False, True])
 @pytest.mark.parametrize("name", CALLS)
-def test_a_call_is_one_launch_or_few_and_waits_for_nothing(
-    name: str, large: bool, monkeypatch: pytest.MonkeyPatch
+def test_a_call_is_one_launch_or_two_and_waits_for_nothing(
+    name: str, large: bool, order: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    if name == "alloc, contiguous" and order != "sorted":
+        pytest.skip("contiguous pages in a sorted pool only")
     if large:
         monkeypatch.setattr("jitalloc.cuda.pool.LARGE", 1)
+        monkeypatch.setattr("jitalloc.cuda.owners.MANY", 1)
     gpu = RecordingDevice()
     monkeypatch.setattr("jitalloc.cuda.slab.device", lambda: gpu)
-    pool: Any = PagePool(8, 4, device="cuda")
+    pool: Any = PagePool(8, 4, order=order, device="cuda")
     pool.free(pool.alloc(5)[3:])
     at = {
         "counts": gpu.upload(np.array([1, 0, 2])),
@@ -148,7 +155,7 @@ def test_a_call_is_one_launch_or_few_and_waits_for_nothing(
     gpu.starts.clear()
     CALLS[name](pool, at)
     assert gpu.waits == []
-    assert len(gpu.starts) == (LAUNCHES.get(name, 1) if large else 1)
+    assert len(gpu.starts) == (2 if large and name in TWO_LAUNCHES[order] else 1)
 
 
 def test_the_recorder_sees_what_waits(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -163,7 +170,7 @@ def test_the_recorder_sees_what_waits(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_every_call_that_starts_a_kernel_is_recorded() -> None:
     launched = {name.partition(",")[0].partition(" ")[0] for name in CALLS}
-    parts = vars(CudaPagePool) | vars(CudaPageOwners)
+    parts = vars(CudaPagePool) | vars(CudaPageOwners) | vars(CudaPoolUpkeep)
     mine = {name for name, each in parts.items() if callable(each) and name[0] != "_"}
     waits = {"try_alloc", "stats", "check", "snapshot", "load", "resize"}
     assert mine - waits == launched

@@ -35,9 +35,11 @@ ORDER = [
     ["prefix_state"],
     ["slot_state", "slot_prefix_state"],
     ["_jit"],
+    ["_cuda_views"],
     ["_cuda_loops"],
     ["_cuda"],
     ["_cuda_images"],
+    ["_cuda_cupy"],
     ["_cuda_device"],
     ["warming"],
     ["kernels"],
@@ -96,7 +98,7 @@ KERNEL_ORDER += ["insertion", "prefix", "reclaim", "invariants", "list_invariant
 KERNEL_ORDER += ["tables", "row_locks", "committing", "sharing", "rows", "sequences", "eviction"]
 KERNEL_ORDER += ["slots", "slot_table", "slot_tree", "slot_entries", "slot_prefix"]
 # What imports numba.cuda and cupy, and only when asked for a device.
-CUDA_DOOR = ("_cuda_loops", "_cuda", "_cuda_images", "_cuda_device")
+CUDA_DOOR = ("_cuda_views", "_cuda_loops", "_cuda", "_cuda_images", "_cuda_cupy", "_cuda_device")
 # Where the steps stand that run CUDA kernels in the simulator: CUDA_STEPS, and WITHOUT_TWIN.
 CUDA_REGISTRIES = [
     importlib.import_module(f"tests.cuda_{name}_steps")
@@ -106,7 +108,16 @@ CUDA_REGISTRIES = [
 CUDA_SHARED = {"scan", "calls", "batches", "merging", "releasing", "row_batches", "appends"}
 CUDA_SHARED |= {"page_frees", "slot_frees", "extends"}
 CUDA_SHARED |= {"row_facts", "dropping", "append_writes", "forking"}
-CUDA_ORDER = ["scan", "calls", "batches", "merging", "pool", "releasing", "page_frees", "slot_frees"]
+CUDA_ORDER = [
+    "scan",
+    "calls",
+    "batches",
+    "merging",
+    "pool",
+    "releasing",
+    "page_frees",
+    "slot_frees",
+]
 CUDA_ORDER += ["owners", "extends", *KERNEL_ORDER[2 : KERNEL_ORDER.index("tables")]]
 CUDA_ORDER += ["row_facts", "tables", "row_batches", "sharing", "dropping"]
 CUDA_ORDER += ["appends", "append_writes", "forking"]

@@ -13,7 +13,10 @@ from jitalloc.errors import InvalidArgument
 def as_device(
     device: Device, name: str, values: Any, dtype: np.dtype[Any], size: int | None = None
 ) -> Any:
-    """Return `values` as a contiguous array of the device; `size`: the length it must have."""
+    """Return `values` as a contiguous array of the device; `size`: the length it must have.
+
+    While a stream is captured it has to be contiguous as it is.
+    """
     array = device.adopt(name, values)
     if array.ndim != 1:
         raise InvalidArgument(name, array.shape, "must have one dimension")
@@ -21,7 +24,7 @@ def as_device(
         raise InvalidArgument(name, str(array.dtype), f"must be {dtype} on the GPU")
     if size is not None and array.size != size:
         raise InvalidArgument(name, array.size, f"must have {size} elements like the others")
-    return device.contiguous(array)
+    return device.contiguous(array, name)
 
 
 def as_integers(
@@ -44,9 +47,12 @@ def as_integers(
 def as_device_out(
     device: Device, name: str, out: Any, dtype: np.dtype[Any], size: int | None = None
 ) -> Any:
-    """Return the buffer `out`, or a new one where it is None; `size`: the length it must have."""
+    """Return the buffer `out`, or a new one where it is None; `size`: the length it must have.
+
+    While a stream is captured it must not be None.
+    """
     if out is None:
-        return device.empty(0 if size is None else size, dtype)
+        return device.empty(0 if size is None else size, dtype, name)
     array = device.adopt(name, out)
     if array.ndim != 1 or array.dtype != dtype:
         shown = f"{array.dtype}{list(array.shape)}"

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 from jitalloc.cuda.arguments import as_device, as_device_out
-from jitalloc.cuda.slab import CudaSlab
+from jitalloc.cuda.upkeep import CudaPoolUpkeep
 from jitalloc.kernels.cuda.owners import (
     owners_count_cuda,
     owners_free_cuda,
@@ -24,13 +23,10 @@ MOST_GROUPS = 1024  # whose calls are remembered
 MANY = 16384  # elements that one block puts into a ring by itself
 
 
-class CudaPageOwners(CudaSlab, PageOwners):
+class CudaPageOwners(CudaPoolUpkeep, PageOwners):
     """The part of a pool on the GPU that counts who holds a page."""
 
     __slots__ = ()
-
-    _groups: dict[int, list[int]]  # by number: the sizes of their calls, until somebody waits
-    _group_numbers: Iterator[int]
 
     def share(self, pages: Any) -> None:
         """Add one owner to each page, all or nothing: see `PagePool.share`."""
@@ -69,7 +65,7 @@ class CudaPageOwners(CudaSlab, PageOwners):
         count = as_device_out(self._gpu, "out", out, INT64, 1)
         group = self._open_group()
         if group is not None and group._is_mine():
-            group._gather(pages)
+            group._gather(self._gpu.copy(pages, "pages"))
             self._gpu.clear(count)
         else:
             self._free(pages, count, 0)
@@ -81,8 +77,9 @@ class CudaPageOwners(CudaSlab, PageOwners):
         elif pages.size <= MANY:
             self._start(owners_free_cuda, 0, pages, count, group)
         else:
-            self._start(owners_take_off_cuda, pages.size, pages)
-            self._start(owners_free_ring_cuda, pages.size, pages, count, group)
+            with self._calls:
+                self._start(owners_take_off_cuda, pages.size, pages)
+                self._start(owners_free_ring_cuda, pages.size, pages, count, group)
 
     def free_group(self) -> FreeGroup:
         """Gather the frees of a `with` block and release them by one call at its end.
@@ -112,17 +109,19 @@ class CudaPageOwners(CudaSlab, PageOwners):
         return group
 
     def _nothing(self) -> Any:
-        count = self._gpu.empty(1, INT64)
+        count = self._gpu.empty(1, INT64, "free_group")
         self._gpu.clear(count)
         return count
 
     def _free_gathered(self, gathered: list[Any]) -> Any:
-        count = self._gpu.empty(1, INT64)
-        number = next(self._group_numbers)
-        self._groups[number] = [each.size for each in gathered]
-        if len(self._groups) > MOST_GROUPS:
-            del self._groups[next(iter(self._groups))]
-        self._free(self._gpu.concatenate(gathered), count, number)
+        count = self._gpu.empty(1, INT64, "free_group")
+        pages = self._gpu.concatenate(gathered, "free_group")
+        with self._calls:  # who waits takes the groups that he knows for done
+            number = next(self._group_numbers)
+            self._groups[number] = [each.size for each in gathered]
+            if len(self._groups) > MOST_GROUPS:
+                del self._groups[next(iter(self._groups))]
+            self._free(pages, count, number)
         return count
 
     def free_slots(self, slots: Any, *, out: Any = None) -> Any:
@@ -138,8 +137,9 @@ class CudaPageOwners(CudaSlab, PageOwners):
         elif slots.size <= MANY:
             self._start(owners_free_slots_cuda, 0, slots, count)
         else:
-            self._start(owners_mark_slots_cuda, slots.size, slots)
-            self._start(owners_free_slots_ring_cuda, slots.size, slots, count)
+            with self._calls:
+                self._start(owners_mark_slots_cuda, slots.size, slots)
+                self._start(owners_free_slots_ring_cuda, slots.size, slots, count)
         return count
 
     def refcount(self, pages: Any, *, out: Any = None) -> Any:

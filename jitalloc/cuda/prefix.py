@@ -68,7 +68,7 @@ class CudaPrefixCache(PrefixCache, device="cuda"):
     def _install(self, slab: NDArray[np.int64]) -> None:
         self.pool._cast()
         super()._install(slab)
-        self._tokens = self._gpu.upload(self.arrays.tokens.reshape(-1))
+        self._tokens = self._gpu.keep(self.arrays.tokens.reshape(-1))
 
     # What lies on the GPU, or comes from there.
 
@@ -145,7 +145,7 @@ class CudaPrefixCache(PrefixCache, device="cuda"):
         insert = super().insert
 
         def work() -> InsertResult:
-            with self.lock, self.pool._shape:
+            with self.lock, self.pool._shape, self.pool._calls:
                 held, owners, fetched = self._fetch(
                     named, gpu.empty(0, INT32) if ids is None else ids
                 )
@@ -164,7 +164,7 @@ class CudaPrefixCache(PrefixCache, device="cuda"):
 
     def _give_way(self, n: int, reason: int) -> int:
         def work() -> int:
-            with self.pool._everyone():
+            with self.pool._everyone(), self.pool._calls:
                 self._follow()
                 return self._choose(n, reason)
 

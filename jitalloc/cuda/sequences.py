@@ -85,6 +85,7 @@ class CudaPagedKVCache(CudaSequenceSharing, device="cuda"):
         if n is None:
             n = 1 if tokens is None else as_device(gpu, "tokens", tokens, INT32).size
         with self.lock:
+            self._wait()
             rows = self.rows([seq_id])
             try:
                 return self._append_one(rows, n, tokens)
@@ -97,7 +98,6 @@ class CudaPagedKVCache(CudaSequenceSharing, device="cuda"):
     def _append_one(self, rows: Any, n: int, tokens: Any) -> Appended:
         gpu = self.pool._gpu
         with self.pool._calls:
-            self._wait()
             slots, copies = self.append_batch(rows, n, tokens=tokens)
             self._wait()
             count = int((gpu.download(copies.src) != NULL).sum())

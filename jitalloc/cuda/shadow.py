@@ -169,22 +169,33 @@ class ShadowedPool:
         shadow: PoolShadow = self._shadow
         return shadow
 
-    def _bring_time(self) -> None:
-        """Let the clock of the GPU count the steps of the host, unless its stream is captured."""
+    def _bring_time(self) -> int | None:
+        """Let the clock of the GPU count the steps of the host, unless its stream is captured.
+
+        Returns the step of the pool once all that was launched has run. Within the lock of calls.
+        """
         shadow = self._shadow
-        if shadow is not None and shadow.pending and not self._gpu.capturing():
+        if shadow is None:
+            return None
+        if shadow.pending and not self._gpu.capturing():
             steps = shadow.pending
             self._gpu.launch(prefix.prefix_advance_cuda, 1, 1, *self._state, steps)
             shadow.there += steps
+        there: int = shadow.there
+        return there
 
     def _tick(self, kernel: CudaKernel) -> None:
         if self._shadow is not None:
             self._bring_time()
             self._shadow.start(kernel)
 
-    def _meet(self, words: NDArray[np.int64]) -> None:
-        """Follow a record and header that have come down."""
-        if self._shadow is not None:
+    def _meet(self, words: NDArray[np.int64], launched: int | None = None) -> None:
+        """Follow a record and header that have come down, within the lock of calls.
+
+        `launched`: what `_bring_time` has returned, where others may have launched since: then
+        what came down tells nothing.
+        """
+        if self._shadow is not None and launched in (None, self._shadow.there):
             self._shadow.meet(words[RECORD_SLOTS:])
 
     def _resize_host(self, num_pages: int) -> None:

@@ -54,7 +54,7 @@ class CudaSlotAllocator(CudaSlab, SlotAllocator, device="cuda"):
       wait for nothing can be captured in a CUDA graph, `alloc_batch` given `out`.
     """
 
-    __slots__ = ("_gpu", "_record", "_state", "_words")
+    __slots__ = ("_gpu", "_lock", "_record", "_state", "_words")
 
     def _install(self, slab: NDArray[np.int64]) -> None:
         self._put(slab)

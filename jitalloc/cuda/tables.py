@@ -52,7 +52,7 @@ class CudaBlockTables(BlockTables):
 
     def _install(self, slab: NDArray[np.int64]) -> None:
         gpu = self.pool._gpu
-        self._slab = gpu.upload(slab)
+        self._slab = gpu.keep(slab)
         self._state = gpu.wrap(self._slab)
         self.arrays = table_arrays(self._slab, self.max_sequences, self.max_pages_per_sequence)
 
@@ -60,15 +60,17 @@ class CudaBlockTables(BlockTables):
         """Launch an export with a thread for each `ITEMS` of `elements`; 0: in one block."""
         pool = self.pool
         gpu = pool._gpu
-        record, wrapped = pool._state[1], pool._wrapped(arguments)
-        gpu.launch(kernel, blocks_for(gpu, elements), gpu.threads, record, self._state, *wrapped)
+        blocks, wrapped = blocks_for(gpu, elements), pool._wrapped(arguments)
+        with pool._calls:
+            gpu.launch(kernel, blocks, gpu.threads, pool._state[1], self._state, *wrapped)
 
     def _number(self, kernel: CudaKernel, rows: Any) -> int:
         """Return the number that `kernel` finds out about `rows`; waits for the GPU."""
         gpu = self.pool._gpu
         found = gpu.empty(1, INT64)
-        self._start(kernel, 0, rows, found)
-        self.pool._settled()
+        with self.pool._calls:
+            self._start(kernel, 0, rows, found)
+            self.pool._settled()
         return int(gpu.download(found)[0])
 
     def block_tables(self, rows: Any, *, width: int | None = None, out: Any = None) -> Any:

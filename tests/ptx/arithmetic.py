@@ -12,7 +12,12 @@ INSTRUCTIONS: dict[str, Handler] = {}
 instruction = registering(INSTRUCTIONS)
 
 COMPARE = {
-    "eq": "eq", "ne": "ne", "lo": "ult", "ls": "ule", "hi": "ugt", "hs": "uge",
+    "eq": "eq",
+    "ne": "ne",
+    "lo": "ult",
+    "ls": "ule",
+    "hi": "ugt",
+    "hs": "uge",
     **{each: each for each in ("lt", "le", "gt", "ge")},
 }
 PAIR = re.compile(r"\{\s*([%\w$-]+)\s*,\s*([%\w$-]+)\s*\}$")
@@ -190,8 +195,9 @@ def convert(t: Translator, i: Instruction) -> None:
     to = i.op[1]
     if to not in SIZES or to[0] not in "us":
         raise PtxError("unknown modifiers")
-    value = t.read(i.args[1], of)
-    t.write(i.args[0], to, t.resize(value, bit_type(of), bit_type(to), of[0] == "s"))
+    value = t.read(i.args[1], of, wider=True)
+    made = t.resize(value, bit_type(of), bit_type(to), of[0] == "s")
+    t.write(i.args[0], to, made, wider=True)
 
 
 @instruction("cvta")

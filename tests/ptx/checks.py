@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from numba import carray
 
-from tests.ptx.compiled import bytes_at, callback, fail, halves_at, rows_at
+from tests.ptx.compiled import bytes_at, callback, fail, halves_at, load_bytes, rows_at
 from tests.ptx.layout import (
     BLOCK_WORDS,
     LAUNCH_WORDS,
@@ -47,8 +47,8 @@ def global_check(launch, block, thread, at, size, site, line):  # type: ignore[n
     return fail(L, B, T[Thread.ID], Error.GLOBAL_BOUNDS, line, size, offset, near)
 
 
-@callback(4)
-def shared_check(launch, block, thread, at, size, how, line):  # type: ignore[no-untyped-def]
+@callback(5)
+def shared_check(launch, block, thread, at, size, how, value, line):  # type: ignore[no-untyped-def]
     """Return the address of a place in shared memory; 0 where it may not be accessed."""
     L, B, T = (
         carray(launch, (LAUNCH_WORDS,)),
@@ -69,7 +69,9 @@ def shared_check(launch, block, thread, at, size, how, line):  # type: ignore[no
             return fail(L, B, me, Error.SHARED_UNWRITTEN, line, size, at, 0)
         if how & WRITES:
             state[i] = WRITTEN
+    place = B[Block.SHARED] + at
+    same = int(how == WRITES and load_bytes(place, size) == value)
     shadows = halves_at(B[Block.SHADOW], room >> 2, SHADOW_FIELDS)
     for word in range(at >> 2, (at + size + 3) >> 2):
-        touch(L, B, T, shadows[word], how & WRITES, how & ATOMIC, line, SHARED, 0)
-    return B[Block.SHARED] + at
+        touch(L, B, T, shadows[word], how & WRITES, how & ATOMIC, line, SHARED, same)
+    return place

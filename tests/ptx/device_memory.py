@@ -215,6 +215,9 @@ class ndarray:
     def __repr__(self) -> str:
         return repr(self.get())
 
+    def __str__(self) -> str:
+        return str(self.get())
+
     __hash__ = None  # type: ignore[assignment]
 
 

@@ -63,7 +63,11 @@ def _waiting(words: Any, lines: list[str], threads: Any, slot: int) -> str:
 
 
 def races(words: Any, notes: Any, lines: list[str]) -> list[str]:
-    """Return what races were found, each pair of places once."""
+    """Return the races that were found, each pair of places once.
+
+    Harmless are two: a write of what stands there already, and a plain read of a word that an
+    atomic changes meanwhile, as words are read as a whole.
+    """
     made = []
     for row in notes.reshape(-1, NOTE_FIELDS)[: words[Launch.NUM_NOTES]].tolist():
         space = "global" if row[0] else "shared"
@@ -72,6 +76,7 @@ def races(words: Any, notes: Any, lines: list[str]) -> list[str]:
             f"thread {thread}"
             for write, atomic, line, block, thread in (row[1:6], row[7:12])
         )
-        same = ", of what stands there" if row[13] else ""
-        made.append(f"race in {space} memory{same}: {one}, and {other}; {row[14]} times")
+        mixed = row[2] != row[8] and not (row[1] and row[7])
+        if not row[13] and not mixed:
+            made.append(f"race in {space} memory: {one}, and {other}; {row[14]} times")
     return made

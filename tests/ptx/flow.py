@@ -108,7 +108,7 @@ class Flow:
             last = code[span.last - 1]
             if last.op[0] == "bra":
                 if last.args[0] not in self.label:
-                    raise PtxError(f"line {last.line}: no label {last.args[0]}")
+                    raise PtxError(f"line {last.line}: no such label: {last.text}")
                 span.follow.append(self.label[last.args[0]])
             if last.op[0] not in ENDS or last.guard:
                 if n + 1 == len(self.spans):

@@ -61,7 +61,6 @@ class Log:
     """What the launches of this process did and found."""
 
     launches: dict[str, int] = field(default_factory=dict)  # by kernel
-    races: dict[str, list[str]] = field(default_factory=dict)
     counting: list[list[Counts]] = field(default_factory=list)
 
 
@@ -156,15 +155,13 @@ class Program:
         where = f"{self.name} <<<{grid}, {block}>>> ({settings.mode}, seed {settings.seed})"
         if not fine:
             raise MachineError(f"{where}: {fault_text(words, self.lines, rooms.threads)}")
-        if words[Launch.RACES]:
-            self._races(where, races(words, rooms.notes, self.lines))
+        found = races(words, rooms.notes, self.lines) if words[Launch.RACES] else []
+        if found:
+            raise MachineError(f"{where}: {'; '.join(found)}")
         if log.counting:
             made = self._count(facts, rooms)
             for each in log.counting:
                 each.append(made)
-
-    def _races(self, where: str, found: list[str]) -> None:
-        log.races.setdefault(self.name, []).extend(found)
 
     def _count(self, facts: dict[str, Any], rooms: Rooms) -> Counts:
         words = rooms.words

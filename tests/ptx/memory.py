@@ -92,9 +92,10 @@ def space_of(i: Instruction, words: int, *spaces: str) -> str:
     return i.op[1]
 
 
-def shared_pointer(t: Translator, i: Instruction, arg: str, how: int) -> str:
+def shared_pointer(t: Translator, i: Instruction, arg: str, how: int, value: str = "0") -> str:
+    """Return a checked place of shared memory. `value`: what is stored there."""
     at = t.effective(arg)
-    place = call(t, Launch.SHARED_CHECK, at, SIZES[i.kind], how, i.line)
+    place = call(t, Launch.SHARED_CHECK, at, SIZES[i.kind], how, value, i.line)
     t.unless(t.value(f"icmp eq i64 {place}, 0"))
     return t.value(f"inttoptr i64 {place} to ptr")
 
@@ -121,21 +122,21 @@ def load(t: Translator, i: Instruction) -> None:
         if offset or base not in t.params:
             raise PtxError("unknown parameter")
         at = t.value(f"getelementptr i64, ptr %params, i64 {t.params[base]}")
-        t.write(i.args[0], i.kind, t.value(f"load {of}, ptr {at}"))
+        t.write(i.args[0], i.kind, t.value(f"load {of}, ptr {at}"), wider=True)
     elif space == "shared":
         at = shared_pointer(t, i, i.args[1], 0)
-        t.write(i.args[0], i.kind, t.value(f"load {of}, ptr {at}, align {size}"))
+        t.write(i.args[0], i.kind, t.value(f"load {of}, ptr {at}, align {size}"), wider=True)
     else:
         address = global_address(t, i, i.args[1])
         done = t.fresh()
         if t.preempt:
             plain = watched(t)
             value = call(t, Launch.WATCH_LOAD, address, size, i.line)
-            t.write(i.args[0], i.kind, t.resize(value, "i64", of))
+            t.write(i.args[0], i.kind, t.resize(value, "i64", of), wider=True)
             t.end(f"br label %{done}")
             t.label(plain)
         at = t.value(f"inttoptr i64 {address} to ptr")
-        t.write(i.args[0], i.kind, t.value(f"load {of}, ptr {at}, align {size}"))
+        t.write(i.args[0], i.kind, t.value(f"load {of}, ptr {at}, align {size}"), wider=True)
         t.label(done)
 
 
@@ -143,12 +144,13 @@ def load(t: Translator, i: Instruction) -> None:
 def store(t: Translator, i: Instruction) -> None:
     space, of, size = space_of(i, 3, "shared", "global"), bit_type(i.kind), SIZES[i.kind]
     if space == "shared":
-        value = t.read(i.args[1], i.kind)
-        at = shared_pointer(t, i, i.args[0], WRITES)
+        value = t.read(i.args[1], i.kind, wider=True)
+        wide = t.resize(value, of, "i64")
+        at = shared_pointer(t, i, i.args[0], WRITES, wide)
         t.emit(f"store {of} {value}, ptr {at}, align {size}")
         return
     address = global_address(t, i, i.args[0])
-    value = t.read(i.args[1], i.kind)
+    value = t.read(i.args[1], i.kind, wider=True)
     done = t.fresh()
     if t.preempt:
         plain = watched(t)

@@ -38,12 +38,13 @@ class Native:
         digest = _digest(ptx, preempt)
         name = f"step_{digest}"
         file = Path(CACHE_FOLDER) / "ptx" / f"{digest}.object"
-        try:
-            head, _, code = file.read_bytes().partition(b"\n")
-            self.facts: dict[str, Any] = json.loads(head)
-        except (OSError, ValueError):
-            self.facts, code = _compile(ptx, preempt, name)
-            _write(file, json.dumps(self.facts).encode() + b"\n" + code)
+        found = file.read_bytes() if file.exists() else b""
+        if not found:
+            facts, code = _compile(ptx, preempt, name)
+            found = json.dumps(facts).encode() + b"\n" + code
+            _write(file, found)
+        head, _, code = found.partition(b"\n")
+        self.facts: dict[str, Any] = json.loads(head)
         engine = _engine()
         engine.add_object_file(llvm.ObjectFileRef.from_data(code))
         engine.finalize_object()

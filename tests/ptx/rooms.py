@@ -118,7 +118,7 @@ class Rooms:
         self.point(Launch.SPANS, spans)
         self.words[Launch.NUM_SPANS] = len(spans)
         if self.watched & Watch.RACE:
-            clocks = self.grid * CLOCKS_A_BLOCK * CLOCK_FIELDS
+            clocks = self.grid**2 * CLOCKS_A_BLOCK * CLOCK_FIELDS
             size = MOST_LOCATIONS >> 1
             self.point(Launch.GLOBAL_SHADOWS, np.zeros(count * SHADOW_FIELDS + 1, np.int32))
             self.point(Launch.CLOCKS, np.zeros(clocks, np.int64))

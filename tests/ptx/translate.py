@@ -158,12 +158,13 @@ class Translator:
             return f"%s{self.flow.slots[name]}"
         return "%x_" + name.strip("%")
 
-    def read(self, arg: str, kind: str) -> str:
-        """Return an operand, as a value of a PTX type; of a wider register, its low bits."""
+    def read(self, arg: str, kind: str, wider: bool = False) -> str:
+        """Return an operand, as a value of a PTX type. `wider`: registers may be, as for st."""
         if arg in self.flow.number:
             of = bit_type(self.kernel.registers[arg])
-            if SIZES[self.kernel.registers[arg]] < SIZES[kind]:
-                raise PtxError(f"{arg} is narrower than {kind}")
+            size = SIZES[self.kernel.registers[arg]]
+            if size != SIZES[kind] and not (wider and size > SIZES[kind]):
+                raise PtxError(f"{arg} is not of the size of {kind}")
             stored = "i8" if of == "i1" else of
             return self.resize(
                 self.value(f"load {stored}, ptr {self.pointer(arg)}"), stored, bit_type(kind)
@@ -177,12 +178,13 @@ class Translator:
             return self.resize(SPECIAL_VALUES[arg](self), "i64", bit_type(kind))
         raise PtxError(f"operand {arg[:100]!r}")
 
-    def write(self, name: str, kind: str, value: str) -> None:
-        """Assign a value of a PTX type, extended to the register's width as ld and cvt do."""
+    def write(self, name: str, kind: str, value: str, wider: bool = False) -> None:
+        """Assign a value of a PTX type. `wider`: it is extended to the register, as by ld."""
         if name not in self.flow.number:
             raise PtxError(f"result {name[:100]!r}")
         of = self.kernel.registers[name]
-        if SIZES[of] < SIZES[kind] or (of == "pred") != (kind == "pred"):
+        fits = SIZES[of] == SIZES[kind] or (wider and SIZES[of] > SIZES[kind])
+        if not fits or (of == "pred") != (kind == "pred"):
             raise PtxError(f"{name} does not hold {kind}")
         stored = "i8" if of == "pred" else bit_type(of)
         value = self.resize(value, bit_type(kind), stored, kind[0] == "s")

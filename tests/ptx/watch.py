@@ -34,8 +34,11 @@ def watch_store(launch, block, thread, at, value, size, line):  # type: ignore[n
         carray(thread, (THREAD_HEAD,)),
     )
     if L[Launch.WATCH] & Watch.RACE:
-        same = load_bytes(at, size) == value
-        race_check(L, B, T, at, size, 1, 0, line, int(same))
+        if L[Launch.WATCH] & Watch.WEAK:
+            seen = weak_load(L, B, T, at, size, line)
+        else:
+            seen = load_bytes(at, size)
+        race_check(L, B, T, at, size, 1, 0, line, int(seen == value))
     if L[Launch.WATCH] & Watch.WEAK:
         weak_store(L, B, T, at, value, size, line)
     else:

@@ -110,7 +110,7 @@ def settle_shares(pool, src):
     copies = np.int64(0)
     for i in range(begin, end):
         if src[i] != NULL and refcount[src[i]] == -1 - i:
-            refcount[src[i]] = 1
+            gpu.atomic.exch(refcount, np.int64(src[i]), np.int32(1))  # the others look meanwhile
             src[i] = NULL
         elif src[i] != NULL:
             copies += 1
