@@ -58,7 +58,7 @@ class SharingCache(Cache):
 
     # Room is made by evicting cached pages, if that is enough.
 
-    def make_room(self, need: int, locked: Sequence[Node] = ()) -> None:
+    def _make_room(self, need: int, locked: Sequence[Node] = ()) -> None:
         available = self.pool.available
         reclaimable = self.reclaimable - sum(node.locks == 0 for node in locked)
         if need > available + reclaimable:
@@ -68,6 +68,14 @@ class SharingCache(Cache):
         if need > available:
             self.prefix._expire()
             self.prefix._evict(need - available, "pressure")
+
+    def make_room(self, num_pages: int) -> int:
+        if num_pages < 0:
+            raise InvalidArgument("num_pages", num_pages, "negative")
+        before = len(self.prefix.nodes)
+        self._make_room(num_pages)
+        self.pool.step += 1
+        return before - len(self.prefix.nodes)
 
     def take(self, need: int) -> list[int]:
         self.pool.need(need)
@@ -94,7 +102,7 @@ class SharingCache(Cache):
         row = self._new_row()
         path = self.prefix.path(tuple(known), namespace)
         need = pages_of(length, self.pool.page_size) - len(path)
-        self.make_room(need, path)
+        self._make_room(need, path)
         if tokens is not None:
             self._count_lookup(known, path)
         pages = [node.page for node in path]
@@ -130,7 +138,7 @@ class SharingCache(Cache):
         self.pool.check_counts("n", counts)
         self.check_rows("rows", rows, distinct=True)
         lengths = [self.rows[row].length for row in rows]
-        self.make_room(self._append_need(rows, counts))
+        self._make_room(self._append_need(rows, counts))
         slots, moves = super().append_batch(rows, counts)
         left = None if tokens is None else list(tokens)
         for row, n, before in zip(rows, counts, lengths, strict=True):
