@@ -116,10 +116,14 @@ class CupyDevice:
             expected = f"this lives on GPU {self.number}; use it within cupy.cuda.Device"
             raise WrongDevice("current device", current, f"{expected}({self.number})")
 
+    def capturing(self) -> bool:
+        stream = self._current_stream(self.number)
+        return bool(stream.ptr > LEGACY_STREAM and stream.is_capturing())
+
     def _refuse_captured(self, text: str, name: str = "stream", value: Any = None) -> None:
         """Raise `InvalidArgument` about the argument `name` while the stream is captured."""
         stream = self._current_stream(self.number)
-        if stream.ptr > LEGACY_STREAM and stream.is_capturing():
+        if self.capturing():
             raise InvalidArgument(name, stream.ptr if name == "stream" else value, text)
 
     def empty(self, size: int, dtype: np.dtype[Any], name: str = "out") -> Any:

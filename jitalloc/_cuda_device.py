@@ -81,6 +81,9 @@ class Device(Protocol):
     def concatenate(self, arrays: list[Any], name: str = "arrays") -> Any:
         """Return a new array of the elements of all, in stream order."""
 
+    def capturing(self) -> bool:
+        """Return whether a CUDA graph is captured on the stream of the next launch."""
+
     def copy(self, values: Any, name: str = "values") -> Any:
         """Return a copy on the device, in stream order."""
 
@@ -158,6 +161,9 @@ class SimulatedDevice:
 
     def concatenate(self, arrays: list[Any], name: str = "arrays") -> Any:
         return np.concatenate(arrays).view(SimulatedArray)
+
+    def capturing(self) -> bool:
+        return False
 
     def copy(self, values: Any, name: str = "values") -> Any:
         return values.copy()

@@ -1,6 +1,5 @@
 """What lives on the GPU: what `PagePool(device="cuda")` and the like return."""
 
-from jitalloc.cuda.matches import CudaPrefixBatch, CudaPrefixMatch
 from jitalloc.cuda.mirror import CudaBlockTableMirror
 from jitalloc.cuda.pool import CudaPagePool
 from jitalloc.cuda.prefix import CudaPrefixCache
@@ -14,8 +13,6 @@ __all__ = [
     "CudaBlockTables",
     "CudaPagePool",
     "CudaPagedKVCache",
-    "CudaPrefixBatch",
     "CudaPrefixCache",
-    "CudaPrefixMatch",
     "CudaSlotAllocator",
 ]
