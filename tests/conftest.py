@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 
@@ -78,6 +79,26 @@ def few_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two threads a block, where the simulator runs them."""
     if _cuda.SIMULATED:
         monkeypatch.setattr(_cuda_device.device(), "threads", 2)
+
+
+@pytest.fixture
+def many_small_blocks(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
+    """Blocks of few threads, and at most five; returns the launches, with their blocks."""
+    gpu: Any = _cuda_device.device()
+    launches: list[tuple[str, int]] = []
+    launch = gpu.launch
+
+    def noted(kernel: Any, blocks: int, threads: int, *arguments: Any) -> None:
+        launches.append((kernel.name, blocks))
+        launch(kernel, blocks, threads, *arguments)
+
+    monkeypatch.setattr(gpu, "launch", noted)
+    monkeypatch.setattr(gpu, "threads", 4 if isinstance(gpu, _cuda_device.SimulatedDevice) else 32)
+    monkeypatch.setattr("jitalloc.cuda.slab.ITEMS", 1)
+    monkeypatch.setattr("jitalloc.cuda.slab.MOST_BLOCKS", 5)
+    monkeypatch.setattr("jitalloc.cuda.pool.LARGE", 8)
+    monkeypatch.setattr("jitalloc.cuda.owners.MANY", 8)
+    return launches
 
 
 @pytest.fixture

@@ -24,7 +24,7 @@ KERNEL_FILES = sorted(
 )
 # Helpers that several nouns are built from: no kernel, so no facade and no benchmark.
 SHARED_KERNELS = {"runs", "children", "wheel", "queues", "joints", "paths", "comparing", "search"}
-SHARED_KERNELS |= {"insertion", "invariants", "list_invariants", "row_locks"}
+SHARED_KERNELS |= {"insertion", "invariants", "list_invariants", "row_locks", "committing"}
 NOUNS = [noun for noun in KERNEL_FILES if noun not in SHARED_KERNELS]
 
 # The flow of data: a module imports only what stands above it. Modules of one line, of each
@@ -62,6 +62,7 @@ ORDER = [
     ["insertion"],
     ["prefix_locks"],
     ["prefix"],
+    ["mirror"],
     ["tables"],
     ["ids"],
     ["holding"],
@@ -95,19 +96,20 @@ ORDER = [
 KERNEL_ORDER = ["pool", "owners", "tokens", "upkeep"]
 KERNEL_ORDER += ["runs", "children", "wheel", "queues", "joints", "paths", "comparing", "search"]
 KERNEL_ORDER += ["insertion", "prefix", "reclaim", "invariants", "list_invariants", "prefix_upkeep"]
-KERNEL_ORDER += ["tables", "row_locks", "sharing", "rows", "sequences", "eviction"]
+KERNEL_ORDER += ["tables", "mirror", "row_locks", "committing", "sharing", "rows", "sequences"]
+KERNEL_ORDER += ["eviction"]
 KERNEL_ORDER += ["slots", "slot_table", "slot_tree", "slot_entries", "slot_prefix"]
 # What imports numba.cuda and cupy, and only when asked for a device.
 CUDA_DOOR = ("_cuda_views", "_cuda_loops", "_cuda", "_cuda_images", "_cuda_cupy", "_cuda_device")
 # Where the steps stand that run CUDA kernels in the simulator: CUDA_STEPS, and WITHOUT_TWIN.
 CUDA_REGISTRIES = [
     importlib.import_module(f"tests.cuda_{name}_steps")
-    for name in ("pool", "prefix", "tables", "slot", "cache")
+    for name in ("pool", "prefix", "tables", "mirror", "slot", "cache")
 ]
 # Files of kernels/cuda/ that hold no twins, and where they stand among the others.
 CUDA_SHARED = {"scan", "calls", "batches", "merging", "releasing", "row_batches", "appends"}
 CUDA_SHARED |= {"page_frees", "slot_frees", "extends"}
-CUDA_SHARED |= {"row_facts", "dropping", "append_writes", "forking"}
+CUDA_SHARED |= {"row_facts", "dropping", "append_writes", "forking", "leading"}
 CUDA_ORDER = [
     "scan",
     "calls",
@@ -119,7 +121,7 @@ CUDA_ORDER = [
     "slot_frees",
 ]
 CUDA_ORDER += ["owners", "extends", *KERNEL_ORDER[2 : KERNEL_ORDER.index("tables")]]
-CUDA_ORDER += ["row_facts", "tables", "row_locks", "sharing", "row_batches", "dropping"]
+CUDA_ORDER += ["row_facts", "tables", "mirror", "row_batches", "sharing", "leading", "dropping"]
 CUDA_ORDER += ["appends", "append_writes", "forking"]
 CUDA_ORDER += KERNEL_ORDER[KERNEL_ORDER.index("rows") :]
 # Launches that stand before the one which has the twin's name, and that twin.

@@ -125,6 +125,7 @@ class CudaSlab:
         blocks = max(blocks_for(gpu, elements), min(blocks, MOST_BLOCKS))
         wrapped = self._wrapped(arguments)
         with self._lock:
+            self._tick(kernel)
             gpu.launch(kernel, blocks, gpu.threads, *self._state, *wrapped)
 
     def _start_block(
@@ -141,7 +142,11 @@ class CudaSlab:
         if blocks > 1:
             threads = max(threads, gpu.threads)
         with self._lock:
+            self._tick(kernel)
             gpu.launch(kernel, blocks, threads, *self._state, *wrapped)
+
+    def _tick(self, kernel: CudaKernel) -> None:
+        """Follow a launch that is about to come, where the host has a clock of its own."""
 
     def _wrapped(self, arguments: tuple[Any, ...]) -> list[Any]:
         wrap = self._gpu.wrap
