@@ -107,7 +107,7 @@ CUDA_REGISTRIES = [
 # Files of kernels/cuda/ that hold no twins, and where they stand among the others.
 CUDA_SHARED = {"scan", "calls", "batches", "merging", "releasing", "row_batches", "appends"}
 CUDA_SHARED |= {"page_frees", "slot_frees", "extends"}
-CUDA_SHARED |= {"row_facts", "dropping", "append_writes", "forking"}
+CUDA_SHARED |= {"row_facts", "dropping", "append_writes", "forking", "leading"}
 CUDA_ORDER = [
     "scan",
     "calls",
@@ -119,7 +119,7 @@ CUDA_ORDER = [
     "slot_frees",
 ]
 CUDA_ORDER += ["owners", "extends", *KERNEL_ORDER[2 : KERNEL_ORDER.index("tables")]]
-CUDA_ORDER += ["row_facts", "tables", "row_locks", "sharing", "row_batches", "dropping"]
+CUDA_ORDER += ["row_facts", "tables", "row_locks", "sharing", "row_batches", "leading", "dropping"]
 CUDA_ORDER += ["appends", "append_writes", "forking"]
 CUDA_ORDER += KERNEL_ORDER[KERNEL_ORDER.index("rows") :]
 # Launches that stand before the one which has the twin's name, and that twin.
