@@ -51,10 +51,7 @@ class AllocateFree:
 
 
 class Decode:
-    """100 decode steps of `append_batch` with token ids; each page that fills is committed.
-
-    Beside it the same without a prefix cache.
-    """
+    """100 decode steps of `append_batch` with token ids, with and without a prefix cache."""
 
     params = ((16, 256, 1024), (True, False))
     param_names = ("sequences", "prefix_cache")

@@ -116,10 +116,14 @@ class CupyDevice:
             expected = f"this lives on GPU {self.number}; use it within cupy.cuda.Device"
             raise WrongDevice("current device", current, f"{expected}({self.number})")
 
+    def capturing(self) -> bool:
+        stream = self._current_stream(self.number)
+        return bool(stream.ptr > LEGACY_STREAM and stream.is_capturing())
+
     def _refuse_captured(self, text: str, name: str = "stream", value: Any = None) -> None:
         """Raise `InvalidArgument` about the argument `name` while the stream is captured."""
         stream = self._current_stream(self.number)
-        if stream.ptr > LEGACY_STREAM and stream.is_capturing():
+        if self.capturing():
             raise InvalidArgument(name, stream.ptr if name == "stream" else value, text)
 
     def empty(self, size: int, dtype: np.dtype[Any], name: str = "out") -> Any:
@@ -147,6 +151,23 @@ class CupyDevice:
         self._look()
         self._refuse_captured("captured, and the call waits for the GPU")
         self._cupy.cuda.runtime.deviceSynchronize()
+
+    def pinned(self, size: int, dtype: np.dtype[Any]) -> NDArray[Any]:
+        memory = self._cupy.cuda.alloc_pinned_memory(size * dtype.itemsize)
+        return np.frombuffer(memory, dtype, size)
+
+    def upload_async(self, values: NDArray[Any], target: Any) -> Any:
+        self._look()
+        self._refuse_captured("captured, and the call copies what the host has now")
+        cuda, stream = self._cupy.cuda, self._current_stream(self.number)
+        there, here, size = target.data.ptr, values.ctypes.data, values.nbytes
+        cuda.runtime.memcpyAsync(there, here, size, cuda.runtime.memcpyHostToDevice, stream.ptr)
+        event = cuda.Event(disable_timing=True)
+        event.record(stream)
+        return event
+
+    def wait_for(self, event: Any) -> None:
+        event.synchronize()
 
     def clear(self, values: Any) -> None:
         self._look()

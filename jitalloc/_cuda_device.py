@@ -57,6 +57,18 @@ class Device(Protocol):
     def wait(self) -> None:
         """Wait for all streams of the device."""
 
+    def pinned(self, size: int, dtype: np.dtype[Any]) -> NDArray[Any]:
+        """Return a new array of the host, from which `upload_async` copies."""
+
+    def upload_async(self, values: NDArray[Any], target: Any) -> Any:
+        """Copy a pinned array to the beginning of one of the device; return an event behind it.
+
+        In stream order, so `values` must stay as it is until `wait_for` the event.
+        """
+
+    def wait_for(self, event: Any) -> None:
+        """Let the host wait until what came before an event is done."""
+
     def clear(self, values: Any) -> None:
         """Set every element to zero, in stream order."""
 
@@ -68,6 +80,9 @@ class Device(Protocol):
 
     def concatenate(self, arrays: list[Any], name: str = "arrays") -> Any:
         """Return a new array of the elements of all, in stream order."""
+
+    def capturing(self) -> bool:
+        """Return whether a CUDA graph is captured on the stream of the next launch."""
 
     def copy(self, values: Any, name: str = "values") -> Any:
         """Return a copy on the device, in stream order."""
@@ -123,6 +138,15 @@ class SimulatedDevice:
     def wait(self) -> None:
         pass  # a launch returns when it is done
 
+    def pinned(self, size: int, dtype: np.dtype[Any]) -> NDArray[Any]:
+        return np.full(size, 77, dtype)
+
+    def upload_async(self, values: NDArray[Any], target: Any) -> Any:
+        target[: values.size] = values
+
+    def wait_for(self, event: Any) -> None:
+        pass  # all is done at once
+
     def clear(self, values: Any) -> None:
         values.fill(0)
 
@@ -137,6 +161,9 @@ class SimulatedDevice:
 
     def concatenate(self, arrays: list[Any], name: str = "arrays") -> Any:
         return np.concatenate(arrays).view(SimulatedArray)
+
+    def capturing(self) -> bool:
+        return False
 
     def copy(self, values: Any, name: str = "values") -> Any:
         return values.copy()

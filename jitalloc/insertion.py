@@ -7,7 +7,7 @@ from collections.abc import Hashable
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from jitalloc.arguments import as_count, as_pages, as_tokens
+from jitalloc.arguments import as_count, as_pages
 from jitalloc.errors import (
     NEGATIVE_TOKEN,
     InvalidArgument,
@@ -68,7 +68,7 @@ class PrefixInsertion(PrefixReclaim):
             As in `match`; `pages` has another length; or `priority` and `lifetime` do not fit
             the policy.
         """
-        tokens, pages = as_tokens(tokens), np.ascontiguousarray(as_pages(pages))
+        tokens, pages = self._as_tokens(tokens), np.ascontiguousarray(as_pages(pages))
         needed = tokens.size // self.page_size
         if pages.size != needed:
             raise InvalidArgument("pages", pages.size, f"must be {needed}, one a whole page")

@@ -7,7 +7,7 @@ from collections.abc import Hashable, Sequence
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from jitalloc.arguments import as_lengths, as_tokens
+from jitalloc.arguments import as_lengths
 from jitalloc.errors import (
     NEGATIVE_TOKEN,
     InvalidArgument,
@@ -111,12 +111,12 @@ class PrefixCache(PrefixLocks):
         except AttributeError:
             fast = False
         if not fast or type(tokens) is not np.ndarray or not tokens.flags.c_contiguous:
-            tokens = as_tokens(tokens)
+            tokens = self._as_tokens(tokens)
         root = MAIN_ROOT if namespace is None else self._root(namespace)
         match = PrefixMatch(self, self._epoch, tokens.size // self.page_size)
         record = match._record
         try:
-            status: int = prefix_match_cpu.run(self.pool._slab, self._slab, root, tokens, record)
+            status: int = prefix_match_cpu.run(self.pool._host, self._slab, root, tokens, record)
             if status < 0:
                 if status == BUSY_STATUS:
                     status = self._run(prefix_match_cpu, root, tokens, record)
@@ -157,7 +157,7 @@ class PrefixCache(PrefixLocks):
         InvalidArgument, WrongDevice
             As in `match`, or `indptr` or `namespaces` do not fit.
         """
-        flat = as_tokens(tokens)
+        flat = self._as_tokens(tokens)
         bounds = self._bounds(indptr, flat.size)
         roots = self._roots(namespaces, bounds.size - 1)
         room = int((np.diff(bounds) // self.page_size).sum())
@@ -224,7 +224,7 @@ class PrefixCache(PrefixLocks):
         InvalidArgument, WrongDevice
             As in `match`.
         """
-        tokens = as_tokens(tokens)
+        tokens = self._as_tokens(tokens)
         match = PrefixMatch(self, self._epoch, tokens.size // self.page_size)
         record = match._record
         try:

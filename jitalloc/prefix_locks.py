@@ -51,7 +51,7 @@ class PrefixLocks(PrefixInsertion):
         if not mine:
             raise NotLocked("the match is of another cache")
         record, size = match._record, match._size
-        status: int = prefix_release_cpu.run(self.pool._slab, self._slab, record, size, held)
+        status: int = prefix_release_cpu.run(self.pool._host, self._slab, record, size, held)
         if status < 0:
             self._give_back_late(match, held, status)
 

@@ -8,10 +8,10 @@ from collections.abc import Hashable
 from typing import Any, Final, Self, cast
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from jitalloc._jit import Kernel
-from jitalloc.arguments import as_choice, as_count, as_fraction
+from jitalloc.arguments import as_choice, as_count, as_fraction, as_tokens
 from jitalloc.devices import OnDevice
 from jitalloc.epochs import Epoch
 from jitalloc.errors import InvalidArgument, WrongDevice
@@ -102,13 +102,17 @@ class PrefixSlab(OnDevice):
     def _run(self, kernel: Kernel, *args: Any) -> int:
         """Run `kernel` on the pool's slab and ours, waiting while another thread is inside."""
         # Who replaces both slabs installs ours first: no call sees a new pool with an old cache.
-        status: int = kernel.run(self.pool._slab, self._slab, *args)
+        status: int = kernel.run(self.pool._host, self._slab, *args)
         pause = 1e-6
         while status == BUSY_STATUS:
             time.sleep(pause)
             pause = min(2 * pause, 1e-3)
-            status = kernel.run(self.pool._slab, self._slab, *args)
+            status = kernel.run(self.pool._host, self._slab, *args)
         return status
+
+    def _as_tokens(self, tokens: ArrayLike) -> NDArray[np.int32]:
+        """Return token ids as a contiguous `int32[n]` on the host."""
+        return as_tokens(tokens)
 
     def _root(self, namespace: Hashable) -> int:
         """Return the root of a namespace; that of an unknown one has no pages behind it."""

@@ -118,9 +118,13 @@ class PrefixUpkeep(PrefixSlab):
         for holder in self.pool._holders:
             if holder is not self:
                 owners += np.bincount(holder._held_pages(), minlength=owners.size)
-        short = self.pool.arrays.refcount < owners
+        short = self._refcounts() < owners
         if short.any():
             raise CorruptState(f"page {np.argmax(short)} has fewer owners than hold it")
+
+    def _refcounts(self) -> NDArray[np.int32]:
+        """Return how many owners each page of the pool has."""
+        return self.pool.arrays.refcount
 
     def _check_header(self) -> None:
         right = self._new_header(self.pool.num_pages)

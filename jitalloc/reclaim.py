@@ -11,7 +11,7 @@ from jitalloc.errors import (
     unpack_status,
 )
 from jitalloc.kernels.reclaim import reclaim_clear_cpu, reclaim_evict_cpu
-from jitalloc.prefix_state import REQUESTED
+from jitalloc.prefix_state import CLEARED, REQUESTED
 from jitalloc.prefix_upkeep import PrefixUpkeep
 
 
@@ -54,7 +54,7 @@ class PrefixReclaim(PrefixUpkeep):
         >>> cache.evict(2), cache.match(range(12)).num_tokens, cache.evict(9)
         (2, 4, 0)
         """
-        status = self._run(reclaim_evict_cpu, as_count("n", n), REQUESTED)
+        status = self._give_way(as_count("n", n), REQUESTED)
         if status < 0:
             raise self._reclaim_error(status)
         return status
@@ -67,9 +67,15 @@ class PrefixReclaim(PrefixUpkeep):
         PagesLocked
             Matches, pins or sequences hold locks. Nothing was forgotten.
         """
-        status = self._run(reclaim_clear_cpu)
+        status = self._give_way(self.num_cached, CLEARED)
         if status < 0:
             raise self._reclaim_error(status)
+
+    def _give_way(self, n: int, reason: int) -> int:
+        """Let `n` pages give way, or all of them for the reason CLEARED; return how many did."""
+        if reason == CLEARED:
+            return self._run(reclaim_clear_cpu)
+        return self._run(reclaim_evict_cpu, n, reason)
 
     def _reclaim_error(self, status: int) -> JitallocError:
         code, detail = unpack_status(status)

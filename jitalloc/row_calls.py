@@ -7,12 +7,12 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from jitalloc.errors import NEGATIVE_TOKEN, argument_error, pack_status
+from jitalloc.errors import NEGATIVE_TOKEN, POSITION_RANGE, argument_error, pack_status
 from jitalloc.exports import SequenceExports
 from jitalloc.kernels.eviction import eviction_to_cpu, eviction_window_cpu
 from jitalloc.kernels.rows import rows_allocate_cpu, rows_allocate_tokens_cpu, rows_free_cpu
 from jitalloc.kernels.sequences import sequences_fork_cpu, sequences_truncate_cpu
-from jitalloc.kernels.sharing import sharing_pages_cpu
+from jitalloc.kernels.sharing import sharing_commit_cpu, sharing_pages_cpu, sharing_room_cpu
 from jitalloc.prefix import PrefixCache
 from jitalloc.state import LENGTH, LOCKED
 
@@ -62,6 +62,19 @@ class SequenceCalls(SequenceExports):
         """End sequences; return how many pages went free."""
         slabs = self.tables._slab, self._prefix
         return self.pool._run(rows_free_cpu, *slabs, rows, int(commit), int(evicted))
+
+    # Sharing.
+
+    def _commit_row(self, row: int, ids: NDArray[np.int32]) -> int:
+        """Let a sequence enter the cache; return how many of its pages stand there."""
+        length = int(self.tables.arrays.columns[LENGTH, row])
+        if ids.size > length:
+            return pack_status(POSITION_RANGE, length)
+        return self.pool._run(sharing_commit_cpu, self.tables._slab, self._prefix, row, ids)
+
+    def _make_room(self, need: int) -> int:
+        """Let cached pages give way until `need` are available; return how many did."""
+        return self.pool._run(sharing_room_cpu, self._prefix, need)
 
     # Shrinking.
 

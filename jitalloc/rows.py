@@ -156,7 +156,7 @@ class SequenceRows(SequenceCalls):
 
         With a prefix cache and `tokens`, whole pages that are cached already are shared: the
         sequence holds and locks them, and only the rest is allocated. The first tokens stay
-        known, so that `append_batch`, `commit` and `free` can let full pages enter the cache.
+        known, so that `commit` and `free` can let full pages enter the cache.
 
         Parameters
         ----------

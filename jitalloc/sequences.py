@@ -130,9 +130,7 @@ class PagedKVCache(SequenceTruncation):
         sequence's own first (copy-on-write). Sequences take their turn in batch order, so of
         two that share such a page the first one copies it and the second may keep it.
 
-        With a prefix cache, full pages of known tokens that were there before the call enter
-        it: an append means that all before it has been computed. Where the cache has such a
-        page already, the sequence takes that one over and its own goes free.
+        Nothing enters a prefix cache: `commit` and `free` publish what has been computed.
 
         Parameters
         ----------

@@ -6,10 +6,16 @@ from collections.abc import Hashable
 
 from numpy.typing import ArrayLike
 
-from jitalloc.errors import InvalidArgument, argument_error
-from jitalloc.kernels.sharing import sharing_commit_cpu
+from jitalloc.arguments import as_count
+from jitalloc.errors import (
+    POSITION_RANGE,
+    InvalidArgument,
+    OutOfPages,
+    argument_error,
+    unpack_status,
+)
 from jitalloc.saving import SequenceSaving
-from jitalloc.state import LENGTH, NO_TOKENS
+from jitalloc.state import NO_TOKENS
 
 
 class SequenceSharing(SequenceSaving):
@@ -74,11 +80,41 @@ class SequenceSharing(SequenceSaving):
             raise InvalidArgument("prefix_cache", None, "there is none to commit to")
         ids = NO_TOKENS if tokens is None else self._as_tokens(tokens)
         with self.lock:
-            row = self.row(seq_id)
-            length = int(self.tables.arrays.columns[LENGTH, row])
-            if ids.size > length:
-                raise InvalidArgument("tokens", ids.size, f"the sequence has {length} tokens")
-            pages = self.pool._run(sharing_commit_cpu, self.tables._slab, self._prefix, row, ids)
+            pages = self._commit_row(self.row(seq_id), ids)
         if pages < 0:
+            code, detail = unpack_status(pages)
+            if code == POSITION_RANGE:
+                raise InvalidArgument("tokens", ids.size, f"the sequence has {detail} tokens")
             raise argument_error(pages, "tokens", ids)
         return pages * self.pool.page_size
+
+    def make_room(self, num_pages: int) -> int:
+        """Let cached pages give way until so many pages are free, by the policy of their cache.
+
+        Only if that suffices: else nothing gives way. On the CPU all calls make the room that they
+        need; on the GPU a call on a batch does not, since it waits for nothing. So whoever drives
+        it keeps enough pages free: for each sequence that an append may begin a page or copy its
+        last one for, one page.
+
+        Parameters
+        ----------
+        num_pages : int
+
+        Returns
+        -------
+        int
+            How many cached pages have given way; 0 where enough were free.
+
+        Raises
+        ------
+        OutOfPages
+            Free and reclaimable pages are fewer than `num_pages`.
+        InvalidArgument
+            `num_pages` is no count.
+        """
+        need = as_count("num_pages", num_pages)
+        with self.lock:
+            gone = self._make_room(need)
+        if gone < 0:
+            raise OutOfPages(need, unpack_status(gone)[1])
+        return gone

@@ -47,6 +47,7 @@ class PoolSlab(OnDevice):
         "__weakref__",
         "_group",
         "_holders",
+        "_host",
         "_shape",
         "_slab",
         "arrays",
@@ -113,6 +114,7 @@ class PoolSlab(OnDevice):
         self.num_pages = int(slab[NUM_PAGES])
         self.arrays: PoolArrays = pool_arrays(slab)
         self._slab = slab
+        self._host = slab  # what loops of a prefix cache are given, on whatever device the pool is
 
     def _run(self, kernel: Kernel, *args: Any) -> int:
         """Run `kernel` on the slab, waiting while another thread is inside the pool."""

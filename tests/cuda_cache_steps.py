@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from tests.cache_steps import CACHE_STEPS
+from tests.sharing_pairs import free
 from tests.sharing_steps import SHARING_STEPS
 
 # Kernels of the CPU that have no twin, and why caches on the GPU do without.
@@ -17,6 +18,19 @@ WITHOUT_TWIN = {
     "sequences_truncate_cpu": "a batch of one",
     "sharing_check_cpu": "runs on a copy of the state",
 }
+WITHOUT_TWIN |= dict.fromkeys(
+    (
+        "sharing_find_cpu",
+        "sharing_follow_cpu",
+        "sharing_leave_cpu",
+        "sharing_pages_cpu",
+        "sharing_relock_cpu",
+        "sharing_room_cpu",
+        "sharing_unlock_cpu",
+        "sharing_use_cpu",
+    ),
+    "runs on the index, which lives on the host",
+)
 # Kernels of the GPU alone, and what the CPU does in their place.
 ALONE = {"rows_mark_cuda": "one word is written"}
 # Without a prefix cache.
@@ -37,7 +51,13 @@ BY_ID_STEPS = [
 # With one.
 CUDA_SHARING_STEPS: dict[str, Any] = {
     "sharing_commit_cuda": SHARING_STEPS["sharing_commit_cpu"],
-    "sharing_pages_cuda": SHARING_STEPS["sharing_pages_cpu"],
-    "sharing_relock_cuda": SHARING_STEPS["sharing_relock_cpu"],
+    "sharing_count_cuda": free,
+    "sharing_facts_cuda": SHARING_STEPS["sharing_commit_cpu"],
+    "sharing_gather_cuda": free,
+}
+PARTS = {
+    "sharing_facts_cuda": "sharing_commit_cpu",
+    "sharing_gather_cuda": "sharing_commit_cpu",
+    "sharing_count_cuda": "rows_free_cpu",
 }
 CUDA_STEPS: dict[str, Any] = {**CUDA_CACHE_STEPS, **CUDA_SHARING_STEPS}

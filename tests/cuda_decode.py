@@ -60,7 +60,7 @@ class CacheSteps:
     """Sequences of a `PagedKVCache`, one of them forked, and what attention reads of them."""
 
     def __init__(self, steps: int, batch: int = 4) -> None:
-        size, width = 4, steps // 4 + 3
+        size, width = 4, (steps + 2 * batch) // 4 + 3
         self.pools: list[Any] = [
             PagePool(batch * width, size, device=device) for device in ("cuda", "cpu")
         ]

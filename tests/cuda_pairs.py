@@ -51,6 +51,7 @@ class HostView:
     @property
     def arrays(self) -> PoolArrays:
         gpu, pool = self.device_pool._gpu, self.device_pool
+        pool._bring_time()
         assert gpu.download(pool._record)[0] == 0, "a ticket is left over"
         slab = gpu.download(pool._slab)
         scratch = gpu.download(pool._words)[pool._record.size + slab.size :]

@@ -1,4 +1,4 @@
-"""A prefix cache on the GPU beside one of the CPU and the model: every call runs on all three.
+"""A prefix cache on a pool of the GPU beside one of the CPU and the model: each call runs on all.
 
 `CudaPrefixPair` is a `PrefixPair` whose library is both: pools and caches are `Twins`, which make
 each call on the CPU and on the GPU, and hold the answers and the words of both slabs together.
@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 
 from jitalloc import PagePool, PrefixBatch, PrefixCache, PrefixMatch, _cuda_device, errors
-from jitalloc._cuda_loops import scratch_words
 from jitalloc.cuda import CudaPagePool, CudaPrefixCache
 from jitalloc.prefix_state import (
     HASH_MASK,
@@ -22,6 +21,7 @@ from jitalloc.prefix_state import (
     PrefixArrays,
     prefix_arrays,
 )
+from jitalloc.state import STEP
 from tests import oracle, oracle_prefix
 from tests.cuda_pairs import HostView
 from tests.pairs import outcome, plain, pool_state
@@ -31,10 +31,12 @@ INT32, INT64 = np.dtype(np.int32), np.dtype(np.int64)
 
 
 class PrefixView:
-    """Speaks like a prefix cache of the CPU and calls one on the GPU: arrays go up."""
+    """Speaks like a prefix cache of the CPU; what it is given goes up, but for one in `spared`."""
 
-    def __init__(self, cache: CudaPrefixCache) -> None:
+    def __init__(self, cache: CudaPrefixCache, spared: int = 0) -> None:
         self.device_cache = cache
+        self.spared = spared
+        self.given = 0
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.device_cache, name)
@@ -43,14 +45,19 @@ class PrefixView:
         return len(self.device_cache)
 
     def up(self, values: Any, dtype: np.dtype[Any] = INT32) -> Any:
+        self.given += 1
+        if self.spared and self.given % self.spared == 0:
+            return values
         return self.device_cache._gpu.upload(np.array(values, dtype))
 
     @property
     def words(self) -> Any:
-        """The slab without its scratch, which has to lie behind the words of the CPU."""
-        slab = self.device_cache._gpu.download(self.device_cache._slab)
-        size = slab.size - scratch_words(self.device_cache.pool.num_pages)
-        return slab[:size]
+        """The words of a cache of the CPU: the index, and the ids of tokens from the GPU."""
+        cache = self.device_cache
+        slab = cache._slab.copy()
+        tokens = cache._gpu.download(cache._tokens)
+        prefix_arrays(slab).tokens[:] = tokens.reshape(-1, cache.page_size)
+        return slab
 
     @property
     def arrays(self) -> PrefixArrays:
@@ -145,7 +152,7 @@ class CudaPrefixPair(PrefixPair):
         assert isinstance(pools[1], CudaPagePool)
         assert isinstance(caches[1], CudaPrefixCache)
         self.pool: Any = Twins(pools[0], HostView(pools[1]))
-        self.cache: Any = Twins(caches[0], PrefixView(caches[1]))
+        self.cache: Any = Twins(caches[0], PrefixView(caches[1], 3))
         self.cache_model = oracle_prefix.Prefixes(self.model, **options)
         self.matches: list[Both] = []
 
@@ -153,6 +160,7 @@ class CudaPrefixPair(PrefixPair):
         super().agree()
         assert np.array_equal(self.cache.view.words, self.cache.cpu._slab)
         assert pool_state(self.pool.view) == pool_state(self.pool.cpu)
+        assert self.pool.view._shadow.slab[STEP] == self.pool.cpu.step
 
     def force_collisions(self, mask: int) -> None:
         self.cache.cpu.arrays.header[HASH_MASK] = mask

@@ -1,4 +1,4 @@
-"""One random call for each CUDA kernel of the prefix cache, for `test_cuda_prefix.py`."""
+"""Random calls of a prefix cache on a pool of the GPU, for `test_cuda_prefix.py`."""
 
 from __future__ import annotations
 
@@ -112,21 +112,39 @@ def roots(pair: CudaPrefixPair, random: Random) -> None:
 
 
 CUDA_STEPS: dict[str, Step] = {
+    "prefix_advance_cuda": match,
+    "prefix_fetch_cuda": insert,
     "prefix_insert_cuda": insert,
-    "prefix_match_batch_cuda": match_batch,
-    "prefix_match_cuda": match,
-    "prefix_pin_cuda": pin,
-    "prefix_release_cuda": release,
     "prefix_upkeep_rename_cuda": rename,
-    "prefix_upkeep_resize_cuda": resize,
-    "prefix_upkeep_roots_cuda": roots,
-    "reclaim_clear_cuda": clear,
-    "reclaim_evict_cuda": evict,
+}
+# What runs on the host alone, or is told the pool by a kernel of its own.
+HOST_STEPS: dict[str, Step] = {
+    "match_batch": match_batch,
+    "pin": pin,
+    "release": release,
+    "resize": resize,
+    "roots": roots,
+    "clear": clear,
+    "evict": evict,
 }
 BACKGROUND: tuple[Step, ...] = (insert, insert, match, pin, release, release, evict)
-# Kernels of the CPU that have no twin, and why a cache on the GPU does without.
-WITHOUT_TWIN = {
-    "prefix_upkeep_check_cpu": "runs on a copy of the state",
-    "prefix_upkeep_copy_cpu": "a copy is made by the array library",
-    "prefix_upkeep_unlock_cpu": "runs on a snapshot before it goes up",
-}
+PARTS = {"prefix_fetch_cuda": "prefix_insert_cpu"}
+# Kernels of the CPU that have no twin, and why a cache on a pool of the GPU does without.
+WITHOUT_TWIN = dict.fromkeys(
+    (
+        "prefix_match_cpu",
+        "prefix_match_batch_cpu",
+        "prefix_pin_cpu",
+        "prefix_release_cpu",
+        "prefix_upkeep_check_cpu",
+        "prefix_upkeep_copy_cpu",
+        "prefix_upkeep_resize_cpu",
+        "prefix_upkeep_roots_cpu",
+        "prefix_upkeep_unlock_cpu",
+        "reclaim_choose_cpu",
+    ),
+    "runs on the index, which lives on the host",
+)
+WITHOUT_TWIN |= dict.fromkeys(
+    ("reclaim_clear_cpu", "reclaim_evict_cpu"), "`reclaim_choose_cpu`, then a free of the pool"
+)

@@ -145,8 +145,6 @@ def serve(trace: list[Request], options: ReplayOptions) -> SimpleNamespace:
         cache.evict(len(short) - free())
         for one in short:
             one.own += 1
-        for one in short:
-            keep(one, one.length)
         decoding = [one for one in running if not one.reading]
         for one in decoding:
             one.length += 1

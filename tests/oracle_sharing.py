@@ -58,7 +58,7 @@ class SharingCache(Cache):
 
     # Room is made by evicting cached pages, if that is enough.
 
-    def make_room(self, need: int, locked: Sequence[Node] = ()) -> None:
+    def _make_room(self, need: int, locked: Sequence[Node] = ()) -> None:
         available = self.pool.available
         reclaimable = self.reclaimable - sum(node.locks == 0 for node in locked)
         if need > available + reclaimable:
@@ -68,6 +68,14 @@ class SharingCache(Cache):
         if need > available:
             self.prefix._expire()
             self.prefix._evict(need - available, "pressure")
+
+    def make_room(self, num_pages: int) -> int:
+        if num_pages < 0:
+            raise InvalidArgument("num_pages", num_pages, "negative")
+        before = len(self.prefix.nodes)
+        self._make_room(num_pages)
+        self.pool.step += 1
+        return before - len(self.prefix.nodes)
 
     def take(self, need: int) -> list[int]:
         self.pool.need(need)
@@ -94,7 +102,7 @@ class SharingCache(Cache):
         row = self._new_row()
         path = self.prefix.path(tuple(known), namespace)
         need = pages_of(length, self.pool.page_size) - len(path)
-        self.make_room(need, path)
+        self._make_room(need, path)
         if tokens is not None:
             self._count_lookup(known, path)
         pages = [node.page for node in path]
@@ -130,7 +138,7 @@ class SharingCache(Cache):
         self.pool.check_counts("n", counts)
         self.check_rows("rows", rows, distinct=True)
         lengths = [self.rows[row].length for row in rows]
-        self.make_room(self._append_need(rows, counts))
+        self._make_room(self._append_need(rows, counts))
         slots, moves = super().append_batch(rows, counts)
         left = None if tokens is None else list(tokens)
         for row, n, before in zip(rows, counts, lengths, strict=True):
@@ -142,8 +150,6 @@ class SharingCache(Cache):
         for row, n, before in zip(rows, counts, lengths, strict=True):
             if n and len(self.rows[row].path) * size > before:
                 self._shorten(self.rows[row], before // size)  # its last page is a copy now
-            if min(len(self.rows[row].tokens), before) // size > len(self.rows[row].path):
-                self._commit(row, before)
         return slots, moves
 
     def _append_need(self, rows: Sequence[int], counts: Sequence[int]) -> int:
@@ -178,7 +184,7 @@ class SharingCache(Cache):
                     raise InvalidArgument("tokens", mine, "the sequence has another token", i)
             if not at.gap:
                 at.tokens = [*tokens, *at.tokens[len(tokens) :]]
-        self._commit(row, at.length)
+        self._commit(row)
         self.pool.step += 1
         cached, known = len(at.path), len(at.tokens) // self.pool.page_size
         return (min(cached, known) if self._is_cut(at) else cached) * self.pool.page_size
@@ -195,10 +201,10 @@ class SharingCache(Cache):
         end = len(at.path)
         return bool(at.path) and at.pages[end - 1 : end] != [at.path[-1].page]
 
-    def _commit(self, row: int, limit: int) -> int:
+    def _commit(self, row: int) -> int:
         """Full pages of known tokens enter the cache; how many duplicates went free."""
         at, size, prefix = self.rows[row], self.pool.page_size, self.prefix
-        full = min(len(at.tokens), limit) // size
+        full = len(at.tokens) // size
         old = at.path
         if full <= len(old) or self._is_cut(at):
             return 0
@@ -277,12 +283,8 @@ class SharingCache(Cache):
     def free_batch(self, rows: Sequence[int], *, commit: bool = True) -> int:  # type: ignore[override]
         self.check_rows("rows", rows, distinct=True)
         self.pool.step += 1
-        released = 0
-        for row in rows:
-            if commit:
-                released += self._commit(row, self.rows[row].length)
-            released += self._end(row)
-        return released
+        released = sum(self._commit(row) for row in rows) if commit else 0
+        return released + sum(self._end(row) for row in rows)
 
     def clear(self) -> None:
         self.free_batch(list(self.ids.values()), commit=False)
@@ -338,5 +340,9 @@ class SharingCache(Cache):
     def reorder(self, rows: Sequence[int], parents: Sequence[int]) -> None:
         paths = [self.rows[row].path if row in self.rows else [] for row in rows]
         super().reorder(rows, parents)
-        for path in paths:
-            self._unlock(path)
+        for row, path in zip(rows, paths, strict=True):
+            if self.rows[row].path == path:  # it locks what it did before
+                for node in path:
+                    node.locks -= 1
+            else:
+                self._unlock(path)

@@ -220,6 +220,10 @@ def reclaim(pair: SharingPair, random: Random) -> None:
     pair.compare(lambda: pair.prefix.evict(n), lambda: pair.prefix_model.evict(n))
 
 
+def room(pair: SharingPair, random: Random) -> None:
+    pair.do("make_room", random.randrange(-1, pair.pool.num_pages + 2))
+
+
 def look_up(pair: SharingPair, random: Random) -> None:
     """A user's own match, given back at once."""
     tokens = prompt(pair, random)
@@ -246,6 +250,7 @@ STEPS = {
     cut: 1,
     evict: 1,
     reclaim: 1,
+    room: 0.5,
     look_up: 1,
     defragment: 0.3,
 }

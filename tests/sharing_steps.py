@@ -9,6 +9,18 @@ from typing import Any
 import numpy as np
 
 from jitalloc import errors
+from jitalloc.kernels.prefix import prefix_advance_cpu
+from jitalloc.kernels.reclaim import reclaim_choose_cpu
+from jitalloc.kernels.sharing import (
+    sharing_find_cpu,
+    sharing_follow_cpu,
+    sharing_leave_cpu,
+    sharing_unlock_cpu,
+    sharing_use_cpu,
+)
+from jitalloc.prefix_slab import MAIN_ROOT
+from jitalloc.prefix_state import REQUESTED
+from tests.prefix_pairs import cached, cached_model
 from tests.sharing_pairs import (
     SharingPair,
     allocate,
@@ -19,6 +31,8 @@ from tests.sharing_pairs import (
     look_up,
     prompt,
     reclaim,
+    room,
+    some_rows,
     truncate,
 )
 
@@ -67,6 +81,78 @@ def match_batch(pair: SharingPair, random: Random) -> None:
     pair.agree()
 
 
+def choose(pair: SharingPair, random: Random) -> None:
+    """An eviction in the two steps in which a pool of another device has it done."""
+    n = random.randrange(4)
+    victims = np.empty(n, np.int32)
+
+    def evict() -> int:
+        count = pair.prefix._run(reclaim_choose_cpu, n, REQUESTED, victims)
+        if count:
+            pair.pool.free(victims[:count])
+        return count
+
+    pair.compare(evict, lambda: pair.prefix_model.evict(n))
+
+
+def advance(pair: SharingPair, random: Random) -> None:
+    steps = random.randrange(3)
+    prefix_advance_cpu.run(pair.pool._slab, steps)
+    pair.model.step += steps
+    pair.agree()
+
+
+def share_elsewhere(pair: SharingPair, random: Random) -> None:
+    """A sequence of another device begins on cached pages, or fails to; what it locks goes back."""
+    tokens, rows, row = np.array(prompt(pair, random), np.int32), 3, random.randrange(3)
+    held, out = np.zeros(2 * rows, np.int64), np.empty(tokens.size // pair.pool.page_size, np.int32)
+    path = pair.prefix_model.path(tuple(tokens.tolist()), None)
+    count = pair.prefix._run(sharing_find_cpu, held, row, MAIN_ROOT, tokens, out)
+    assert out[:count].tolist() == [node.page for node in path]
+    assert held.reshape(2, rows)[:, row].tolist() == [count, path[-1].page if path else 0]
+    locked = [node for node in pair.prefix_model.nodes.values() if node.locks or node in path]
+    assert pair.prefix.num_locked == len(locked)
+    begins = random.randrange(2)
+    pair.prefix._run(sharing_use_cpu, held, row, MAIN_ROOT, tokens, begins)
+    if begins:
+        pair.cache_model._count_lookup(tokens.tolist(), path)
+        follow(pair, random, held, path, row)
+        pair.cache_model._unlock(path)
+        pair.prefix._run(sharing_unlock_cpu, held, np.array([row], np.int32))
+    assert not held.any()
+    pair.agree()
+
+
+def follow(pair: SharingPair, random: Random, held: Any, path: Any, row: int) -> None:
+    """The index follows rows of another device: one begins a fork, and is cut or ends."""
+    rows = held.size // 2
+    for node in path:
+        node.locks += 1
+    other = (row + 1) % rows
+    for kept in (len(path), random.randrange(len(path) + 1), 0):
+        before = path[: int(held[other])]
+        locks = held.copy()
+        locks[other], locks[rows + other] = kept, path[kept - 1].page if kept else 0
+        pair.prefix._run(sharing_follow_cpu, held, locks)
+        assert (held == locks).all()
+        for node in path[:kept] if len(before) != kept else ():
+            node.locks += 1
+        if len(before) != kept:
+            pair.cache_model._unlock(before)
+        assert cached(pair.prefix) == cached_model(pair.prefix_model)
+
+
+def leave(pair: SharingPair, random: Random) -> None:
+    """Rows enter the cache as those of another device do before they end."""
+    rows = some_rows(pair, random)
+    pair.model.step += 1
+    released = sum(pair.cache_model._commit(row) for row in rows)
+    pair.model.step -= 1
+    slabs = pair.pool._slab, pair.cache.tables._slab, pair.prefix._slab
+    assert sharing_leave_cpu.run(*slabs, np.array(rows, np.int32)) == released
+    pair.agree()
+
+
 def clear(pair: SharingPair, random: Random) -> None:
     if random.random() < 0.3:
         pair.do("clear")
@@ -101,6 +187,7 @@ def rows_with_tokens(pair: SharingPair, random: Random) -> None:
 
 
 SHARING_STEPS: dict[str, Step] = {
+    "prefix_advance_cpu": advance,
     "prefix_insert_cpu": insert,
     "prefix_match_batch_cpu": match_batch,
     "prefix_match_cpu": look_up,
@@ -112,12 +199,19 @@ SHARING_STEPS: dict[str, Step] = {
     "prefix_upkeep_resize_cpu": resize,
     "prefix_upkeep_roots_cpu": sweep,
     "prefix_upkeep_unlock_cpu": restore,
+    "reclaim_choose_cpu": choose,
     "reclaim_clear_cpu": clear,
     "reclaim_evict_cpu": reclaim,
     "rows_allocate_tokens_cpu": rows_with_tokens,
     "sharing_check_cpu": append,
+    "sharing_find_cpu": share_elsewhere,
+    "sharing_follow_cpu": share_elsewhere,
+    "sharing_leave_cpu": leave,
     "sharing_commit_cpu": commit,
     "sharing_pages_cpu": allocate,
     "sharing_relock_cpu": restore,
+    "sharing_room_cpu": room,
+    "sharing_unlock_cpu": share_elsewhere,
+    "sharing_use_cpu": share_elsewhere,
 }
 SHARING_BACKGROUND: tuple[Step, ...] = (allocate, allocate, append, commit, free, truncate, look_up)

@@ -1,4 +1,4 @@
-"""The prefix cache on the GPU: bit for bit that of the CPU, which does what the model does.
+"""The prefix cache of a pool on the GPU: bit for bit that of the CPU, and what the model does.
 
 NUMBA_ENABLE_CUDASIM=1 NUMBA_DISABLE_JIT=1 pytest tests/test_cuda_prefix.py
 """
@@ -12,7 +12,7 @@ import pytest
 from hypothesis import settings
 
 from tests.cuda_prefix_pairs import CudaPrefixPair
-from tests.cuda_prefix_steps import BACKGROUND, CUDA_STEPS
+from tests.cuda_prefix_steps import BACKGROUND, CUDA_STEPS, HOST_STEPS
 from tests.gpu import ON_DEVICE
 from tests.test_prefix_machine import PrefixMachine
 from tests.test_twins import describe
@@ -30,11 +30,13 @@ CACHES: list[dict[str, Any]] = [
 
 
 @pytest.mark.parametrize("options", CACHES, ids=describe)
-@pytest.mark.parametrize("name", sorted(CUDA_STEPS))
-def test_kernel_does_what_its_twin_and_the_model_do(name: str, options: dict[str, Any]) -> None:
+@pytest.mark.parametrize("name", sorted({**CUDA_STEPS, **HOST_STEPS}))
+def test_call_does_what_it_does_on_the_cpu_and_in_the_model(
+    name: str, options: dict[str, Any]
+) -> None:
     random, pair = Random(f"{name} {describe(options)}"), CudaPrefixPair(**options)
     for _ in range(ROUNDS):
-        CUDA_STEPS[name](pair, random)
+        {**CUDA_STEPS, **HOST_STEPS}[name](pair, random)
         random.choice(BACKGROUND)(pair, random)
     while pair.matches:
         pair.give_back()

@@ -100,13 +100,26 @@ def test_two_that_compute_the_same_meet_at_the_commit(both: SharingPair) -> None
     assert a[:2] == b[:2]
 
 
-def test_a_page_enters_when_the_next_one_is_begun(both: SharingPair) -> None:
+def test_an_append_publishes_nothing(both: SharingPair) -> None:
     both.must("allocate", "a", tokens=[1, 2, 3])
-    both.must("append", "a", tokens=[4])
-    assert both.prefix.num_cached == 0  # its last token is being computed
-    both.must("append", "a", tokens=[5])
-    assert both.prefix.num_cached == 1
+    both.must("append", "a", tokens=[4, 5, 6, 7, 8, 9])
+    assert both.prefix.num_cached == 0
+    assert both.must("commit", "a") == 8
+    both.must("append", "a", tokens=[10, 11, 12, 13])
+    assert both.prefix.num_cached == 2
+    assert both.must("commit", "a") == 12  # one page behind what it has locked: `grow_run`
     assert both.must("allocate", "b", tokens=[1, 2, 3, 4, 9]) == 4
+    assert both.prefix.num_locked == 3
+    both.must("free", "a")
+    assert both.prefix.num_cached == 3
+
+
+def test_pages_filled_by_appends_enter_at_the_end(both: SharingPair) -> None:
+    both.must("allocate", "a", tokens=[1])
+    for token in range(2, 10):
+        both.must("append", "a", tokens=[token])
+    both.must("free", "a")
+    assert both.must("allocate", "b", tokens=list(range(1, 10))) == 8
 
 
 def test_unknown_tokens_end_what_can_be_cached(both: SharingPair) -> None:

@@ -66,7 +66,7 @@ def test_long_histories_leave_nothing_behind(policy: str, seed: int) -> None:
     random = Random(f"{policy} {seed}")
     pair = WholePair(
         policy=policy,
-        num_pages=random.choice((12, 24)),
+        num_pages=random.choice((8, 16)),
         page_size=random.randrange(1, 6),
         order=random.choice(("sorted", "fifo", "lifo")),
         eviction=random.choice(EVICTIONS),

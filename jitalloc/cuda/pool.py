@@ -65,6 +65,7 @@ class CudaPagePool(CudaPageOwners, PagePool, device="cuda"):
         "_groups",
         "_lock",
         "_record",
+        "_shadow",
         "_state",
         "_words",
     )

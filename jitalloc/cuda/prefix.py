@@ -1,196 +1,116 @@
-"""PrefixCache on the GPU: the loops of the CPU, run by one thread beside the pool's arrays."""
+"""PrefixCache on a pool of the GPU: the index on the host, what it gains and gives up launched."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from jitalloc._cuda_device import Device
-from jitalloc._cuda_loops import scratch_words
-from jitalloc._jit import Kernel
+from jitalloc.arguments import as_pages
 from jitalloc.cuda.arguments import as_device
-from jitalloc.cuda.matches import CudaPrefixBatch, CudaPrefixMatch
 from jitalloc.cuda.pool import CudaPagePool
-from jitalloc.errors import (
-    NEGATIVE_TOKEN,
-    InvalidArgument,
-    PinBudget,
-    argument_error,
-    unpack_status,
-)
-from jitalloc.kernels.cuda import prefix, prefix_upkeep, reclaim  # noqa: F401 (found by name)
-from jitalloc.kernels.prefix import (
-    prefix_insert_cpu,
-    prefix_match_batch_cpu,
-    prefix_match_cpu,
-    prefix_pin_cpu,
-    prefix_release_cpu,
-)
-from jitalloc.kernels.prefix_upkeep import prefix_upkeep_rename_cpu, prefix_upkeep_resize_cpu
-from jitalloc.matches import InsertResult, PrefixBatch, PrefixMatch
+from jitalloc.cuda.shadow import PoolShadow
+from jitalloc.cuda.slab import blocks_for
+from jitalloc.errors import CorruptState, WrongDevice, corrupt_error
+from jitalloc.kernels.cuda.prefix import prefix_fetch_cuda, prefix_insert_cuda
+from jitalloc.kernels.cuda.prefix_upkeep import prefix_upkeep_rename_cuda
+from jitalloc.kernels.prefix_upkeep import prefix_upkeep_check_cpu
+from jitalloc.kernels.reclaim import reclaim_choose_cpu
+from jitalloc.matches import InsertResult
 from jitalloc.moves import Moves
 from jitalloc.prefix import PrefixCache
-from jitalloc.prefix_state import (
-    EPOCH,
-    HELD_NOT,
-    MATCH_HELD,
-    MATCH_PAGES,
-    PAGES,
-    PIN_BUDGET,
-    PREFIX_SLOTS,
-    UNCACHED,
-    prefix_arrays,
-)
+from jitalloc.prefix_state import UNCACHED, prefix_arrays
 from jitalloc.prefix_upkeep import PrefixSnapshot
-from jitalloc.slab import BUSY_STATUS
-from jitalloc.state import INT32, INT64
+from jitalloc.state import FAULT_STATUS, HEADER_SLOTS, INT32, INT64, RECORD_SLOTS, words
+
+FETCHED = RECORD_SLOTS + HEADER_SLOTS  # words before the rest of what is fetched at once
 
 
 class CudaPrefixCache(PrefixCache, device="cuda"):
     """A `PrefixCache` on a pool of the GPU; made by `PrefixCache(pool)`.
 
-    The calls are those of the CPU, with the same results and the same state, and these differences.
+    What follows links follows them on the host: the index lives there, in arrays of NumPy, and the
+    loops are those of the CPU. The calls have the same results and leave the same state, with
+    these differences.
 
-    - Tokens and pages are `int32` arrays on the GPU: CuPy's, or anything there with
-      `__cuda_array_interface__` or DLPack. Host memory is refused, never copied.
-    - Every call is one launch and waits for the GPU, for its answer is what the host goes on with:
-      how long a prefix is, how many pages gave way. So errors come at once; an earlier call of the
-      pool that failed is raised instead, and then nothing was done. Page ids stay on the GPU.
-    - One thread runs the launch: the lists of the cache have no order but that of its steps.
-    - `snapshot` gives copies for caches of any device. `check`, `snapshot` and `restore` copy the
-      whole state to the CPU, or from there.
-    - `_slab` has `scratch_words` of scratch behind the words of the CPU.
+    - Tokens and pages come from the host, as on the CPU, or as `int32` arrays on the GPU, which
+      are copied from there: then the call waits for the GPU. Page ids of results are known on the
+      host, and are arrays of NumPy; so are those of a batch.
+    - `match`, `match_batch`, `release`, `pin`, `unpin`, and what tells of the cache alone (`stats`,
+      `num_cached`) launch nothing and wait for nothing: they cost what they cost on the CPU.
+    - `evict` and `clear` launch the free of what gives way, in the order of the stream, and do not
+      wait. A page that its user has freed too often shows later: see `CudaPagePool`.
+    - `insert` waits once, to see that the pages are held, then launches what makes the cache an
+      owner. A failure of an earlier call is raised instead, and then nothing was done.
+    - `check`, `snapshot` and `restore` wait. `snapshot` gives copies for caches of any device.
+    - While a CUDA graph is captured or runs, whatever does not launch goes on as ever; what does is
+      refused in a capture.
+
+    The ids of tokens stand on the GPU as well, by the slots of the pool: those of cached pages, and
+    those that the sequences of a `PagedKVCache` are known to hold.
     """
 
     pool: CudaPagePool
+    _tokens: Any  # int32[num_pages * page_size] on the GPU
 
     @property
     def _gpu(self) -> Device:
         gpu: Device = self.pool._gpu
         return gpu
 
-    # Arrays.
+    @property
+    def _shadow(self) -> PoolShadow:
+        return self.pool._cast()
 
     def _install(self, slab: NDArray[np.int64]) -> None:
-        self._use(self._up(slab), slab)
+        self.pool._cast()
+        super()._install(slab)
+        self._tokens = self._gpu.keep(self.arrays.tokens.reshape(-1))
 
-    def _up(self, slab: NDArray[np.int64]) -> Any:
-        """Return a copy of `slab` on the GPU, with scratch behind it."""
-        scratch = np.zeros(scratch_words(int(slab[PAGES])), np.int64)
-        return self._gpu.upload(np.concatenate([slab, scratch]))
+    # What lies on the GPU, or comes from there.
 
-    def _use(self, there: Any, slab: NDArray[np.int64]) -> None:
-        """Take an array on the GPU that was made of `slab`."""
-        self.arrays = prefix_arrays(there, slab[:PREFIX_SLOTS])
-        self._slab = there
-
-    def _down(self) -> NDArray[np.int64]:
-        """Wait, raise the first failure, or return a copy of the slab without its scratch."""
-        self.pool._settled()
-        scratch = scratch_words(self.arrays.next_pages.size)
-        return self._gpu.download(self._slab[:-scratch])
-
-    def _header(self) -> NDArray[np.int64]:
-        self.pool._settled()
-        return self._gpu.download(self._slab[:PREFIX_SLOTS])
-
-    def _run(self, kernel: Kernel, *args: Any) -> int:
-        return self.pool._run(kernel, self._slab, *args)
-
-    # Calls whose arguments lie on the GPU.
-
-    def match(self, tokens: Any, namespace: Hashable = None) -> PrefixMatch:
-        """Find the longest cached prefix, and lock it until `release`: see `PrefixCache.match`.
-
-        Waits for the GPU.
-
-        Parameters
-        ----------
-        tokens : int32[n]
-        namespace : Hashable, optional
-
-        Returns
-        -------
-        PrefixMatch
-            Its pages lie on the GPU, its numbers are Python's.
-        """
-        return self._find(prefix_match_cpu, tokens, namespace)
-
-    def _find(self, kernel: Kernel, tokens: Any, namespace: Hashable) -> PrefixMatch:
-        """Look a prefix up and hold it, by the kernel of `match` or `pin`."""
-        tokens = as_device(self._gpu, "tokens", tokens, INT32)
-        root = self._root(namespace)
-        match = CudaPrefixMatch(self, self._epoch, tokens.size // self.page_size, self._gpu)
+    def _there(self, name: str, values: Any, dtype: np.dtype[Any] = INT32) -> Any:
+        """Return `values` where they are an array of the GPU, else None."""
+        if type(values) is np.ndarray:
+            return None
         try:
-            status = self._run(kernel, root, tokens, match._there)
-            if status < 0:
-                code, detail = unpack_status(status)
-                if code == NEGATIVE_TOKEN:
-                    raise argument_error(status, "tokens", tokens)
-                raise PinBudget(detail, int(self._header()[PIN_BUDGET]))
-            self._look(match)
-        except BaseException:
-            self._undo(match)
-            raise
-        return match
+            return as_device(self._gpu, name, values, dtype)
+        except WrongDevice:
+            if hasattr(values, "__cuda_array_interface__"):
+                raise  # that of another one
+            return None
 
-    def match_batch(
-        self, tokens: Any, indptr: Any, namespaces: Sequence[Hashable] | None = None
-    ) -> PrefixBatch:
-        """Find and lock the longest cached prefixes of B prompts: see `PrefixCache.match_batch`.
+    def _as_tokens(self, tokens: Any) -> NDArray[np.int32]:
+        there = self._there("tokens", tokens)
+        return super()._as_tokens(tokens if there is None else self._gpu.download(there))
 
-        Waits for the GPU.
+    def _bounds(self, indptr: Any, size: int) -> NDArray[np.int64]:
+        there = self._there("indptr", indptr, INT64)
+        return super()._bounds(indptr if there is None else self._gpu.download(there), size)
 
-        Parameters
-        ----------
-        tokens : int32[n]
-        indptr : int64[B + 1]
-            On the GPU as well, and copied from there to be looked at.
-        namespaces : sequence of Hashable, optional
+    def _fetch(
+        self, pages: Any, tokens: Any
+    ) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.int32]]:
+        """Return arrays of the GPU, and how many owners the pages have: `(pages, owners, tokens)`.
 
-        Returns
-        -------
-        PrefixBatch
-            All its arrays lie on the GPU.
+        Waits, and raises the first failure.
         """
-        gpu = self._gpu
-        tokens = as_device(gpu, "tokens", tokens, INT32)
-        indptr = as_device(gpu, "indptr", indptr, INT64)
-        bounds = self._bounds(gpu.download(indptr), tokens.size)
-        roots = self._roots(namespaces, bounds.size - 1)
-        pages = gpu.empty(int((np.diff(bounds) // self.page_size).sum()), INT32)
-        batch = CudaPrefixBatch(self, self._epoch, roots.size, gpu)
-        args = gpu.upload(roots), tokens, indptr, batch._there, pages
-        try:
-            status = self._run(prefix_match_batch_cpu, *args)
-            if status < 0:
-                raise argument_error(status, "tokens", tokens)
-            self._look(batch)
-            batch._fill(pages[:status], self.page_size)
-        except BaseException:
-            self._undo(batch)
-            raise
-        return batch
+        gpu, pool = self._gpu, self.pool
+        n, size = pages.size, 2 * pages.size + tokens.size
+        there = gpu.empty(FETCHED + (size + 1) // 2, INT64)
+        out = there[FETCHED:].view(INT32)[:size]
+        pool._start(prefix_fetch_cuda, size, pages, tokens, there[:FETCHED], out)
+        here = gpu.download(there)
+        if here[FAULT_STATUS]:
+            pool._settled()
+        pool._meet(here)
+        got = here[FETCHED:].view(INT32)
+        return got[:n], got[n : 2 * n], got[2 * n : size]
 
-    def pin(self, tokens: Any, namespace: Hashable = None) -> PrefixMatch:
-        """Lock the longest cached prefix for long: see `PrefixCache.pin`.
-
-        Waits for the GPU.
-
-        Parameters
-        ----------
-        tokens : int32[n]
-        namespace : Hashable, optional
-
-        Returns
-        -------
-        PrefixMatch
-            Its pages lie on the GPU, its numbers are Python's.
-        """
-        return self._find(prefix_pin_cpu, tokens, namespace)
+    # What changes the pool.
 
     def insert(
         self,
@@ -203,66 +123,104 @@ class CudaPrefixCache(PrefixCache, device="cuda"):
     ) -> InsertResult:
         """Keep pages by the tokens that they hold: see `PrefixCache.insert`.
 
-        Waits for the GPU.
+        Waits for the GPU, once.
 
         Parameters
         ----------
-        tokens : int32[n]
-        pages : int32[n // page_size]
+        tokens : int32[n] on the GPU, or array_like
+        pages : int32[n // page_size] on the GPU, or array_like
         namespace : Hashable, optional
         priority, lifetime : int, optional
 
         Returns
         -------
         InsertResult
-            Its pages lie on the GPU.
+            Its pages are known on the host.
         """
-        gpu = self._gpu
-        tokens = as_device(gpu, "tokens", tokens, INT32)
-        pages = as_device(gpu, "pages", pages, INT32)
-        needed = tokens.size // self.page_size
-        if pages.size != needed:
-            raise InvalidArgument("pages", pages.size, f"must be {needed}, one a whole page")
-        options = self._priority(priority, lifetime)
-        canonical = gpu.empty(needed, INT32)
-        root = self._make_root(namespace)
-        status = self._run(prefix_insert_cpu, root, tokens, pages, canonical, *options)
-        if status < 0:
-            raise self._insert_error(status, tokens, pages)
-        return InsertResult(canonical, status, needed - status)
+        gpu, size = self._gpu, self.page_size
+        ids, named = self._there("tokens", tokens), self._there("pages", pages)
+        given = super()._as_tokens(tokens) if ids is None else ids
+        if named is None:
+            named = gpu.upload(np.ascontiguousarray(as_pages(pages)))
+        insert = super().insert
 
-    # Locks. Who holds them is written on the GPU, by the kernels; a match has a copy of it.
+        def work() -> InsertResult:
+            with self.lock, self.pool._shape, self.pool._calls:
+                held, owners, fetched = self._fetch(
+                    named, gpu.empty(0, INT32) if ids is None else ids
+                )
+                known = given if ids is None else fetched
+                with self._shadow.owned(held, owners):
+                    options: dict[str, Any] = {"priority": priority, "lifetime": lifetime}
+                    result = insert(known, held, namespace, **options)
+                if result.num_new:
+                    first, last = result.num_present * size, held.size * size
+                    new = gpu.upload(known[first:last]) if ids is None else ids[first:last]
+                    adopted = named[result.num_present :]
+                    self.pool._start(prefix_insert_cuda, new.size, self._tokens, adopted, new, size)
+                return result
 
-    def _look(self, match: CudaPrefixMatch | CudaPrefixBatch) -> None:
-        """Bring the numbers of a match down."""
-        match._record[:] = self._gpu.download(match._there[: match._record.size])
-        if isinstance(match, CudaPrefixMatch):
-            match.num_pages = int(match._record[MATCH_PAGES])
-            match.num_tokens = match.num_pages * self.page_size
+        return self.pool._uninterrupted(work)
 
-    def _undo(self, match: CudaPrefixMatch | CudaPrefixBatch) -> None:
-        """Give back what a look-up that failed or was interrupted has locked."""
-        self._look(match)
-        if match.locked:
-            match.__exit__(None, None, None)
+    def _give_way(self, n: int, reason: int) -> int:
+        def work() -> int:
+            with self.pool._everyone(), self.pool._calls:
+                self._follow()
+                return self._choose(n, reason)
 
-    def _give_back(self, match: PrefixMatch | PrefixBatch, held: int) -> None:
-        if getattr(match, "_cache", None) is self:
-            self._give_back_late(match, held, BUSY_STATUS)
-        else:
-            super()._give_back(match, held)  # which refuses it
+        return self.pool._uninterrupted(work)
 
-    def _release(self, match: Any, held: int) -> int:
-        status = self._run(prefix_release_cpu, match._there, match._size, held)
-        if status == 0:
-            match._records[:, MATCH_HELD] = HELD_NOT
-        return status
+    def _choose(self, n: int, reason: int) -> int:
+        """Let `n` pages give way, and launch their free; return how many did, or a status word."""
+        gpu, pool = self._gpu, self.pool
+        released = gpu.empty(1, INT64)  # nobody asks, but a free tells
+        victims = np.empty(min(n, pool.num_pages), INT32)
+        count = self._run(reclaim_choose_cpu, n, reason, victims)
+        if count > 0:
+            pool._free(gpu.upload(victims[:count]), released, 0)
+        return count
 
-    def _bring_up_to_date(self, match: Any) -> None:
-        super()._bring_up_to_date(match)
-        match._there[: match._record.size] = self._gpu.upload(match._record)
+    def _follow(self) -> None:
+        """Let the index lock what sequences on the GPU lock by now; waits where there are any."""
+        for holder in self.pool._holders:
+            caller: Any = holder
+            if getattr(caller, "prefix_cache", None) is self:
+                caller._follow()
+
+    @property
+    def num_locked(self) -> int:
+        """Cached pages that some match, pin or sequence holds a lock on.
+
+        Behind sequences it waits, to learn what these lock by now.
+        """
+        with self.pool._everyone():
+            self._follow()
+            return super().num_locked
+
+    @property
+    def num_evictable(self) -> int:
+        """Cached pages that `evict` could take now; waits like `num_locked`."""
+        with self.pool._everyone():
+            self._follow()
+            return super().num_evictable
 
     # The whole state.
+
+    def check(self) -> None:
+        """Raise the first failure, or verify every link: see `PrefixCache.check`.
+
+        Waits for the GPU and copies the pool's state, and the ids of tokens.
+        """
+        with self.pool._everyone():
+            self._follow()
+            super().check()
+            self._check_tokens()
+
+    def _check_tokens(self) -> None:
+        cached = self.arrays.next_pages != UNCACHED
+        wrong = (self._tokens_here() != self.arrays.tokens).any(axis=1) & cached
+        if wrong.any():
+            raise CorruptState(f"tokens of page {np.argmax(wrong)} differ from those on the GPU")
 
     def _copy_on_cpu(self) -> PrefixCache:
         """Wait, raise the first failure, or return a cache of the CPU in the same state.
@@ -272,58 +230,59 @@ class CudaPrefixCache(PrefixCache, device="cuda"):
         pool = self.pool._copy_on_cpu()
         pool._holders.discard(self)
         there = PrefixCache(pool, **self._options())
-        there._epoch = self._epoch
-        there._namespaces = dict(self._namespaces)
+        there._epoch, there._namespaces = self._epoch, dict(self._namespaces)
         there._next_namespace, there._wrapped = self._next_namespace, self._wrapped
-        there._slab = self._down()
+        there._slab = self._slab.copy()
         there.arrays = prefix_arrays(there._slab, there.arrays.header)  # its own may be broken
+        there.arrays.tokens[:] = self._tokens_here()
         return there
 
-    def check(self) -> None:
-        """Raise the first failure, or verify every link: see `PrefixCache.check`.
+    def _tokens_here(self) -> NDArray[np.int32]:
+        """Wait, and return a copy of all token ids, `int32[num_pages, page_size]`."""
+        tokens: NDArray[np.int32] = self._gpu.download(self._tokens)
+        return tokens.reshape(-1, self.page_size)
 
-        Waits for the GPU and copies the state.
-        """
-        with self.pool._everyone():
-            self._copy_on_cpu().check()
+    def _check_slab(self, slab: NDArray[np.int64]) -> None:
+        pool = self.pool._copy_on_cpu()
+        seen = np.zeros(words(pool.num_pages), np.uint64)
+        status = pool._run(prefix_upkeep_check_cpu, slab, seen)
+        if status < 0:
+            raise corrupt_error(status)
+
+    def _refcounts(self) -> NDArray[np.int32]:
+        return self.pool._copy_on_cpu().arrays.refcount
 
     def snapshot(self) -> PrefixSnapshot:
-        """Return a copy of the complete state on the CPU, for caches of any device. Waits."""
-        with self.lock, self.pool._shape:
-            slab = self._down()
-            slab.flags.writeable = False
-            return PrefixSnapshot(slab, tuple(self._namespaces.items()))
-
-    def restore(self, snapshot: PrefixSnapshot) -> None:
-        """Take over a complete state without its locks and pins: see `PrefixCache.restore`.
-
-        Waits for the GPU. `arrays` is made anew.
-        """
+        """Return a copy of the complete state on the host, for caches of any device. Waits."""
         with self.pool._everyone():
-            self._copy_on_cpu().restore(snapshot)  # refuses what does not fit
-            self.pool._uninterrupted(lambda: self._take_over(snapshot, alone=True))
+            self.pool._settled()
+            snapshot = super().snapshot()
+            slab = snapshot.slab.copy()
+            prefix_arrays(slab).tokens[:] = self._tokens_here()
+            slab.flags.writeable = False
+            return PrefixSnapshot(slab, snapshot.namespaces)
 
-    # What the pool calls, being locked; pages that move are named on the GPU.
+    # What the pool calls, being locked.
 
     def _rename_pages(self, moves: Moves) -> None:
         gpu = self._gpu
-        src, dst = (gpu.download(each) for each in moves)
-        names = np.arange(self.pool.num_pages, dtype=INT32)
-        names[src] = dst
-        self._epoch = self._epoch.end(Moves(src, dst))
-        self._slab[EPOCH] = self._epoch.number
-        self._run(prefix_upkeep_rename_cpu, gpu.upload(names), *moves)
+        here = Moves(*(gpu.download(each) for each in moves))
+        with self._shadow.closed():
+            super()._rename_pages(here)
+        elements = here.src.size * self.page_size
+        if elements:
+            arrays = [gpu.wrap(each) for each in (self._tokens, *moves)]
+            blocks = blocks_for(gpu, elements)
+            gpu.launch(prefix_upkeep_rename_cuda, blocks, gpu.threads, *arrays, self.page_size)
 
     def _resize_pages(self, num_pages: int) -> Callable[[], None]:
-        slab = self._new_slab(num_pages)
-        there = self._up(slab)
+        resized = super()._resize_pages(num_pages)
 
         def follow() -> None:
-            self._run(prefix_upkeep_resize_cpu, there)
-            self._use(there, slab)
+            before = self._tokens
+            self._shadow.retire()
+            resized()
+            kept = min(before.size, self._tokens.size)
+            self._tokens[:kept] = before[:kept]
 
         return follow
-
-    def _held_pages(self) -> NDArray[np.int32]:
-        nexts = self._gpu.download(self.arrays.next_pages)
-        return np.flatnonzero(nexts != UNCACHED).astype(INT32)

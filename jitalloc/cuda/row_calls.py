@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jitalloc._cuda import CudaKernel
+from jitalloc._jit import Kernel
 from jitalloc.cuda.arguments import as_integers
 from jitalloc.cuda.holding import CudaSequenceState, tables_on_cpu
 from jitalloc.errors import (
@@ -92,6 +93,7 @@ class CudaSequenceCalls(CudaSequenceState):
         with pool._calls:
             gpu, wrapped = pool._gpu, pool._wrapped(arguments)
             blocks = pool._mergers() if kernel in TAKING else 1
+            pool._tick(kernel)
             gpu.launch(kernel, blocks, gpu.threads, *self._bind()[2], *wrapped)
 
     def _wait(self) -> NDArray[np.int64]:
@@ -141,6 +143,10 @@ class CudaSequenceCalls(CudaSequenceState):
             self._kept.append(self._scratch)
             self._scratch = self.pool._gpu.empty(max(size, 2 * self._scratch.size), INT64)
         return self._scratch[:size]
+
+    def _unseen(self) -> Any:
+        """Return where a kernel leaves a number that nobody asks for."""
+        return self._scratch_words(1)
 
     def _integers(self, name: str, values: Any, size: int) -> Any:
         """Return an array of int32 or int64 on the GPU as kernels read it: `integer` in calls."""
@@ -214,6 +220,11 @@ class CudaSequenceCalls(CudaSequenceState):
         flags = OPTION if evicted else 0
         return self._ask(rows_free_cuda, there, scratch, flags=flags, freed=rows.size)[0]
 
+    def _free_on_device(self, rows: Any, commit: bool, released: Any) -> None:
+        """End the sequences of a batch; how many pages went free is written to `released`."""
+        scratch = self._scratch_words(2 * rows.size + 1)
+        self._launch(rows_free_cuda, rows, scratch, released, 0)
+
     # Shrinking.
 
     def _truncate(self, row: int, num_tokens: int) -> int:
@@ -241,17 +252,24 @@ class CudaSequenceCalls(CudaSequenceState):
             owners = np.zeros(pool.num_pages, INT32)
             victims = np.zeros((self.tables.max_sequences, 3), INT64)
             rule = np.array(policy, INT64)
-            count = eviction_to_cpu.run(slab, tables, self._prefix, owners, victims, target, rule)
+            count = self._run_on_copy(eviction_to_cpu, slab, tables, owners, victims, target, rule)
             gone: list[list[int]] = victims[:count].tolist()
             rows = victims[:count, 0].astype(INT32)
             if policy[0] != STREAMING:
-                self._end_rows(rows, False, True)
+                CudaSequenceCalls._end_rows(self, rows, False, True)
                 return gone
             scratch, dropped = self._scratch_words(3 * count + 2), gpu.empty(count, INT64)
             arrays, flags = (gpu.upload(rows), scratch, dropped), self._behind | OPTION
             cut = (policy[1] << 32 | policy[2],)
             self._ask(eviction_window_batch_cuda, *arrays, rule=cut, flags=flags)
         return gone
+
+    def _run_on_copy(
+        self, kernel: Kernel, slab: NDArray[np.int64], tables: NDArray[np.int64], *arguments: Any
+    ) -> int:
+        """Run a loop of the CPU on copies of pool and block table."""
+        status: int = kernel.run(slab, tables, self._prefix, *arguments)
+        return status
 
     # Facts.
 

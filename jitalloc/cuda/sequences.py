@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 
 from jitalloc.arguments import as_count
-from jitalloc.cuda.arguments import as_device_out
-from jitalloc.cuda.row_calls import CudaSequenceCalls, reorder_words
-from jitalloc.errors import TOO_MANY, InvalidArgument, argument_error, pack_status
+from jitalloc.cuda.arguments import as_device, as_device_out
+from jitalloc.cuda.row_calls import reorder_words
+from jitalloc.cuda.sharing import CudaSequenceSharing
+from jitalloc.errors import TOO_MANY, InvalidArgument, OutOfPages, argument_error, pack_status
 from jitalloc.kernels.cuda.eviction import eviction_window_batch_cuda
 from jitalloc.kernels.cuda.row_batches import OPTION
-from jitalloc.kernels.cuda.rows import rows_free_cuda
 from jitalloc.kernels.cuda.sequences import (
     sequences_append_cuda,
     sequences_fork_batch_cuda,
@@ -26,7 +26,7 @@ from jitalloc.state import INT32, INT32_MAX, INT64, NULL
 from jitalloc.stats import SequenceInfo
 
 
-class CudaPagedKVCache(CudaSequenceCalls, device="cuda"):
+class CudaPagedKVCache(CudaSequenceSharing, device="cuda"):
     """A `PagedKVCache` whose arrays live on the GPU; made by giving it a pool on the GPU.
 
     The calls are those of the CPU, with the same results and the same state, and these differences.
@@ -83,14 +83,24 @@ class CudaPagedKVCache(CudaSequenceCalls, device="cuda"):
         """
         gpu = self.pool._gpu
         if n is None:
-            n = 1 if tokens is None else self._as_tokens(tokens).size
+            n = 1 if tokens is None else as_device(gpu, "tokens", tokens, INT32).size
         with self.lock:
             self._wait()
             rows = self.rows([seq_id])
-            with self.pool._calls:
-                slots, copies = self.append_batch(rows, n, tokens=tokens)
-                self._wait()
-                count = int((gpu.download(copies.src) != NULL).sum())
+            try:
+                return self._append_one(rows, n, tokens)
+            except OutOfPages as error:
+                if self.prefix_cache is None:
+                    raise
+                self._make_room_for(error.requested)
+            return self._append_one(rows, n, tokens)
+
+    def _append_one(self, rows: Any, n: int, tokens: Any) -> Appended:
+        gpu = self.pool._gpu
+        with self.pool._calls:
+            slots, copies = self.append_batch(rows, n, tokens=tokens)
+            self._wait()
+            count = int((gpu.download(copies.src) != NULL).sum())
         return Appended(slots, Moves(copies.src[:count], copies.dst[:count]))
 
     def append_batch(
@@ -127,7 +137,7 @@ class CudaPagedKVCache(CudaSequenceCalls, device="cuda"):
             raise argument_error(pack_status(TOO_MANY, 0), "n", [n])
         if waits:
             total = int(np.clip(gpu.download(n), 0, most).sum())
-        ids = self._no_tokens if tokens is None else self._as_tokens(tokens)
+        ids = self._no_tokens if tokens is None else as_device(gpu, "tokens", tokens, INT32)
         if tokens is not None and ids.size != total and total is not None:
             text = f"must have {total} elements, one a new token"
             raise InvalidArgument("tokens", ids.size, text)
@@ -172,10 +182,6 @@ class CudaPagedKVCache(CudaSequenceCalls, device="cuda"):
         with self.lock:
             answer = self._unseen()
             self._launch(sequences_fork_batch_cuda, src_rows, dst_rows, answer, 0)
-
-    def _unseen(self) -> Any:
-        """Return where a kernel leaves a number that nobody asks for."""
-        return self._scratch_words(1)
 
     def reorder(self, rows: Any, parents: Any) -> None:
         """Let each sequence continue another one: see `PagedKVCache.reorder`.
@@ -291,8 +297,3 @@ class CudaPagedKVCache(CudaSequenceCalls, device="cuda"):
             self._free_on_device(rows, commit, released)
             self._ids.stale = True
         return released
-
-    def _free_on_device(self, rows: Any, commit: bool, released: Any) -> None:
-        """End the sequences of a batch; how many pages went free is written to `released`."""
-        scratch = self._scratch_words(2 * rows.size + 1)
-        self._launch(rows_free_cuda, rows, scratch, released, 0)

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from jitalloc.arguments import as_count
 from jitalloc.cuda.arguments import as_device_out
 from jitalloc.cuda.faults import fault_error
+from jitalloc.cuda.shadow import ShadowedPool
 from jitalloc.cuda.slab import CudaSlab
 from jitalloc.errors import CorruptState, JitallocError
 from jitalloc.kernels.cuda.merging import scratch_words
@@ -39,7 +40,7 @@ from jitalloc.upkeep import PoolUpkeep
 T = TypeVar("T")
 
 
-class CudaPoolUpkeep(CudaSlab, PoolUpkeep):
+class CudaPoolUpkeep(ShadowedPool, CudaSlab, PoolUpkeep):
     """The part of a pool on the GPU that deals with it as a whole."""
 
     __slots__ = ()
@@ -48,8 +49,11 @@ class CudaPoolUpkeep(CudaSlab, PoolUpkeep):
     _group_numbers: Iterator[int]
 
     def _install(self, slab: NDArray[np.int64]) -> None:
+        if not hasattr(self, "_shadow"):
+            self._shadow = None
         self._put(slab, self._scratch(int(slab[NUM_PAGES])))
         self._name_arrays(int(slab[NUM_PAGES]))
+        self._restart_host(slab)
 
     def _scratch(self, num_pages: int) -> int:
         return scratch_words(num_pages, self.order)
@@ -63,16 +67,22 @@ class CudaPoolUpkeep(CudaSlab, PoolUpkeep):
         return super()._uninterrupted(carried)
 
     def _fault(self, record: NDArray[np.int64]) -> JitallocError:
+        self._meet(record)
         calls = self._groups.get(int(record[FAULT_WANTED]))
         self._groups.clear()
         return fault_error(record, self.page_size, self.null_page, self.num_pages, calls)
 
     def _settled(self) -> NDArray[np.int64]:
         known: list[int] = []
-        if self._groups:
+        launched = None
+        if self._groups or self._shadow is not None:
             with self._calls:  # all of these have been launched
                 known = list(self._groups)
+                launched = self._bring_time()
         words = super()._settled()
+        if launched is not None:
+            with self._calls:
+                self._meet(words, launched)
         for each in known:  # they all went well
             self._groups.pop(each, None)
         return words
@@ -157,6 +167,7 @@ class CudaPoolUpkeep(CudaSlab, PoolUpkeep):
             self._settled()
             for follow in followers:
                 follow()
+            self._resize_host(num_pages)
             new[:RECORD_SLOTS] = self._record
             self._use(new, scratch)
             self._settled()  # there for every stream

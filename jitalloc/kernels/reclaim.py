@@ -63,25 +63,31 @@ def drop_pages_of(prefix, run, count, victims, put):
         nexts[page] = ~run
 
 
-@counting
-def evict(pool, prefix, n, reason):
-    """Evict `n` pages, or as many as can be; return how many, or a status word.
+@helper
+def give_way(prefix, victims, reason):
+    """Take as many pages as `victims` has room for out of the cache, and write them there.
 
-    `reason`: REQUESTED, PRESSURE or CLEARED. The caller has let priorities `expire` before.
+    There are so many that can be evicted. `reason`: REQUESTED, PRESSURE or CLEARED. The caller
+    has let priorities `expire` before, and takes the cache's share of each page away.
     """
-    n = min(n, prefix_evictable(prefix))
     runs = run_records(prefix)
-    victims = page_scratch(prefix, n)
     done = np.int64(0)
-    while done < n:
+    while done < victims.size:
         run = next_victim(prefix)
-        count = min(n - done, np.int64(runs[run, RUN_LENGTH]))
+        count = min(victims.size - done, np.int64(runs[run, RUN_LENGTH]))
         drop_pages_of(prefix, run, count, victims, done)
         done += count
-    prefix[NUM_CACHED] -= n
-    prefix[EVICTED + reason] += n
+    prefix[NUM_CACHED] -= done
+    prefix[EVICTED + reason] += done
+
+
+@counting
+def evict(pool, prefix, n, reason):
+    """Evict `n` pages, or as many as can be; return how many, or a status word."""
+    victims = page_scratch(prefix, min(n, prefix_evictable(prefix)))
+    give_way(prefix, victims, reason)
     status = pool_release(pool, victims)
-    return status if status < 0 else n
+    return status if status < 0 else np.int64(victims.size)
 
 
 @kernel("int64(int64[::1], int64[::1], int64, int64)")
@@ -96,15 +102,40 @@ def reclaim_evict_cpu(pool, prefix, n, reason):
     return count
 
 
+@helper
+def clear_fault(prefix):
+    """Return the status word of why the cache cannot be cleared, or 0."""
+    locked = prefix[NUM_LOCKED]
+    return fail(STILL_LOCKED, locked) if locked > 0 else np.int64(0)
+
+
 @kernel("int64(int64[::1], int64[::1])")
 def reclaim_clear_cpu(pool, prefix):
     if not try_lock(pool):
         return fail(BUSY, 0)
-    if prefix[NUM_LOCKED] > 0:
-        status = fail(STILL_LOCKED, prefix[NUM_LOCKED])
-    else:
+    status = clear_fault(prefix)
+    if status == 0:
         status = evict(pool, prefix, prefix[NUM_CACHED], np.int64(CLEARED))
     if status >= 0:
         pool[STEP] += 1
+    unlock(pool)
+    return status
+
+
+@kernel("int64(int64[::1], int64[::1], int64, int64, int32[::1])")
+def reclaim_choose_cpu(pool, prefix, n, reason, out):
+    # For a pool of another device, which is told to free the pages, and that is the step. `out`
+    # has room for `n` pages, or for all. With the reason CLEARED all go, or none.
+    if not try_lock(pool):
+        return fail(BUSY, 0)
+    status = clear_fault(prefix) if reason == CLEARED else np.int64(0)
+    if status == 0:
+        if reason != CLEARED:
+            expire(prefix, pool[STEP])
+        count = min(n, prefix_evictable(prefix))
+        give_way(prefix, out[:count], reason)
+        if count == 0:
+            pool[STEP] += 1  # nothing to free
+        status = count
     unlock(pool)
     return status

@@ -11,12 +11,13 @@ from jitalloc.errors import (
     ROW_REPEATED,
     TABLE_WIDTH,
 )
+from jitalloc.kernels.committing import commit_rows
 from jitalloc.kernels.owners import (
     pool_release,
 )
 from jitalloc.kernels.pool import ALL_ONES, pool_take, pool_views
 from jitalloc.kernels.row_locks import row_lock, row_unlock
-from jitalloc.kernels.sharing import make_room, pages_held, row_commit, share_prefix
+from jitalloc.kernels.sharing import make_room, pages_held, share_prefix
 from jitalloc.kernels.tables import (
     tables_column,
     tables_marks,
@@ -213,11 +214,11 @@ def rows_free_cpu(pool, tables, prefix, rows, commit, evicted):
         pool[STEP] += 1
         held = pages_held(pool, prefix)
         length = tables_column(tables, LENGTH)
+        if commit != 0:
+            status = commit_rows(pool, tables, prefix, rows)
         for i in range(rows.size):
             row = np.int64(rows[i])
             tables[TOKENS_DROPPED] += evicted * length[row]
-            if commit != 0:
-                status += row_commit(pool, tables, prefix, row, length[row])
             status += close_row(pool, tables, prefix, row)
         tables[EVICTIONS] += evicted * rows.size
         if evicted != 0:

@@ -17,7 +17,8 @@ from jitalloc.errors import (
     ROW_NOT_EMPTY,
     TABLE_WIDTH,
 )
-from jitalloc.kernels.paths import NO_PAGE, UNUSED, path_lock, path_release
+from jitalloc.kernels.committing import copy_tokens, write_tokens
+from jitalloc.kernels.paths import NO_PAGE, UNUSED, path_lock, path_release, path_unlock
 from jitalloc.kernels.pool import pool_advance, pool_reserve, pool_views
 from jitalloc.kernels.prefix import negative_token
 from jitalloc.kernels.row_locks import SHARED_FACTS, has_prefix, row_shorten
@@ -33,7 +34,7 @@ from jitalloc.kernels.rows import (
     unmark_rows,
 )
 from jitalloc.kernels.runs import token_column
-from jitalloc.kernels.sharing import copy_tokens, make_room, row_commit, write_tokens
+from jitalloc.kernels.sharing import make_room
 from jitalloc.kernels.tables import (
     tables_column,
     tables_marks,
@@ -174,11 +175,7 @@ def append_claim(pool, tables, rows, counts, slots, copied):
 
 @helper
 def append_tokens(pool, tables, prefix, rows, counts, tokens):
-    """Book the ids of tokens just appended, and let full pages before them enter the cache.
-
-    The token at the end of a page is computed in the step behind the append that made its
-    slot, so what was there before this append is ready to be shared, and no more.
-    """
+    """Book the ids of tokens just appended; nothing enters the cache."""
     length, known = tables_column(tables, LENGTH), tables_column(tables, KNOWN)
     locked, size = tables_column(tables, LOCKED), tables[ROW_PAGE_SIZE]
     shift, width = tables[ROW_PAGE_SHIFT], tables[MAX_PAGES]
@@ -201,8 +198,6 @@ def append_tokens(pool, tables, prefix, rows, counts, tokens):
         # A cached page that was cut short by `truncate` has just been replaced by a copy.
         if n > 0 and locked[row] * size > before:
             row_shorten(pool, tables, prefix, row, before // size)
-        if known[row] > 0 and min(known[row], before) >= (locked[row] + 1) * size:
-            row_commit(pool, tables, prefix, row, before)
 
 
 @kernel(
@@ -344,8 +339,11 @@ def sequences_reorder_cpu(pool, tables, prefix, rows, parents, facts, pages):
         facts[i, 0] = end
     pool[STEP] += 1
     for i in range(batch):  # last: what a parent and its child lock both stays locked throughout
-        if facts[i, 0] != NULL:
-            path_release(prefix, facts[i, 0], pool[STEP])
+        row, end = np.int64(rows[i]), facts[i, 0]
+        if end != NULL and locked[row] > 0 and tables_column(tables, LOCK_END)[row] == end:
+            path_unlock(prefix, end)  # it locks the same path as before
+        elif end != NULL:
+            path_release(prefix, end, pool[STEP])
     unlock(pool)
     return np.int64(0)
 

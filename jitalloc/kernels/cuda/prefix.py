@@ -1,59 +1,49 @@
-"""Twins of the prefix cache's loops: match, insert, release, pin.
+"""What the prefix cache, whose index lives on the host, does to a pool and to token ids on the GPU.
 
-One thread runs each of them. A path is followed link by link, and a match splits runs, moves them
-in their queues and pushes them before their siblings: the state has no order but that of the calls
-and, within one, of its steps. Threads that shared this work would have to agree on that order, and
-two runs of the same calls must leave the same bits. So the loop is the CPU's own.
+No kernel here can fail, and none is a call of the pool: the loops of the host have looked at what
+`prefix_fetch_cuda` brought, and a change stands for a step that the host has counted already.
 """
 
 from __future__ import annotations
 
-from jitalloc._cuda import cuda_kernel
-from jitalloc._cuda_loops import from_cpu
-from jitalloc.kernels import prefix as cpu
-from jitalloc.kernels.cuda.calls import begins
-from jitalloc.state import RECORD_SLOTS, RESULT
+import numpy as np
 
-match = from_cpu(cpu.prefix_match_cpu)
-match_batch = from_cpu(cpu.prefix_match_batch_cpu)
-release = from_cpu(cpu.prefix_release_cpu)
-pin = from_cpu(cpu.prefix_pin_cpu)
-insert = from_cpu(cpu.prefix_insert_cpu)
+from jitalloc._cuda import cuda_kernel, gpu
+from jitalloc.kernels.cuda.merging import pool_views
+from jitalloc.state import HEADER_SLOTS, NUM_PAGES, RECORD_SLOTS, STEP
 
 
-@cuda_kernel("void(int64[::1], int64[::1], int64, int32[::1], int32[::1])", serial=True)
-def prefix_match_cuda(words, prefix, root, tokens, record):
-    if begins(words):
-        words[RESULT] = match(words[RECORD_SLOTS:], prefix, root, tokens, record)
+@cuda_kernel("void(int64[::1], int64[::1], int64)")
+def prefix_advance_cuda(slab, record, steps):
+    # Brings the clock of the pool to that of the host.
+    if gpu.grid(1) == 0:
+        slab[STEP] += steps
 
 
-@cuda_kernel(
-    "void(int64[::1], int64[::1], int64[::1], int32[::1], int64[::1], int32[::1], int32[::1])",
-    serial=True,
-)
-def prefix_match_batch_cuda(words, prefix, roots, tokens, indptr, records, out):
-    if begins(words):
-        pool = words[RECORD_SLOTS:]
-        words[RESULT] = match_batch(pool, prefix, roots, tokens, indptr, records, out)
+@cuda_kernel("void(int64[::1], int64[::1], int32[::1], int32[::1], int64[::1], int32[::1])")
+def prefix_fetch_cuda(slab, record, pages, tokens, words, out):
+    # `words`: record and header. `out`: the pages, how many owners each has, and the tokens. A
+    # page that the pool has not is one without owners.
+    _free_pages, refcount, _released = pool_views(slab)
+    first, step, n = gpu.grid(1), gpu.gridsize(1), np.int64(pages.size)
+    for i in range(first, RECORD_SLOTS, step):
+        words[i] = record[i]
+    for i in range(first, HEADER_SLOTS, step):
+        words[RECORD_SLOTS + i] = slab[i]
+    for i in range(first, n, step):
+        page = np.int64(pages[i])
+        out[i] = page
+        out[n + i] = refcount[page] if 0 <= page < slab[NUM_PAGES] else np.int32(0)
+    for i in range(first, tokens.size, step):
+        out[2 * n + i] = tokens[i]
 
 
-@cuda_kernel("void(int64[::1], int64[::1], int32[::1], int64, int64)", serial=True)
-def prefix_release_cuda(words, prefix, records, count, held):
-    if begins(words):
-        words[RESULT] = release(words[RECORD_SLOTS:], prefix, records, count, held)
-
-
-@cuda_kernel("void(int64[::1], int64[::1], int64, int32[::1], int32[::1])", serial=True)
-def prefix_pin_cuda(words, prefix, root, tokens, record):
-    if begins(words):
-        words[RESULT] = pin(words[RECORD_SLOTS:], prefix, root, tokens, record)
-
-
-@cuda_kernel(
-    "void(int64[::1], int64[::1], int64, int32[::1], int32[::1], int32[::1], int64, int64)",
-    serial=True,
-)
-def prefix_insert_cuda(words, prefix, root, tokens, pages, out, priority, lifetime):
-    if begins(words):
-        pool = words[RECORD_SLOTS:]
-        words[RESULT] = insert(pool, prefix, root, tokens, pages, out, priority, lifetime)
+@cuda_kernel("void(int64[::1], int64[::1], int32[::1], int32[::1], int32[::1], int64)")
+def prefix_insert_cuda(slab, record, column, pages, tokens, size):
+    # One owner more for each page, whose `size` token ids go into its row of `column`.
+    _free_pages, refcount, _released = pool_views(slab)
+    for i in range(gpu.grid(1), tokens.size, gpu.gridsize(1)):
+        page, offset = np.int64(pages[i // size]), i % size
+        column[page * size + offset] = tokens[i]
+        if offset == 0:
+            gpu.atomic.add(refcount, page, np.int32(1))

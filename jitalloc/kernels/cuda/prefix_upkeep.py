@@ -1,35 +1,15 @@
-"""Twins of the loops over a whole prefix cache: rename, resize, roots.
-
-One thread runs each of them: the hash table is built anew run by run, and the order of the runs in
-a bucket is part of the state.
-"""
+"""Token ids of pages that move."""
 
 from __future__ import annotations
 
-from jitalloc._cuda import cuda_kernel
-from jitalloc._cuda_loops import from_cpu
-from jitalloc.kernels import prefix_upkeep as cpu
-from jitalloc.kernels.cuda.calls import begins
-from jitalloc.state import RECORD_SLOTS, RESULT
+import numpy as np
 
-rename = from_cpu(cpu.prefix_upkeep_rename_cpu)
-resize = from_cpu(cpu.prefix_upkeep_resize_cpu)
-roots = from_cpu(cpu.prefix_upkeep_roots_cpu)
+from jitalloc._cuda import cuda_kernel, gpu
 
 
-@cuda_kernel("void(int64[::1], int64[::1], int32[::1], int32[::1], int32[::1])", serial=True)
-def prefix_upkeep_rename_cuda(words, prefix, names, src, dst):
-    if begins(words):
-        words[RESULT] = rename(prefix, names, src, dst)
-
-
-@cuda_kernel("void(int64[::1], int64[::1], int64[::1])", serial=True)
-def prefix_upkeep_resize_cuda(words, prefix, new):
-    if begins(words):
-        words[RESULT] = resize(prefix, new)
-
-
-@cuda_kernel("void(int64[::1], int64[::1], int32[::1])", serial=True)
-def prefix_upkeep_roots_cuda(words, prefix, out):
-    if begins(words):
-        words[RESULT] = roots(words[RECORD_SLOTS:], prefix, out)
+@cuda_kernel("void(int32[::1], int32[::1], int32[::1], int64)")
+def prefix_upkeep_rename_cuda(column, src, dst, size):
+    # No page is in both, so that rows are copied in any order.
+    for i in range(gpu.grid(1), src.size * size, gpu.gridsize(1)):
+        page, offset = i // size, i % size
+        column[np.int64(dst[page]) * size + offset] = column[np.int64(src[page]) * size + offset]

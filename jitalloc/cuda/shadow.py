@@ -1,0 +1,209 @@
+"""A pool of the GPU as the loops of the host see it: a lock, a clock, and owners they ask for."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from jitalloc._cuda import CudaKernel
+from jitalloc.kernels.cuda import owners, pool, prefix, sharing
+from jitalloc.kernels.prefix import prefix_advance_cpu
+from jitalloc.kernels.upkeep import upkeep_retire_cpu, upkeep_unlock_cpu
+from jitalloc.slab import BUSY_STATUS
+from jitalloc.state import (
+    HEADER_SLOTS,
+    LOCK,
+    NUM_PAGES,
+    RECORD_SLOTS,
+    RETIRED,
+    STEP,
+    PoolArrays,
+    pool_arrays,
+    pool_slab_words,
+)
+
+# Calls that change nothing, and parts of calls: the pool counts no step for them.
+TIMELESS: Final = frozenset(
+    each.name
+    for each in (
+        owners.owners_count_cuda,
+        owners.owners_mark_slots_cuda,
+        owners.owners_take_off_cuda,
+        pool.pool_admit_cuda,
+        pool.pool_total_cuda,
+        prefix.prefix_fetch_cuda,
+        prefix.prefix_insert_cuda,
+        sharing.sharing_commit_cuda,
+        sharing.sharing_facts_cuda,
+        sharing.sharing_gather_cuda,
+    )
+)
+
+
+class PoolShadow:
+    """Stands for the slab of a pool of the GPU wherever a loop of the host asks for one.
+
+    The index of a prefix cache lives on the host, and so do its loops. Of the pool they need its
+    sizes, a lock against each other, the step at which they run, and now and then how many owners
+    some pages have. The step is that of a pool of the CPU after the same calls: the host counts
+    what it launches and what it does itself, and brings the clock of the GPU up to date before the
+    next launch. Where a call failed there, or a CUDA graph ran, the host learns of it when it next
+    waits.
+
+    Attributes
+    ----------
+    slab : int64[...]
+        As long as that of the pool. Apart from sizes, lock and step it says nothing between calls.
+    there : int
+        The step of the pool once all that was launched has run, as far as the host knows.
+    """
+
+    __slots__ = ("_arrays", "slab", "there")
+
+    slab: NDArray[np.int64]
+    _arrays: PoolArrays
+
+    def __init__(self, header: NDArray[np.int64]) -> None:
+        self.restart(header)
+
+    def restart(self, header: NDArray[np.int64]) -> None:
+        """Begin anew for a pool with this header; loops that were kept out are let in."""
+        self.there = int(header[STEP])
+        self._begin(header, int(header[NUM_PAGES]))
+
+    def resize(self, num_pages: int) -> None:
+        """Go on with so many pages, one step later; loops that were kept out are let in."""
+        self.there += 1
+        self.slab[STEP] += 1
+        self._begin(self.slab, num_pages)
+
+    def _begin(self, header: NDArray[np.int64], num_pages: int) -> None:
+        slab = np.zeros(pool_slab_words(num_pages), np.int64)
+        slab[:HEADER_SLOTS] = header[:HEADER_SLOTS]
+        slab[NUM_PAGES], slab[LOCK] = num_pages, 0
+        self._arrays = pool_arrays(slab)
+        self.slab = slab
+
+    @property
+    def pending(self) -> int:
+        """How many steps the host is ahead of what it has launched."""
+        return int(self.slab[STEP]) - self.there
+
+    def _locked(self, kernel: Any, *arguments: Any) -> None:
+        """Run a kernel that takes the lock, waiting while another thread has it."""
+        while kernel.run(self.slab, *arguments) == BUSY_STATUS:
+            time.sleep(1e-6)
+
+    def start(self, kernel: CudaKernel) -> None:
+        """Follow a launch that is about to come."""
+        if kernel.name not in TIMELESS:
+            self.advance(1)
+            self.there += 1
+
+    def meet(self, header: NDArray[np.int64]) -> None:
+        """Follow what the GPU has done; `header`: that of the pool behind all launches."""
+        missed = int(header[STEP]) - self.there
+        if missed:
+            self.advance(missed)
+            self.there += missed
+
+    def advance(self, steps: int) -> None:
+        """Let the clock of the host go on by itself."""
+        self._locked(prefix_advance_cpu, steps)
+
+    @property
+    def owners(self) -> NDArray[np.int32]:
+        """How many owners each page has, for loops to see and change; zero between calls."""
+        return self._arrays.refcount
+
+    @contextmanager
+    def owned(self, pages: NDArray[np.int32], counts: NDArray[np.int32]) -> Iterator[None]:
+        """Let loops see how many owners some pages have; those out of range are left out."""
+        refcount = self._arrays.refcount
+        known = pages[(pages >= 0) & (pages < refcount.size)]
+        refcount[known] = counts[(pages >= 0) & (pages < refcount.size)]
+        try:
+            yield
+        finally:
+            refcount[known] = 0
+
+    def retire(self) -> None:
+        """Keep loops out until the pool has another shadow; a second time changes nothing."""
+        if self.slab[LOCK] != RETIRED:
+            self._locked(upkeep_retire_cpu)
+
+    @contextmanager
+    def closed(self) -> Iterator[None]:
+        """Keep loops out for the time of a `with` block."""
+        self._locked(upkeep_retire_cpu)
+        try:
+            yield
+        finally:
+            upkeep_unlock_cpu.run(self.slab)
+
+
+class ShadowedPool:
+    """The part of a pool on the GPU that lets loops of the host follow it.
+
+    There is a shadow where a prefix cache stands on the pool.
+    """
+
+    __slots__ = ()
+
+    _gpu: Any
+    _host: Any
+    _shadow: Any  # a PoolShadow, or None
+    _settled: Callable[[], NDArray[np.int64]]
+    _state: Any
+
+    def _cast(self) -> PoolShadow:
+        """Let loops of the host see the pool, and return how. Waits, the first time."""
+        if self._shadow is None:
+            self._shadow = PoolShadow(self._settled()[RECORD_SLOTS:])
+            self._host = self._shadow.slab
+        shadow: PoolShadow = self._shadow
+        return shadow
+
+    def _bring_time(self) -> int | None:
+        """Let the clock of the GPU count the steps of the host, unless its stream is captured.
+
+        Returns the step of the pool once all that was launched has run. Within the lock of calls.
+        """
+        shadow = self._shadow
+        if shadow is None:
+            return None
+        if shadow.pending and not self._gpu.capturing():
+            steps = shadow.pending
+            self._gpu.launch(prefix.prefix_advance_cuda, 1, 1, *self._state, steps)
+            shadow.there += steps
+        there: int = shadow.there
+        return there
+
+    def _tick(self, kernel: CudaKernel) -> None:
+        if self._shadow is not None:
+            self._bring_time()
+            self._shadow.start(kernel)
+
+    def _meet(self, words: NDArray[np.int64], launched: int | None = None) -> None:
+        """Follow a record and header that have come down, within the lock of calls.
+
+        `launched`: what `_bring_time` has returned, where others may have launched since: then
+        what came down tells nothing.
+        """
+        if self._shadow is not None and launched in (None, self._shadow.there):
+            self._shadow.meet(words[RECORD_SLOTS:])
+
+    def _resize_host(self, num_pages: int) -> None:
+        if self._shadow is not None:
+            self._shadow.resize(num_pages)
+            self._host = self._shadow.slab
+
+    def _restart_host(self, header: NDArray[np.int64]) -> None:
+        if self._shadow is not None:
+            self._shadow.restart(header)
+            self._host = self._shadow.slab
