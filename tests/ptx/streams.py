@@ -234,6 +234,11 @@ def waits(what: str, stream: Stream | None = None) -> None:
         raise CUDARuntimeError(f"cudaErrorStreamCaptureUnsupported: {what}")
 
 
+def restart() -> None:
+    """Begin anew with the seed."""
+    _random.seed(settings.seed)
+
+
 def finish() -> None:
     """Do what all streams were given."""
     for each in list(_streams.values()):
