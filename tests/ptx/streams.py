@@ -85,7 +85,8 @@ class Event:
         self.stream.run(self.position)
 
     def synchronize(self) -> None:
-        waits("to wait for an event")
+        if self.stream is None or self.stream.finished < self.position:
+            waits("to wait for an event")
         self.reach()
 
     @property
