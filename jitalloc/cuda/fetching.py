@@ -192,6 +192,7 @@ class RowsHere:
             row = fact[FACT_ROW]
             if row >= 0:
                 mine = got.pages[got.starts[i] : got.starts[i + 1]]
+                pages[row] = NULL
                 pages[row, fact[FACT_PAGE] : fact[FACT_PAGE] + mine.size] = mine
                 columns[LENGTH, row], columns[KNOWN, row] = fact[FACT_LENGTH], fact[FACT_KNOWN]
                 columns[NAMESPACE, row], columns[GAP, row] = fact[FACT_NAMESPACE], fact[FACT_GAP]
