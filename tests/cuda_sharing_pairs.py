@@ -64,5 +64,5 @@ class CudaSharingPair(SharingPair):
         super().agree()
         shadow = self.pool._shadow
         assert not shadow.owners.any()
-        assert shadow.pending == 0
+        assert shadow.there == self.model.step
         assert not self.cache.device_cache._here.arrays.taken.any()

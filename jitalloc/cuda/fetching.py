@@ -159,7 +159,6 @@ class RowsHere:
             if self._there.size < max(need, FIRST):
                 self._there = gpu.empty(max(need, FIRST, 2 * self._there.size), INT64)
             there = self._there
-            pool._bring_time()
             arrays = [gpu.wrap(each) for each in (rows, there[:fixed])]
             gpu.launch(sharing_facts_cuda, 1, gpu.threads, *bound, *arrays, rule)
             facts, out = there[fixed - (FACTS + 2) * batch - 2 : fixed], there[fixed:].view(INT32)
