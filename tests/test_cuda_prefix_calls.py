@@ -118,7 +118,7 @@ class Call(SimpleNamespace):
     up = 0
 
 
-ADOPTION = ("prefix_advance_cuda", "prefix_fetch_cuda", "prefix_advance_cuda", "prefix_insert_cuda")
+ADOPTION = ("prefix_fetch_cuda", "prefix_insert_cuda")
 CALLS: dict[str, Call] = {
     "match": Call(run=lambda c, at: c.match(at.tokens)),
     "match of tokens on the GPU": Call(run=lambda c, at: c.match(at.there), down=1),
@@ -131,7 +131,7 @@ CALLS: dict[str, Call] = {
         run=lambda c, at: c.insert(at.tokens, [0, 1, 2, 3]), starts=ADOPTION, down=1, up=2
     ),
     "insert of what is there": Call(
-        run=lambda c, at: c.insert(at.there[:8], at.pages[:2]), starts=ADOPTION[:2], down=1
+        run=lambda c, at: c.insert(at.there[:8], at.pages[:2]), starts=ADOPTION[:1], down=1
     ),
     "evict": Call(
         run=lambda c, at: (c.release(at.match), c.evict(1)),

@@ -158,6 +158,7 @@ WAITING: dict[str, Callable[[Any], Any]] = {
     "window": lambda c: c.apply_window("a", 1),
     "sequence": lambda c: c.sequence("a"),
     "stats": lambda c: c.stats(),
+    "make_room": lambda c: c.make_room(1),
     "num_free": lambda c: c.num_free,
     "num_held": lambda c: c.num_held,
     "num_reclaimable": lambda c: c.num_reclaimable,
