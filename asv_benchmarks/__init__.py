@@ -16,6 +16,7 @@ A parameter `design` puts jitalloc beside the textbook designs of `baselines.py`
 `bench_prefix_upkeep`  checking, saving and moving what is cached
 `bench_sharing`    sequences that share cached pages
 `bench_tables`     the layouts that attention kernels read
+`bench_mirror`     block tables of the CPU followed on a GPU
 `bench_slots`      cache slots: one at a time, in batches, copied
 `bench_slot_tree`  the longest prefix that a slot holds
 `bench_slot_entries`  entries of the prefix cache that come and give way

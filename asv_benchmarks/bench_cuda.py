@@ -1,8 +1,9 @@
-"""Pools on the GPU: what kernels need of it by the compiler alone, and where there is one, time.
+"""Pools on the GPU: what the compiler and the host alone can tell, and where there is one, time.
 
 Beside jitalloc (`jitalloc`), in the same run, whole-array code of CuPy as engines write it with
 tensors (`cupy`), and the pool of the CPU, its results copied to the GPU (`cpu`). Times are
-medians between two events on the stream; `bench_cuda.Host` is the time of the host.
+medians between two events on a stream that has work enough before them, so that the GPU never
+waits for the host; `bench_cuda.Host` is the time of the host.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import numpy as np
 import jitalloc
 from asv_benchmarks import gpu as tools
 from asv_benchmarks.ptxas import Usage, assemble, find_ptxas
+from asv_benchmarks.stubbed import stubbed_pool
 from jitalloc import _cuda
 
 DESIGNS = ("jitalloc", "cupy", "cpu")
@@ -116,11 +118,12 @@ class DecodeGraph:
 
     params = ((256, 1024),)
     param_names = ("sequences",)
+    pool: Any = None  # asv calls `teardown` also where `setup` has skipped
 
     def setup(self, sequences: int) -> None:
         gpu, num_pages = tools.find_gpu(), sequences * 400  # of 6,000 steps
         start, lengths, last = decoding(sequences, num_pages)
-        self.pool: Any = pool_of("jitalloc", num_pages)
+        self.pool = pool_of("jitalloc", num_pages)
         self.pool.restore(start.snapshot())
         seq, out = gpu.up(lengths), gpu.up(last)
 
@@ -142,7 +145,8 @@ class DecodeGraph:
         return tools.host_us(self.graph)
 
     def teardown(self, sequences: int) -> None:
-        self.pool.check()  # no step has failed
+        if self.pool is not None:
+            self.pool.check()  # no step has failed
 
     track_step.unit = "us"  # type: ignore[attr-defined]
     track_host.unit = "us"  # type: ignore[attr-defined]
@@ -259,6 +263,31 @@ class Host:
         return tools.host_us(self.call) / (2 if call == "alloc_free" else 1)
 
     track_call.unit = "us"  # type: ignore[attr-defined]
+
+
+class HostAlone:
+    """The same with a driver that does nothing, on any machine. Held to 4 us, append to 6."""
+
+    params = (("alloc", "free", "decode", "append"),)
+    param_names = ("call",)
+
+    def setup(self, call: str) -> None:
+        pool = stubbed_pool(1024, SIZE)
+        cache, up = jitalloc.PagedKVCache(pool, 64, 16), pool._gpu.upload
+        two, slots = up(np.full(64, 2)), up(np.arange(0, 64 * SIZE, SIZE))
+        out, pages = up(np.zeros(64, np.int64)), up(np.zeros(64, np.int32))
+        count, copies = up(np.zeros(1, np.int64)), up(np.zeros((2, 64), np.int32))
+        calls: dict[str, Callable[[], Any]] = {
+            "alloc": lambda: pool.alloc(64, out=pages),
+            "free": lambda: pool.free(pages, out=count),
+            "decode": lambda: pool.alloc_decode(two, slots, out=out),
+            "append": lambda: cache.append_batch(pages, 1, out=out, copies=copies),
+        }
+        self.call = calls[call]
+        self.call()
+
+    def time_call(self, call: str) -> None:
+        self.call()
 
 
 class Launch:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Callable
 from functools import cache
@@ -15,6 +16,8 @@ from jitalloc import WrongDevice, _cuda, _cuda_device
 
 REPEAT, WARM = 20, 3  # samples, and those before them
 LOADED = 200  # calls that are queued at most, so that no launch waits for room
+BUSY_BYTES = 1 << 28  # that the GPU fills, some 0.1 ms each time, while the host queues calls
+MOST_BUSY_US = 20_000.0
 
 
 class Gpu:
@@ -26,6 +29,17 @@ class Gpu:
         self.xp: Any = cupy
         self.stream = cupy.cuda.Stream(non_blocking=True)
         self.stream.use()
+        self._room = cupy.empty(BUSY_BYTES, np.uint8)
+        self._fill(1)
+        self._fill_us = self.between_events(lambda: self._fill(8)) / 8
+
+    def _fill(self, times: int) -> None:
+        for _ in range(times):
+            self._room.data.memset_async(0, BUSY_BYTES)
+
+    def keep_busy(self, microseconds: float) -> None:
+        """Give the GPU so much to do first that the host comes to queue behind it."""
+        self._fill(math.ceil(min(microseconds, MOST_BUSY_US) / self._fill_us))
 
     def up(self, values: Any) -> Any:
         """Return values of the host on the GPU."""
@@ -91,26 +105,39 @@ def median_us(
 ) -> float:
     """Return the median time of the GPU for a call, in microseconds, `before` not counted.
 
-    `call` makes `calls` calls that follow each other.
+    `call` makes `calls` calls that follow each other. The queue is full: they are there before the
+    GPU comes to the first of them, unless they wait for it.
     """
-    gpu, times = find_gpu(), []
+    gpu, times, queueing = find_gpu(), [], [MOST_BUSY_US]
+
+    def queue() -> None:
+        start = perf_counter()
+        call()
+        queueing.append((perf_counter() - start) * 1e6)
+
     for i in range(REPEAT + WARM):
         before()
         gpu.wait()
-        spent = gpu.between_events(call)
+        gpu.keep_busy(2 * min(queueing))
+        spent = gpu.between_events(queue)
         if i >= WARM:  # compiled, loaded, warm
             times.append(spent / calls)
     return statistics.median(times)
 
 
 def host_us(call: Callable[[], object]) -> float:
-    """Return the median time that the host spends on a call, in microseconds; it never waits."""
-    gpu, times = find_gpu(), []
+    """Return the median time that the host spends on a call, in microseconds; it never waits.
+
+    The GPU has something to do meanwhile, as where an engine queues calls behind a model.
+    """
+    gpu, times, queueing = find_gpu(), [], MOST_BUSY_US
     for i in range(REPEAT + WARM):
+        gpu.keep_busy(2 * queueing)
         start = perf_counter()
         for _ in range(LOADED):
             call()
         spent = perf_counter() - start
+        queueing = min(queueing, spent * 1e6)
         gpu.wait()
         if i >= WARM:
             times.append(spent / LOADED * 1e6)

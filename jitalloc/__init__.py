@@ -39,6 +39,7 @@ from jitalloc.errors import (
 )
 from jitalloc.eviction import Eviction
 from jitalloc.matches import InsertResult, PrefixBatch, PrefixMatch
+from jitalloc.mirror import BlockTableMirror
 from jitalloc.moves import Moves
 from jitalloc.owners import FreeGroup
 from jitalloc.pool import PageBatch, PagePool
@@ -65,6 +66,7 @@ __all__ = [
     "NULL",
     "AllPinned",
     "Appended",
+    "BlockTableMirror",
     "BlockTables",
     "CacheSnapshot",
     "CorruptState",

@@ -1,4 +1,4 @@
-"""CUDA kernels and how they are compiled; with `_cuda_loops` and `_cuda_device` the door to CUDA.
+"""CUDA kernels and how they are compiled; with `_cuda_device` the door to CUDA.
 
 Nothing of CUDA is imported before `load_compiler` is called, so that files of kernels can be read
 anywhere. Under the simulator (`NUMBA_ENABLE_CUDASIM=1`) kernels are Python that numba runs.
@@ -20,7 +20,6 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
-from jitalloc._cuda_loops import gpu_loops
 from jitalloc._cuda_views import put_views
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -79,23 +78,18 @@ class CudaKernel:
     name : str
     function : callable
     signature : str
-    serial : bool
-        It is run by one thread.
     words : int
         How many words of 8 bytes its parameters are.
     wide : bool
         Its blocks may have twice as many threads as those of others, of half the registers.
     """
 
-    __slots__ = ("function", "name", "serial", "signature", "wide", "words")
+    __slots__ = ("function", "name", "signature", "wide", "words")
 
-    def __init__(
-        self, function: Callable[..., Any], signature: str, serial: bool, wide: bool
-    ) -> None:
+    def __init__(self, function: Callable[..., Any], signature: str, wide: bool) -> None:
         self.name = function.__name__
         self.function = function
         self.signature = signature
-        self.serial = serial
         arrays = signature.count("[")
         self.words = signature.count(",") + 1 - arrays + arrays * WORDS_AN_ARRAY
         self.wide = wide
@@ -103,7 +97,7 @@ class CudaKernel:
     @property
     def most_threads(self) -> int:
         """The most threads of a block that it is compiled for."""
-        return 1 if self.serial else MOST_THREADS if self.wide else THREADS
+        return MOST_THREADS if self.wide else THREADS
 
     def ptx(self, capability: tuple[int, int]) -> str:
         """Return the kernel in PTX for GPUs of a compute capability; no GPU is needed."""
@@ -174,16 +168,14 @@ def _has_dead_code_pass(passes: Any) -> None:
         )
 
 
-def cuda_kernel(
-    signature: str, serial: bool = False, wide: bool = False
-) -> Callable[[Callable[..., Any]], CudaKernel]:
+def cuda_kernel(signature: str, wide: bool = False) -> Callable[[Callable[..., Any]], CudaKernel]:
     """Make a module-level function a `CudaKernel` of one Numba signature.
 
-    `serial`: one thread runs it. `wide`: blocks of up to `MOST_THREADS` do.
+    `wide`: blocks of up to `MOST_THREADS` run it.
     """
 
     def wrap(function: Callable[..., Any]) -> CudaKernel:
-        made = CudaKernel(function, signature, serial, wide)
+        made = CudaKernel(function, signature, wide)
         _kernels[made.name] = made
         return made
 
@@ -194,11 +186,6 @@ def device_helper(function: F) -> F:
     """Make a function callable from CUDA kernels. Every thread of a block has to call it."""
     _helpers.append(function)
     return function
-
-
-def cuda_twin(name: str) -> CudaKernel:
-    """Return the kernel that does on the GPU what `name`, a kernel of the CPU, does there."""
-    return _kernels[name.removesuffix("cpu") + "cuda"]
 
 
 def cuda_kernels() -> dict[str, CudaKernel]:
@@ -226,7 +213,6 @@ def _compiler() -> Any:
             names = function.__globals__
             if names.get("gpu") is gpu:
                 names["gpu"] = cuda
-        gpu_loops(functions)
         put_views(functions)
     return cuda
 

@@ -152,6 +152,23 @@ class CupyDevice:
         self._refuse_captured("captured, and the call waits for the GPU")
         self._cupy.cuda.runtime.deviceSynchronize()
 
+    def pinned(self, size: int, dtype: np.dtype[Any]) -> NDArray[Any]:
+        memory = self._cupy.cuda.alloc_pinned_memory(size * dtype.itemsize)
+        return np.frombuffer(memory, dtype, size)
+
+    def upload_async(self, values: NDArray[Any], target: Any) -> Any:
+        self._look()
+        self._refuse_captured("captured, and the call copies what the host has now")
+        cuda, stream = self._cupy.cuda, self._current_stream(self.number)
+        there, here, size = target.data.ptr, values.ctypes.data, values.nbytes
+        cuda.runtime.memcpyAsync(there, here, size, cuda.runtime.memcpyHostToDevice, stream.ptr)
+        event = cuda.Event(disable_timing=True)
+        event.record(stream)
+        return event
+
+    def wait_for(self, event: Any) -> None:
+        event.synchronize()
+
     def clear(self, values: Any) -> None:
         self._look()
         values.data.memset_async(0, values.nbytes)
@@ -209,13 +226,19 @@ class CupyDevice:
         size, item = values.size, values.itemsize
         return ARRAY.pack(0, 0, size, item, values.data.ptr, size, item)
 
+    def pack(self, number: int) -> Any:
+        return WORD.pack(number)
+
     def launch(self, kernel: CudaKernel, blocks: int, threads: int, *arguments: Any) -> None:
         function, size, _keep = self._loaded.get(kernel.name) or self.load(kernel)
         if self._current_device() != self.number:
             self._look()
         if not self._thread.bound:
             self._bind()
-        words = b"".join([each if type(each) is bytes else WORD.pack(each) for each in arguments])
+        try:
+            words = b"".join(arguments)
+        except TypeError:
+            words = b"".join([e if type(e) is bytes else WORD.pack(e) for e in arguments])
         if len(words) != size:
             raise TypeError(f"{kernel.name} takes {size} bytes of parameters, not {len(words)}")
         try:

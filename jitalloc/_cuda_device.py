@@ -57,6 +57,18 @@ class Device(Protocol):
     def wait(self) -> None:
         """Wait for all streams of the device."""
 
+    def pinned(self, size: int, dtype: np.dtype[Any]) -> NDArray[Any]:
+        """Return a new array of the host, from which `upload_async` copies."""
+
+    def upload_async(self, values: NDArray[Any], target: Any) -> Any:
+        """Copy a pinned array to the beginning of one of the device; return an event behind it.
+
+        In stream order, so `values` must stay as it is until `wait_for` the event.
+        """
+
+    def wait_for(self, event: Any) -> None:
+        """Let the host wait until what came before an event is done."""
+
     def clear(self, values: Any) -> None:
         """Set every element to zero, in stream order."""
 
@@ -80,6 +92,9 @@ class Device(Protocol):
 
     def wrap(self, values: Any) -> Any:
         """Return an array in the form in which `launch` takes it."""
+
+    def pack(self, number: int) -> Any:
+        """Return an int64 in the form in which `launch` takes it, which takes ints as well."""
 
     def launch(self, kernel: CudaKernel, blocks: int, threads: int, *arguments: Any) -> None:
         """Start a kernel with wrapped arrays and int64 on the current stream."""
@@ -126,6 +141,15 @@ class SimulatedDevice:
     def wait(self) -> None:
         pass  # a launch returns when it is done
 
+    def pinned(self, size: int, dtype: np.dtype[Any]) -> NDArray[Any]:
+        return np.full(size, 77, dtype)
+
+    def upload_async(self, values: NDArray[Any], target: Any) -> Any:
+        target[: values.size] = values
+
+    def wait_for(self, event: Any) -> None:
+        pass  # all is done at once
+
     def clear(self, values: Any) -> None:
         values.fill(0)
 
@@ -152,6 +176,9 @@ class SimulatedDevice:
 
     def wrap(self, values: Any) -> Any:
         return self._fake(values.view(np.ndarray))
+
+    def pack(self, number: int) -> Any:
+        return int(number)
 
     def launch(self, kernel: CudaKernel, blocks: int, threads: int, *arguments: Any) -> None:
         with self._running:

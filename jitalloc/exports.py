@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from jitalloc.holding import SequencePages
+from jitalloc.mirror import BlockTableMirror, mirror_of
 from jitalloc.tables import PageTableCSR
 
 
@@ -41,3 +44,10 @@ class SequenceExports(SequencePages):
         """Return the tokens of each sequence, `int32[B]`; see `BlockTables.seq_lens`."""
         with self.lock:
             return self.tables.seq_lens(rows, out=out)
+
+    def mirror(self, device: str = "cuda", *, stream: Any = None) -> BlockTableMirror:
+        """Return a copy of the block tables on a GPU, which follows them by its `refresh`.
+
+        Reads them under the lock of this cache; see `BlockTables.mirror`.
+        """
+        return mirror_of(self.tables, device, stream, self.lock)

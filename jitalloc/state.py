@@ -139,6 +139,8 @@ PEAK_ACTIVE: Final = 8
 TOKENS_DROPPED: Final = 9
 ROW_PAGE_SIZE: Final = 10  # the pool's, so that exports need no pool
 ROW_PAGE_SHIFT: Final = 11
+LEADER: Final = 14  # on the GPU, within a call of several blocks: how many have begun; else 0
+DUE: Final = 15  # and whether a merge is due: kernels/cuda/leading.py
 
 # Row columns.
 LENGTH: Final = 0  # tokens

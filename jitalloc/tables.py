@@ -26,6 +26,7 @@ from jitalloc.kernels.tables import (
     tables_total_cpu,
     tables_width_cpu,
 )
+from jitalloc.mirror import BlockTableMirror, mirror_of
 from jitalloc.state import (
     INT32,
     INT64,
@@ -291,6 +292,29 @@ class BlockTables:
         lengths = np.empty(rows.size, np.int32) if out is None else as_out(out, INT32, rows.size)
         self._checked(tables_lengths_cpu.run(self._slab, rows, lengths), rows)
         return lengths
+
+    def mirror(self, device: str = "cuda", *, stream: Any = None) -> BlockTableMirror:
+        """Return a copy on a GPU that follows these tables, for an engine driven by the host.
+
+        While another thread calls the cache that writes the tables, use `PagedKVCache.mirror`.
+
+        Parameters
+        ----------
+        device : {"cuda"}
+        stream : object, optional
+            Of CuPy, of torch, or its address: where all calls go. Else CuPy's current one.
+
+        Returns
+        -------
+        BlockTableMirror
+            As the tables are now; its `refresh` brings what has changed since.
+
+        Raises
+        ------
+        WrongDevice
+            `device` is unknown or cannot be used here, or the tables live on the GPU themselves.
+        """
+        return mirror_of(self, device, stream)
 
     def _rename(self, names: NDArray[np.int32]) -> None:
         """Write `names[p]` wherever page `p` stands; the caller is inside the pool."""

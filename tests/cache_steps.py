@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from tests.cache_pairs import CachePair
+from tests.mirror_pairs import Told
 from tests.twin_steps import as_argument
 
 Step = Callable[[CachePair, Random], Any]
@@ -123,12 +124,20 @@ def defragment(pair: CachePair, random: Random) -> None:
     pair.call("defragment")
 
 
+def tell(pair: CachePair, random: Random) -> None:
+    """Whoever has been told of changes before is told of those since."""
+    told = vars(pair).setdefault("told", Told(pair.cache.tables))
+    random.choice((append, truncate, fork, defragment))(pair, random)
+    told.tell()
+
+
 # Every kernel of the sequences and the call that runs it. test_house.py holds this complete.
 CACHE_STEPS: dict[str, Step] = {
     "eviction_select_cpu": evict,
     "eviction_to_cpu": evict_to,
     "eviction_window_batch_cpu": cut_rows,
     "eviction_window_cpu": cut,
+    "mirror_pack_cpu": tell,
     "rows_allocate_cpu": allocate,
     "rows_free_cpu": free_rows,
     "sequences_append_cpu": append,

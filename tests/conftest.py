@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 
@@ -23,6 +25,8 @@ from hypothesis import HealthCheck, Phase, settings  # noqa: E402
 from jitalloc import PagePool, _cuda, _cuda_device  # noqa: E402
 from tests.cache_pairs import CachePair  # noqa: E402
 from tests.ptx import install  # noqa: E402
+from tests.ptx.settings import Settings  # noqa: E402
+from tests.ptx.settings import settings as machine_settings  # noqa: E402
 
 if install.ASKED:  # before somebody looks for a GPU
     install.install()
@@ -54,11 +58,47 @@ def order(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
+@pytest.fixture(autouse=True)
+def _on_its_own() -> Iterator[None]:
+    """On the PTX machine, a test's seed does not go on where another test has left it.
+
+    And what the test has started fails within it, where streams do it late.
+    """
+    if not install.ASKED:
+        yield
+        return
+    from tests.ptx import machine, streams
+
+    machine.restart()
+    yield
+    streams.finish()
+
+
 @pytest.fixture
 def few_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two threads a block, where the simulator runs them."""
     if _cuda.SIMULATED:
         monkeypatch.setattr(_cuda_device.device(), "threads", 2)
+
+
+@pytest.fixture
+def many_small_blocks(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
+    """Blocks of few threads, and at most five; returns the launches, with their blocks."""
+    gpu: Any = _cuda_device.device()
+    launches: list[tuple[str, int]] = []
+    launch = gpu.launch
+
+    def noted(kernel: Any, blocks: int, threads: int, *arguments: Any) -> None:
+        launches.append((kernel.name, blocks))
+        launch(kernel, blocks, threads, *arguments)
+
+    monkeypatch.setattr(gpu, "launch", noted)
+    monkeypatch.setattr(gpu, "threads", 4 if isinstance(gpu, _cuda_device.SimulatedDevice) else 32)
+    monkeypatch.setattr("jitalloc.cuda.slab.ITEMS", 1)
+    monkeypatch.setattr("jitalloc.cuda.slab.MOST_BLOCKS", 5)
+    monkeypatch.setattr("jitalloc.cuda.pool.LARGE", 8)
+    monkeypatch.setattr("jitalloc.cuda.owners.MANY", 8)
+    return launches
 
 
 @pytest.fixture
@@ -71,3 +111,19 @@ def pool() -> PagePool:
 def pair() -> CachePair:
     """A cache and its model: sixteen pages of four tokens, six rows of eight pages."""
     return CachePair()
+
+
+@pytest.fixture
+def ask_machine(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Say how the PTX machine runs launches, whatever the environment says; in order at first."""
+
+    from tests.ptx import machine
+
+    def ask(mode: str = "order", seed: int = 1, *watch: str) -> None:
+        asked = Settings(mode, seed, watch, quantum=3, limit=100_000)
+        for name, value in vars(asked).items():
+            monkeypatch.setattr(machine_settings, name, value)
+        machine.restart()
+
+    ask()
+    return ask

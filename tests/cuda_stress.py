@@ -2,7 +2,8 @@
 
 Arguments of a call are what earlier calls returned, so that nothing has to go up. After each
 round everything that came back is compared, and every word of the state that counts; a failure is
-compared when it happens. By itself (`python -m tests.cuda_stress 1000`) it is what a sanitizer watches.
+compared when it happens. By itself (`python -m tests.cuda_stress 1000`) it is what a sanitizer
+watches.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """A stand-in for CuPy on a machine without a GPU: what `CupyDevice` uses of it, on host memory.
 
 Each launch is taken apart as the driver would: addresses of parameters, then words, then arrays,
-which have to lie in memory that was handed out. `test_cuda_device.py` holds it to the real CuPy.
+which have to lie in memory that was handed out. `test_cupy_stand_in.py` holds it to the real CuPy.
 """
 
 from __future__ import annotations
@@ -260,7 +260,8 @@ class Cupy:
     def asarray(self, values: Any) -> ndarray:
         """A copy of what lies on the host; what lies on a GPU as it is."""
         if isinstance(values, np.ndarray):
-            self.note("upload")
+            if values.size:
+                self.note("upload")
             return self.kept(values.copy())
         interface = values.__cuda_array_interface__
         assert interface.get("stream") is None, "CuPy would let the host wait for the stream"

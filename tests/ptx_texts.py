@@ -8,6 +8,8 @@ import numpy as np
 
 from tests.ptx.machine import Program
 
+SHARED = ".shared .align 8 .b8 room[64];"
+SEEDS = range(1, 9)
 REGISTERS = """
     .reg .pred %p<20>;
     .reg .b16 %h<20>;
@@ -67,3 +69,8 @@ def element(register: str, index: str, size: int = 8, array: str = "%d0") -> str
 
 def words(*values: int) -> Any:
     return np.array([value % 2**64 for value in values], np.uint64)
+
+
+def every_order() -> list[tuple[str, int]]:
+    """Return what a launch is tried in: modes and seeds."""
+    return [("order", 1), ("reversed", 1), *(("random", seed) for seed in SEEDS)]

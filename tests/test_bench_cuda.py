@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 import itertools
+import time
 from collections.abc import Callable
 from time import perf_counter
 from typing import Any
@@ -14,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from asv_benchmarks import bench_cuda, gpu
+from asv_benchmarks import bench_cuda, gpu, stubbed
 from jitalloc import PagePool, _cuda, _cuda_device
 
 simulated = pytest.mark.skipif(not _cuda.SIMULATED, reason="NUMBA_ENABLE_CUDASIM is not set")
@@ -25,6 +26,10 @@ class SlowGpu(gpu.Gpu):
 
     def __init__(self) -> None:
         self.xp = np
+        self.busy: list[float] = []
+
+    def keep_busy(self, microseconds: float) -> None:
+        self.busy.append(microseconds)
 
     def up(self, values: Any) -> Any:
         return _cuda_device.device().upload(values)
@@ -67,7 +72,7 @@ def classes() -> dict[str, type]:
     return {
         name: each
         for name, each in inspect.getmembers(bench_cuda, inspect.isclass)
-        if each.__module__ == bench_cuda.__name__ and name != "Kernels"
+        if each.__module__ == bench_cuda.__name__ and name not in ("Kernels", "HostAlone")
     }
 
 
@@ -118,5 +123,36 @@ def test_benchmark_is_skipped_without_a_gpu(name: str, monkeypatch: pytest.Monke
 
     monkeypatch.setattr(gpu, "find_gpu", missing)
     made = classes()[name]
+    benchmark, params = made(), [each[0] for each in made.params]  # type: ignore[attr-defined]
     with pytest.raises(NotImplementedError):
-        made().setup(*(each[0] for each in made.params))  # type: ignore[attr-defined]
+        benchmark.setup(*params)
+    getattr(benchmark, "teardown", lambda *_: None)(*params)  # asv calls it all the same
+
+
+def test_the_gpu_is_busy_while_calls_are_queued(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By more than the host needs for it, of which the first calls say too much: they compile."""
+    made = SlowGpu()
+    monkeypatch.setattr(gpu, "find_gpu", lambda: made)
+    for measure in (gpu.median_us, gpu.host_us):
+        made.busy.clear()
+        monkeypatch.setattr(gpu, "LOADED", 1)
+        measure(lambda: time.sleep(1e-3))
+        assert len(made.busy) == gpu.REPEAT + gpu.WARM
+        assert 2_000 <= made.busy[-1] < 10_000 < made.busy[0]
+
+
+@pytest.mark.parametrize("call", bench_cuda.HostAlone.params[0])
+def test_the_host_alone_launches_once_a_call(call: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    benchmark = bench_cuda.HostAlone()
+    benchmark.setup(call)
+    started: list[str] = []
+    launch = stubbed.StubbedDevice.launch
+
+    def noted(gpu: Any, kernel: Any, *arguments: Any) -> None:
+        started.append(kernel.name)
+        launch(gpu, kernel, *arguments)
+
+    monkeypatch.setattr(stubbed.StubbedDevice, "launch", noted)
+    benchmark.time_call(call)
+    wanted = {"free": "owners_free", "decode": "tokens_decode", "append": "sequences_append"}
+    assert started == [f"{wanted.get(call, 'pool_alloc')}_cuda"]

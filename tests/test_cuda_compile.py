@@ -26,8 +26,7 @@ pytestmark = [
 ]
 
 
-# All capabilities of a kernel in one test: types are inferred but once a process, which for the
-# loops of the CPU takes longer than the rest.
+# All capabilities of a kernel in one test: types are inferred but once a process.
 @pytest.mark.parametrize("name", sorted(_cuda.cuda_kernels()))
 def test_kernel_compiles_without_spills(name: str, tmp_path: Path) -> None:
     kernel = _cuda.cuda_kernels()[name]
@@ -38,7 +37,7 @@ def test_kernel_compiles_without_spills(name: str, tmp_path: Path) -> None:
         assert (used.spills, used.stack) == (0, 0), capability
         assert used.shared <= SHARED_BYTES, capability
         assert used.registers * kernel.most_threads <= REGISTERS, capability
-    assert kernel.serial or kernel.most_threads >= _cuda_device.CupyDevice.threads
+    assert kernel.most_threads >= _cuda_device.CupyDevice.threads
     launches_hand_over_what_it_takes(kernel, text)
 
 

@@ -1,7 +1,7 @@
 """How kernels reach a GPU, without one: words of a launch, arrays of others, several GPUs.
 
-CuPy is a stand-in here, and what would be compiled is text. `test_the_real_cupy_has_all_of_it`
-holds the stand-in to CuPy wherever that is installed, with a GPU or without.
+CuPy is a stand-in here, and what would be compiled is text. `test_cupy_stand_in.py` holds it to
+CuPy.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import threading
 import time
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,12 +19,21 @@ import pytest
 from click.testing import CliRunner
 
 import jitalloc
-from jitalloc import InvalidArgument, PagePool, WrongDevice, _cuda, _cuda_device, _cuda_images, cli
+from jitalloc import (
+    InvalidArgument,
+    PagedKVCache,
+    PagePool,
+    WrongDevice,
+    _cuda,
+    _cuda_device,
+    _cuda_images,
+    cli,
+)
 from jitalloc.kernels.owners import owners_free_cpu
 from jitalloc.kernels.pool import pool_alloc_cpu
 from jitalloc.kernels.tokens import tokens_decode_cpu
 from jitalloc.state import RECORD_SLOTS
-from tests.cupy_stand_in import Cupy, compile_to_text, install, ndarray
+from tests.cupy_stand_in import Cupy, compile_to_text, install
 
 pytestmark = pytest.mark.skipif(_cuda.SIMULATED, reason="the simulator takes the place of CuPy")
 
@@ -352,39 +360,19 @@ def test_warmup_of_the_command_line(cupy: Cupy) -> None:
     assert (done.exit_code, "no GPU can be used" in done.stderr) == (1, True)
 
 
-# The real CuPy.
+# What the host need not do again.
 
 
-def test_the_real_cupy_has_all_of_it() -> None:
-    """Names and orders of arguments, which need no GPU."""
-    cupy = pytest.importorskip("cupy")
-    signature = cupy.cuda.driver.launchKernel.__doc__.splitlines()[0]
-    names = [each.split()[-1] for each in signature.partition("(")[2].rstrip(")").split(", ")]
-    grid = ["grid_dim_x", "grid_dim_y", "grid_dim_z"]
-    block = ["block_dim_x", "block_dim_y", "block_dim_z"]
-    after = ["shared_mem_bytes", "stream", "kernel_params", "extra"]
-    assert names == ["f", *grid, *block, *after]
-    assert {"load", "get_function"} <= set(dir(cupy.cuda.function.Module))
-    assert "ptr" in dir(cupy.cuda.function.Function)
-    assert "device_id" in cupy.cuda.get_current_stream.__doc__
-    for name in ("getDevice", "memGetInfo", "driverGetVersion", "CUDARuntimeError"):
-        assert hasattr(cupy.cuda.runtime, name)
-    for name in ("ExternalStream", "Device", "driver"):
-        assert hasattr(cupy.cuda, name)
-    assert issubclass(cupy.cuda.driver.CUDADriverError, Exception)
-    host = np.arange(9)
-    where = cupy.cuda.UnownedMemory(host.ctypes.data, host.nbytes, host, 0)
-    real = cupy.ndarray(9, np.int64, cupy.cuda.MemoryPointer(where, 0))
-    mine = ndarray(host, 0)
-    for array, other in ((real, mine), (real[2:5], mine[2:5]), (real[::2], mine[::2])):
-        assert array.data.ptr == other.data.ptr
-        assert array.data.device_id == other.data.device_id
-        for name in ("size", "itemsize", "nbytes", "ndim", "shape", "dtype"):
-            assert getattr(array, name) == getattr(other, name)
-        assert array.flags.c_contiguous == other.flags.c_contiguous
-    assert cupy.ascontiguousarray(real) is real
-    assert hasattr(real.data, "memset_async")
-    gpu: Any = SimpleNamespace()
-    assert _cuda_device.CupyDevice.wrap(gpu, real[2:5]) == _cuda_device.CupyDevice.wrap(
-        gpu, mine[2:5]
-    )
+def test_views_of_a_buffer_of_copies_are_made_once(cupy: Cupy) -> None:
+    cache: Any = PagedKVCache(PagePool(8, 4, device="cuda"), 4, 4)
+    rows, one = up(cupy, [0, 1], np.int32), up(cupy, [0], np.int32)
+    buffers = [cupy.kept(np.zeros((2, 2), np.int32)) for _ in range(2)]
+    seen = [cache.append_batch(rows, copies=buffers[i]).copies for i in (0, 0, 1, 0)]
+    assert [each is seen[0] for each in seen] == [True, True, False, False]
+    for each, i in zip(seen, (0, 0, 1, 0), strict=True):
+        first = buffers[i].data.ptr
+        assert (each.src.data.ptr, each.dst.data.ptr) == (first, first + 8)
+        assert each.src.size == each.dst.size == 2
+    assert [each.arguments[-1].size for each in cupy.launches] == [4] * 4
+    with pytest.raises(InvalidArgument, match=r"copies.*int32\[2, 1\]"):
+        cache.append_batch(one, copies=buffers[0])

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 import jitalloc
-from jitalloc import PagePool, WrongDevice, _cuda, _cuda_images
+from jitalloc import InvalidArgument, PagePool, WrongDevice, _cuda, _cuda_images
 from tests.cuda_decode import CacheSteps, PoolSteps
 from tests.cuda_stress import Stress
 from tests.gpu import REAL_GPU, has_gpu
@@ -139,6 +139,37 @@ def test_launches_go_to_the_current_stream() -> None:
     graph.launch(stream)
     stream.synchronize()
     assert (pool.num_used, out.tolist()) == (4, [1, 2, 3])
+
+
+def test_a_stream_of_the_pools_own_in_a_graph_that_stops_when_a_call_has_failed() -> None:
+    stream = cupy.cuda.Stream(non_blocking=True)
+    pool: Any = PagePool(8, 4, device="cuda", stream=stream)
+    out, count = cupy.zeros(3, np.int32), cupy.zeros(1, np.int64)
+    cupy.cuda.Device().synchronize()
+    pool.free(pool.alloc(3, out=out), out=count)
+    saved = pool.snapshot()
+    stream.begin_capture()
+    for refused in (lambda: pool.free(out), lambda: pool.alloc(3), pool.free_group):
+        with pytest.raises(InvalidArgument, match="while a stream is captured"):
+            refused()
+    with pytest.raises(InvalidArgument, match="the call waits for the GPU"):
+        pool.num_used  # noqa: B018  (waits)
+    pool.alloc(3, out=out)
+    graph = stream.end_capture()
+    assert pool.num_used == 0
+    for _ in range(2):
+        steps, fault = 0, pool.fault
+        while int(fault[0]) == 0:
+            graph.launch(stream)
+            stream.synchronize()
+            steps += 1
+        assert (steps, out.tolist()) == (3, [-1] * 3)
+        with pytest.raises(jitalloc.OutOfPages, match="3 pages requested, 2 available"):
+            pool.check()
+        assert fault.tolist() == [0] * 5
+        pool.clear()
+    pool.restore(saved)
+    pool.check()
 
 
 def test_two_streams_ordered_by_events() -> None:

@@ -1,4 +1,4 @@
-"""Calls on very many pages: several blocks, up to two launches. With small ones in many blocks.
+"""Frees on very many pages: several blocks, one launch or two. Here blocks are small.
 
     NUMBA_ENABLE_CUDASIM=1 NUMBA_DISABLE_JIT=1 pytest tests/test_cuda_large.py
 
@@ -14,155 +14,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from jitalloc import (
-    NULL,
-    DoubleFree,
-    InvalidArgument,
-    InvalidPage,
-    NestedFreeGroup,
-    OutOfPages,
-    PagePool,
-    WrongDevice,
-    _cuda_device,
-)
-from jitalloc.kernels.cuda.merging import SPAN
+from jitalloc import NULL, DoubleFree, InvalidPage, NestedFreeGroup, PagePool, WrongDevice
 from tests import twin_steps
+from tests.cuda_blocks import PAGES, blocks_of, down, in_use, up
 from tests.cuda_pairs import CudaPair, HostView
 from tests.gpu import ON_DEVICE
-from tests.pairs import outcome, pool_state
 
-pytestmark = ON_DEVICE
-PAGES = 300
-
-
-@pytest.fixture(autouse=True)
-def many_small_blocks(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
-    """Blocks of few threads, and at most five; returns the launches, with their blocks."""
-    gpu: Any = _cuda_device.device()
-    launches: list[tuple[str, int]] = []
-    launch = gpu.launch
-
-    def noted(kernel: Any, blocks: int, threads: int, *arguments: Any) -> None:
-        launches.append((kernel.name, blocks))
-        launch(kernel, blocks, threads, *arguments)
-
-    monkeypatch.setattr(gpu, "launch", noted)
-    monkeypatch.setattr(gpu, "threads", 4 if isinstance(gpu, _cuda_device.SimulatedDevice) else 32)
-    monkeypatch.setattr("jitalloc.cuda.slab.ITEMS", 1)
-    monkeypatch.setattr("jitalloc.cuda.slab.MOST_BLOCKS", 5)
-    monkeypatch.setattr("jitalloc.cuda.pool.LARGE", 8)
-    monkeypatch.setattr("jitalloc.cuda.owners.MANY", 8)
-    return launches
-
-
-def blocks_of(elements: int) -> int:
-    """How many blocks a call takes for so many elements."""
-    return min(5, -(-elements // _cuda_device.device().threads))
-
-
-def up(values: Any, dtype: Any = np.int32) -> Any:
-    return _cuda_device.device().upload(np.array(values, dtype))
-
-
-def down(values: Any) -> list[int]:
-    listed: list[int] = _cuda_device.device().download(values).tolist()
-    return listed
-
-
-def in_use(random: Random, order: str = "sorted", null_page: bool = False) -> CudaPair:
-    """A pool of whose pages some are free, some released, some held once and some thrice."""
-    pair = CudaPair(PAGES, 4, order=order, null_page=null_page)
-    pages = pair.result("alloc", 280)
-    random.shuffle(pages)
-    pair.result("free", pages[:90])
-    pair.result("share", pages[100:130])
-    pair.result("share", pages[100:130])
-    return pair
-
-
-# Merges.
-
-
-@pytest.mark.parametrize("null_page", [False, True])
-def test_a_merge_by_all_blocks(null_page: bool, many_small_blocks: list[tuple[str, int]]) -> None:
-    random = Random(1)
-    pair = in_use(random, null_page=null_page)
-    many_small_blocks.clear()
-    assert pair.result("merge") == 90
-    assert many_small_blocks == [("pool_merge_cuda", blocks_of(-(-PAGES // SPAN)))]
-    assert pair.result("merge") == 0
-    pair.result("free", pair.held()[-1:])
-    pair.result("merge")
-    pair.result("free", pair.held())
-    pair.result("merge")
-
-
-@pytest.mark.parametrize("order", ["fifo", "lifo"])
-def test_a_merge_where_nothing_waits(order: str, many_small_blocks: list[tuple[str, int]]) -> None:
-    pair = in_use(Random(2), order)
-    many_small_blocks.clear()
-    assert pair.result("merge") == 0
-    pair.result("alloc", 30)
-    assert many_small_blocks == [("pool_merge_cuda", 1), ("pool_alloc_cuda", blocks_of(30))]
-
-
-# Allocations.
-
-
-def test_an_allocation_merges_by_all_blocks_first(many_small_blocks: list[tuple[str, int]]) -> None:
-    pair = in_use(Random(3))
-    many_small_blocks.clear()
-    pair.result("alloc", 20)  # what is free already: no merge
-    assert many_small_blocks == [("pool_alloc_cuda", blocks_of(-(-PAGES // SPAN)))]
-    assert pair.model.merges == 0
-    pair.result("alloc", 31)
-    assert pair.model.merges == 1
-    assert pair.call("alloc", 60)[0] is OutOfPages
-    pair.result("free", pair.held()[3:9])
-    assert pair.call("alloc", 66)[0] is OutOfPages  # nothing is merged for a call that fails
-    assert pair.model.merges == 1
-    pair.result("alloc", 65)
-
-
-@pytest.mark.parametrize("order", ["sorted", "fifo", "lifo"])
-def test_a_batch_of_very_many(order: str, many_small_blocks: list[tuple[str, int]]) -> None:
-    random = Random(4)
-    pair = in_use(random, order)
-    many_small_blocks.clear()
-    pair.result("alloc_batch", [1] * 18)
-    blocks = blocks_of(max(21, -(-PAGES // SPAN) if order == "sorted" else 0))  # 18, room for 3
-    assert many_small_blocks == [("pool_total_cuda", blocks), ("pool_alloc_batch_cuda", blocks)]
-    pair.result("alloc_batch", [random.choice((0, 0, 1, 2)) for _ in range(60)])
-    assert pair.model.merges == (order == "sorted")
-    pair.result("free", pair.held()[:50])
-    assert pair.call("alloc_batch", [3] * 100)[0] is OutOfPages
-    pair.result("alloc_batch", [])
-    pair.result("alloc_batch", [0] * 40)
-
-
-@pytest.mark.parametrize("place", [0, 1, 7, 8, 20, 38, 39])
-@pytest.mark.parametrize("wrong", [-1, 2**31 - 1, 2**62, -(2**63)])
-def test_a_batch_with_a_count_that_is_wrong(wrong: int, place: int) -> None:
-    counts = [1] * 40
-    counts[place] = wrong
-    for later in range(place + 1, 40, 9):
-        counts[later] = -7
-    cpu, gpu = PagePool(PAGES), HostView(PagePool(PAGES, device="cuda"))  # type: ignore[arg-type]
-    expected = outcome(lambda: cpu.alloc_batch(counts))
-    assert outcome(lambda: gpu.alloc_batch(counts)) == expected
-    assert expected[0] is InvalidArgument
-    assert pool_state(gpu) == pool_state(cpu)  # type: ignore[arg-type]
-
-
-def test_a_batch_that_its_buffer_does_not_hold() -> None:
-    pool: Any = PagePool(PAGES, device="cuda")
-    pool.free(pool.alloc(PAGES)[:100])
-    indptr, pages = pool.alloc_batch(up([2] * 40, np.int64), out=up([7] * 79))
-    assert (down(indptr), down(pages)) == ([NULL] * 41, [NULL] * 79)
-    with pytest.raises(InvalidArgument, match="out = 79: the call makes 80"):
-        pool.check()
-    assert (pool.num_released, pool.stats().merges) == (100, 0)
-
+pytestmark = [*ON_DEVICE, pytest.mark.usefixtures("many_small_blocks")]
 
 # Frees.
 

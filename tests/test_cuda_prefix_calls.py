@@ -23,7 +23,6 @@ from jitalloc import (
     PrefixCache,
     PrefixMatch,
     WrongDevice,
-    _cuda,
     errors,
 )
 from jitalloc.cuda import CudaPrefixCache
@@ -31,11 +30,11 @@ from jitalloc.state import STEP
 from tests.cuda_pairs import HostView
 from tests.cuda_prefix_faults import CUDA_PREFIX_FAULTS, cuda_prefix_caches
 from tests.cuda_prefix_pairs import state, stored, up
-from tests.gpu import ON_DEVICE
+from tests.gpu import ON_DEVICE, recorded
 from tests.pool_faults import ANY, Fault
 from tests.prefix_faults import PREFIX_FAULTS
 from tests.prefix_pairs import spell
-from tests.test_cuda_waits import RecordingDevice
+from tests.recording import RecordingDevice
 
 pytestmark = ON_DEVICE
 
@@ -148,7 +147,7 @@ CALLS: dict[str, Call] = {
 }
 
 
-@pytest.mark.skipif(not _cuda.SIMULATED, reason="looks at the simulator's device")
+@recorded
 @pytest.mark.parametrize("name", CALLS)
 def test_what_a_call_launches_and_copies(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     gpu = RecordingDevice()

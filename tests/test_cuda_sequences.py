@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from jitalloc import InvalidArgument, OutOfPages
+from jitalloc.cuda import CudaPagePool
 from jitalloc.state import INT32, LENGTH
 from tests import cache_steps
 from tests.cuda_cache_pairs import Both, CudaCachePair, use_threads
@@ -134,6 +135,20 @@ def test_random_calls_behind_a_prefix_cache(pool: dict[str, Any]) -> None:
     done = Counter(random_call(both, random, True)[0] for _ in range(250))
     assert done["returned"] > sum(done.values()) / 3
     assert both.prefix.num_cached > 0
+    both.device.check(held=[])
+
+
+@pytest.mark.parametrize("threads", [2, 5])
+def test_random_calls_with_other_blocks_at_hand_to_merge(
+    threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a large pool: where a merge is due, all blocks do it, and the last does the call."""
+    monkeypatch.setattr(CudaPagePool, "_mergers", lambda _pool: 4)
+    use_threads(monkeypatch, threads)
+    both, random = Both({"num_pages": 30, "page_size": 4}, 9, 12), Random(threads)
+    for _ in range(150):
+        random_call(both, random, False)
+    assert both.cpu_pool.stats().merges > 3
     both.device.check(held=[])
 
 

@@ -79,10 +79,6 @@ def test_a_numba_cuda_without_the_pass_is_refused(passes: Any) -> None:
 
 # What is left of the stores. Files and lines of the source are named.
 
-# Loops of the CPU are in them, with branches that their constants rule out; NVVM compiles the one,
-# like some kernels of one thread, only without lines.
-HOLD_LOOPS = {"sequences_fork_batch_cuda", "sequences_reorder_cuda"}
-
 
 def what_became_of(*arguments: str) -> dict[str, Any]:
     """Compile kernels in a process of their own: helpers are compiled but once a process."""
@@ -102,10 +98,9 @@ def test_no_store_is_lost() -> None:
     report = what_became_of(*kernels)
     assert report["lost"] == []
     assert report["seen"] > 10 * len(kernels)
-    several = {name for name, kernel in kernels.items() if kernel.most_threads > 1} - HOLD_LOOPS
-    assert several <= set(report["wanted"])  # NVVM has compiled them with lines
-    wanted = {tuple(place) for name in several for place in report["wanted"][name]}
-    kept = {tuple(place) for name in several for place in report["kept"][name]}
+    assert set(kernels) <= set(report["wanted"])  # NVVM has compiled them with lines
+    wanted = {tuple(place) for name in kernels for place in report["wanted"][name]}
+    kept = {tuple(place) for name in kernels for place in report["kept"][name]}
     # Two stores to one place by both arms of an `if` may have become one, of no line: write one.
     assert sorted(wanted - kept) == []
     assert len(wanted) > 100

@@ -1,4 +1,4 @@
-"""Each instruction of the PTX machine against a line of Python, on values at the edges and random."""
+"""Each instruction of the PTX machine against a line of Python, at the edges and at random."""
 
 from __future__ import annotations
 
@@ -331,7 +331,7 @@ def test_declarations_that_are_unknown() -> None:
     ):
         with pytest.raises(PtxError, match=r"directive|parameter|line"):
             parse(good.replace(old, new))
-    with pytest.raises(PtxError, match="no .entry"):
+    with pytest.raises(PtxError, match=r"no \.entry"):
         parse(".version 8.8")
     with pytest.raises(PtxError, match="behind the kernel"):
         parse(good + good)

@@ -1,5 +1,6 @@
 """What lives on the GPU: what `PagePool(device="cuda")` and the like return."""
 
+from jitalloc.cuda.mirror import CudaBlockTableMirror
 from jitalloc.cuda.pool import CudaPagePool
 from jitalloc.cuda.prefix import CudaPrefixCache
 from jitalloc.cuda.sequences import CudaPagedKVCache
@@ -8,6 +9,7 @@ from jitalloc.cuda.tables import CudaBlockTables
 from jitalloc.kernels.cuda import sharing  # noqa: F401  (twins found by name)
 
 __all__ = [
+    "CudaBlockTableMirror",
     "CudaBlockTables",
     "CudaPagePool",
     "CudaPagedKVCache",

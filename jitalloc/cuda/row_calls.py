@@ -33,7 +33,11 @@ from jitalloc.kernels.cuda.rows import (
     rows_free_cuda,
     rows_mark_cuda,
 )
-from jitalloc.kernels.cuda.sequences import sequences_fork_batch_cuda, sequences_truncate_batch_cuda
+from jitalloc.kernels.cuda.sequences import (
+    sequences_append_cuda,
+    sequences_fork_batch_cuda,
+    sequences_truncate_batch_cuda,
+)
 from jitalloc.kernels.eviction import eviction_to_cpu
 from jitalloc.state import (
     ANSWER,
@@ -53,6 +57,8 @@ from jitalloc.state import (
     STREAMING,
     words,
 )
+
+TAKING = (rows_allocate_cuda, sequences_append_cuda)  # what takes pages from the pool
 
 
 def reorder_words(batch: int, width: int) -> int:
@@ -79,12 +85,16 @@ class CudaSequenceCalls(CudaSequenceState):
         return self._bound
 
     def _launch(self, kernel: CudaKernel, *arguments: Any) -> None:
-        """Start a kernel in one block, on record, pool and tables."""
+        """Start a kernel on record, pool and tables, in one block.
+
+        Where a merge could be due in it, others are there to help.
+        """
         pool = self.pool
         with pool._calls:
             gpu, wrapped = pool._gpu, pool._wrapped(arguments)
+            blocks = pool._mergers() if kernel in TAKING else 1
             pool._tick(kernel)
-            gpu.launch(kernel, 1, gpu.threads, *self._bind()[2], *wrapped)
+            gpu.launch(kernel, blocks, gpu.threads, *self._bind()[2], *wrapped)
 
     def _wait(self) -> NDArray[np.int64]:
         """Wait, raise the first failure, or return record and header of the pool."""

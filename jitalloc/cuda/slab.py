@@ -9,9 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from jitalloc._cuda import CudaKernel, cuda_twin
+from jitalloc._cuda import CudaKernel
 from jitalloc._cuda_device import Device, device
-from jitalloc._jit import Kernel
 from jitalloc.errors import CorruptState, JitallocError
 from jitalloc.kernels.cuda.merging import MOST_BLOCKS
 from jitalloc.state import (
@@ -20,7 +19,6 @@ from jitalloc.state import (
     HEADER_SLOTS,
     LOWEST,
     RECORD_SLOTS,
-    RESULT,
     TICKET,
 )
 
@@ -149,8 +147,8 @@ class CudaSlab:
         """Follow a launch that is about to come, where the host has a clock of its own."""
 
     def _wrapped(self, arguments: tuple[Any, ...]) -> list[Any]:
-        wrap = self._gpu.wrap
-        return [int(each) if isinstance(each, NUMBERS) else wrap(each) for each in arguments]
+        wrap, pack = self._gpu.wrap, self._gpu.pack
+        return [pack(each) if isinstance(each, NUMBERS) else wrap(each) for each in arguments]
 
     def _settled(self) -> NDArray[np.int64]:
         """Wait for all calls so far, raise the first failure, or return the record and header.
@@ -181,23 +179,3 @@ class CudaSlab:
                     "restore a snapshot"
                 )
         return words
-
-    def _run(self, kernel: Kernel, *arguments: Any) -> int:
-        """Run the twin of a CPU loop, wait for it, and return what the loop returns.
-
-        A failure of an earlier call is raised, and then the loop has not run. Arrays of NumPy go
-        up before and come back behind it; those of the GPU are handed over.
-        """
-        gpu = self._gpu
-        host = [type(each) is np.ndarray for each in arguments]
-        there = tuple(
-            gpu.upload(each) if is_host else each
-            for each, is_host in zip(arguments, host, strict=True)
-        )
-        with self._calls:
-            gpu.launch(cuda_twin(kernel.name), 1, 1, gpu.wrap(self._words), *self._wrapped(there))
-            result = int(self._settled()[RESULT])
-        for mine, each, is_host in zip(arguments, there, host, strict=True):
-            if is_host and mine.flags.writeable and mine.size:
-                mine[...] = gpu.download(each)
-        return result

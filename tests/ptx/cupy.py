@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import re
 from types import SimpleNamespace
 from typing import Any
@@ -12,7 +13,7 @@ import numpy as np
 from tests.ptx import device_memory, streams
 from tests.ptx.device_memory import adopt, empty, ndarray, new
 from tests.ptx.machine import Program
-from tests.ptx.streams import CUDARuntimeError, Event, Stream, external
+from tests.ptx.streams import CUDARuntimeError, Event, Stream
 
 __version__ = "0+machine"
 WORDS_AN_ARRAY = 7
@@ -119,8 +120,6 @@ def launch_kernel(function: int, *numbers: int) -> None:
     found = _functions[function - FIRST_HANDLE]
     if (gy, gz, by, bz, shared, extra) != (1, 1, 1, 1, 0, 0):
         raise CUDADriverError("CUDA_ERROR_INVALID_VALUE: not of one dimension")
-    if stream != streams.current().ptr:
-        raise CUDADriverError("CUDA_ERROR_INVALID_HANDLE: not the current stream")
     table = (ctypes.c_void_p * found.words).from_address(parameters)
     words = [ctypes.c_int64.from_address(each).value for each in table]
     ranges, at = [], 0
@@ -135,7 +134,8 @@ def launch_kernel(function: int, *numbers: int) -> None:
         uses = device_memory.owners(ranges)
     except ValueError as error:
         raise CUDADriverError(f"CUDA_ERROR_ILLEGAL_ADDRESS: {error}") from None
-    streams.enqueue(lambda: found.program.launch(gx, bx, words, ranges), uses)
+    work = functools.partial(found.program.launch, gx, bx, words, ranges)
+    streams.by_pointer(stream).put(work, uses)
 
 
 class Device:
@@ -158,22 +158,30 @@ class Device:
         """It is the current one."""
 
     def synchronize(self) -> None:
-        streams.waits("to wait for the device")
+        wait_for_all()
 
 
-def alloc_pinned_memory(size: int) -> Any:
-    """Return memory of the host that a copy in stream order may read; bytes, writable."""
-    made = memoryview(bytearray(size))
-    return made
+def wait_for_all() -> None:
+    """Do what `cudaDeviceSynchronize` does."""
+    streams.waits("to wait for the device")
+    streams.finish()
 
 
-def copy_async(to: int, source: int, size: int, _kind: int, _stream: int) -> None:
-    """Do what `cudaMemcpyAsync` does, on the current stream."""
+class PinnedMemory(bytearray):
+    """Memory of the host that a copy in stream order may read; NumPy sees it as a buffer."""
+
+    @property
+    def ptr(self) -> int:
+        return ctypes.addressof(ctypes.c_char.from_buffer(self))
+
+
+def copy_async(to: int, source: int, size: int, _kind: int, stream: int) -> None:
+    """Do what `cudaMemcpyAsync` does."""
     uses = [*_known(to, size), *_known(source, size)]
-    streams.enqueue(lambda: ctypes.memmove(to, source, size), uses)
+    streams.by_pointer(stream).put(lambda: ctypes.memmove(to, source, size), uses)
 
 
-def _known(address: int, size: int) -> list[int]:
+def _known(address: int, size: int) -> list[device_memory.Memory]:
     try:
         return device_memory.owners([(address, size)])
     except ValueError:  # memory of the host
@@ -188,6 +196,7 @@ cuda = SimpleNamespace(
         driverGetVersion=lambda: 12_090,
         runtimeGetVersion=lambda: 12_090,
         memGetInfo=lambda: (0, 0),
+        deviceSynchronize=wait_for_all,
         memcpyAsync=copy_async,
         memcpyHostToDevice=1,
         memcpyDeviceToHost=2,
@@ -198,8 +207,8 @@ cuda = SimpleNamespace(
     Device=Device,
     Event=Event,
     Stream=Stream,
-    ExternalStream=external,
-    alloc_pinned_memory=alloc_pinned_memory,
+    ExternalStream=streams.by_pointer,
+    alloc_pinned_memory=PinnedMemory,
     get_current_stream=streams.current,
     is_available=lambda: True,
 )

@@ -6,6 +6,7 @@ NumPy does not see through such an array: what a real one refuses is refused her
 from __future__ import annotations
 
 import ctypes
+import itertools
 import operator
 import weakref
 from collections.abc import Callable
@@ -19,52 +20,47 @@ from tests.ptx.settings import settings
 ALIGNMENT = 512  # bytes, as CuPy's pool does it
 
 _garbage = np.random.default_rng(settings.seed)
-_live: dict[int, tuple[int, int]] = {}  # number of an allocation: address, bytes
-_made = 0
+_numbers = itertools.count(1)
+_live: weakref.WeakValueDictionary[int, Memory] = weakref.WeakValueDictionary()
 
 
-class Memory:
-    """One allocation; it lives as long as an array in it does.
+class Memory(streams.Memory):
+    """One allocation; it lives as long as an array in it, or work that a stream was given.
 
     Attributes
     ----------
     number : int
         No other allocation has it, ever.
-    ptr : int
-    size : int
-    device_id : int
+    ptr, size : int
+        Its address; bytes.
     """
 
     def __init__(self, size: int) -> None:
-        global _made
-        _made += 1
-        self.number, self.size, self.device_id = _made, size, 0
+        self.number, self.size = next(_numbers), size
         self._room = np.empty(size + ALIGNMENT, np.uint8)
         start = -self._room.ctypes.data % ALIGNMENT
         self.host = self._room[start : start + size]
         self.host[:] = _garbage.integers(0, 256, size, np.uint8)
         self.ptr = self.host.ctypes.data
-        _live[self.number] = (self.ptr, size)
-        weakref.finalize(self, _live.pop, self.number)
+        _live[self.number] = self
+        streams.born(self.number)
+        weakref.finalize(self, streams.died, self.number)
 
 
-def owners(ranges: list[tuple[int, int]]) -> list[int]:
-    """Return the number of the allocation that each range lies in; ValueError: it lies in none."""
+def owners(ranges: list[tuple[int, int]]) -> list[Memory]:
+    """Return the allocation that each range lies in; ValueError: it lies in none."""
     made = []
+    live = list(_live.values())
     for first, size in ranges:
         if not size:
             continue
-        for number, (start, length) in _live.items():
-            if start <= first and first + size <= start + length:
-                made.append(number)
+        for each in live:
+            if each.ptr <= first and first + size <= each.ptr + each.size:
+                made.append(each)
                 break
         else:
             raise ValueError(f"{size} bytes at {first:#x} are no memory of the GPU")
     return made
-
-
-def is_live(number: int) -> bool:
-    return number in _live
 
 
 class Pointer:
@@ -78,6 +74,13 @@ class Pointer:
     def memset_async(self, value: int, size: int) -> None:
         flat = self._array.host.reshape(-1).view(np.uint8)
         streams.enqueue(lambda: flat[:size].fill(value), self._array.uses)
+
+    def copy_from_host_async(self, memory: Any, size: int, stream: Any = None) -> None:
+        """Copy from memory of the host, which is read when the stream comes to it."""
+        source = memory if isinstance(memory, int) else memory.value
+        to, array = self.ptr, self._array
+        where = stream or streams.current()
+        where.put(lambda: ctypes.memmove(to, source, size), array.uses)
 
 
 class ndarray:
@@ -97,9 +100,9 @@ class ndarray:
         self.host, self.memory = host, memory
 
     @property
-    def uses(self) -> list[int]:
+    def uses(self) -> list[Memory]:
         """The allocation that it lies in."""
-        return [self.memory.number] if isinstance(self.memory, Memory) else []
+        return [self.memory] if isinstance(self.memory, Memory) else []
 
     @property
     def data(self) -> Pointer:
@@ -137,11 +140,13 @@ class ndarray:
         return (self[n] for n in range(len(self)))
 
     def __getitem__(self, where: Any) -> ndarray:
-        where = where.get() if isinstance(where, ndarray) else where
-        made = self.host[where]
-        if np.ndim(made) and np.shares_memory(made, self.host):
-            return ndarray(made, self.memory)
-        return new(made)
+        if isinstance(where, ndarray):
+            streams.settle()
+            return new(self.host[where.host])
+        places = where if isinstance(where, tuple) else (where,)
+        if not any(each is ... for each in places):
+            places = (*places, ...)  # one element as well is a view
+        return ndarray(self.host[places], self.memory)
 
     def __setitem__(self, where: Any, values: Any) -> None:
         if isinstance(values, np.ndarray) and values.ndim:
@@ -157,20 +162,41 @@ class ndarray:
         return ndarray(self.host.reshape(*shape), self.memory)
 
     def astype(self, dtype: Any) -> ndarray:
-        return new(self.host.astype(dtype))
+        return self._computed(lambda host: host.astype(dtype))
 
     def copy(self) -> ndarray:
-        return new(self.host.copy())
+        return self._computed(lambda host: host.copy())
+
+    def all(self) -> ndarray:
+        return self._computed(np.all)
+
+    def any(self) -> ndarray:
+        return self._computed(np.any)
+
+    def sum(self) -> ndarray:
+        return self._computed(np.sum)
+
+    def max(self) -> ndarray:
+        return self._computed(np.max)
+
+    def min(self) -> ndarray:
+        return self._computed(np.min)
+
+    def _computed(self, of: Callable[[Any], Any]) -> ndarray:
+        streams.settle()
+        return new(of(self.host))
 
     def fill(self, value: Any) -> None:
         self[...] = value
 
     def get(self) -> Any:
         streams.waits("a copy to the host")
+        streams.settle()
         return self.host.copy()
 
     def set(self, values: Any) -> None:
         streams.waits("a copy from pageable memory of the host")
+        streams.settle()
         self.host[...] = values
 
     def tolist(self) -> Any:
@@ -178,21 +204,6 @@ class ndarray:
 
     def item(self) -> Any:
         return self.get().item()
-
-    def all(self) -> ndarray:
-        return new(self.host.all())
-
-    def any(self) -> ndarray:
-        return new(self.host.any())
-
-    def sum(self) -> ndarray:
-        return new(self.host.sum())
-
-    def max(self) -> ndarray:
-        return new(self.host.max())
-
-    def min(self) -> ndarray:
-        return new(self.host.min())
 
     def __bool__(self) -> bool:
         return bool(self.get())
@@ -207,10 +218,10 @@ class ndarray:
         return float(self.get())
 
     def __invert__(self) -> ndarray:
-        return new(~self.host)
+        return self._computed(operator.invert)
 
     def __neg__(self) -> ndarray:
-        return new(-self.host)
+        return self._computed(operator.neg)
 
     def __repr__(self) -> str:
         return repr(self.get())
@@ -226,7 +237,7 @@ def _binary(of: Callable[[Any, Any], Any], swapped: bool) -> Callable[..., Any]:
         if isinstance(other, np.ndarray) and other.ndim:
             raise TypeError("Unsupported type <class 'numpy.ndarray'>")
         value = other.host if isinstance(other, ndarray) else other
-        return new(of(value, self.host) if swapped else of(self.host, value))
+        return self._computed(lambda host: of(value, host) if swapped else of(host, value))
 
     return work
 

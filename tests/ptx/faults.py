@@ -72,8 +72,8 @@ def races(words: Any, notes: Any, lines: list[str]) -> list[str]:
     for row in notes.reshape(-1, NOTE_FIELDS)[: words[Launch.NUM_NOTES]].tolist():
         space = "global" if row[0] else "shared"
         one, other = (
-            f"{'atomic ' if atomic else ''}{VERBS[write]} at {place(lines, line)} by block {block}, "
-            f"thread {thread}"
+            f"{'atomic ' if atomic else ''}{VERBS[write]} at {place(lines, line)} "
+            f"by block {block}, thread {thread}"
             for write, atomic, line, block, thread in (row[1:6], row[7:12])
         )
         mixed = row[2] != row[8] and not (row[1] and row[7])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from dataclasses import dataclass, field
 
@@ -101,7 +102,7 @@ class Flow:
             if i.op[0] in ENDS:
                 starts.add(n + 1)
         cuts = [*sorted(each for each in starts if each < len(code)), len(code)]
-        self.spans = [Span(a, b) for a, b in zip(cuts, cuts[1:], strict=False)]
+        self.spans = [Span(a, b) for a, b in itertools.pairwise(cuts)]
         of = {span.first: n for n, span in enumerate(self.spans)}
         self.label = {name: of[n] for name, n in at.items()}
         for n, span in enumerate(self.spans):

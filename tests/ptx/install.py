@@ -15,11 +15,3 @@ def install() -> None:
 
     sys.modules["cupy"] = cupy
     _cuda_images._linked = lambda _text, _capability: None
-    _keep_stores()
-
-
-def _keep_stores() -> None:
-    """Switch off the pass of numba-cuda that removes stores to views and slices as dead."""
-    from numba.cuda.core import typed_passes
-
-    typed_passes.dead_code_elimination = lambda *_arguments, **_options: None

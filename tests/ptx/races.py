@@ -1,4 +1,4 @@
-"""Races: two accesses of a place, one of them a write, of which neither is ordered before the other.
+"""Races: two accesses of a place, one of them a write, that nothing orders.
 
 Barriers order what threads of one block do. Between blocks a fence, an atomic, and behind that a
 fence of who has read it; each block has a clock of what of the others lies before it.

@@ -1,22 +1,10 @@
-"""What kernels of several nouns begin with: a call of one thread, integers of either size."""
+"""What kernels of several nouns read: integers of either size."""
 
 from __future__ import annotations
 
 import numpy as np
 
 from jitalloc._cuda import device_helper
-from jitalloc.state import CALLS, FAULT_STATUS, RESULT
-
-
-@device_helper
-def begins(words):
-    """Count a call, and return whether it runs: not before a failure has been raised.
-
-    `words` is the record of a pool with its slab behind it.
-    """
-    words[CALLS] += 1
-    words[RESULT] = 0
-    return words[FAULT_STATUS] == 0
 
 
 @device_helper

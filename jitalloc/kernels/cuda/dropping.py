@@ -18,6 +18,30 @@ from jitalloc.kernels.cuda.scan import block_scan
 from jitalloc.kernels.cuda.tokens import owner_of
 from jitalloc.state import NULL, ORDER, SORTED
 
+LONG = 8  # pages that a row gives up on average, for a team to work on each
+
+
+@device_helper
+def dropped_place(shape, rows, starts, firsts, at):
+    """Return where page `at` of those given up stands among the page ids of all rows."""
+    i = owner_of(starts, at, np.int64(rows.size))
+    return np.int64(rows[i]) * shape[1] + firsts[i] + at - starts[i]
+
+
+@device_helper
+def are_short(rows, starts):
+    """Return whether the rows give up so few pages that threads share them out by pages."""
+    return starts[rows.size] <= LONG * rows.size
+
+
+@device_helper
+def lose_owner(refcount, released, page, ring):
+    """Take one owner off a page; return whether it is released now, which a ring is later."""
+    if gpu.atomic.sub(refcount, page, np.int32(1)) != 1 or ring:
+        return np.int64(0)
+    gpu.atomic.or_(released, page >> 6, bit(page))
+    return np.int64(1)
+
 
 @device_helper
 def drop_pages(pool, shared, tables, shape, rows, starts, firsts):
@@ -27,17 +51,20 @@ def drop_pages(pool, shared, tables, shape, rows, starts, firsts):
     """
     _free_pages, refcount, released = pool_views(pool)
     (pages,) = table_pages(tables, shape)
-    ring = pool[ORDER] != SORTED
-    team, teams, place, size = team_place(rows.size)
-    count = np.int64(0)
-    for i in range(team, rows.size, teams):
-        at = np.int64(rows[i]) * shape[1] + firsts[i]
-        for j in range(place, starts[i + 1] - starts[i], size):
-            page = np.int64(pages[at + j])
-            before = gpu.atomic.sub(refcount, page, np.int32(1))
-            if before == 1 and not ring:
-                gpu.atomic.or_(released, page >> 6, bit(page))
-                count += 1
+    ring, count = pool[ORDER] != SORTED, np.int64(0)
+    if are_short(rows, starts):
+        at = np.int64(gpu.threadIdx.x)
+        while at < starts[rows.size]:
+            page = pages[dropped_place(shape, rows, starts, firsts, at)]
+            count += lose_owner(refcount, released, np.int64(page), ring)
+            at += gpu.blockDim.x
+    else:
+        team, teams, place, size = team_place(rows.size)
+        for i in range(team, rows.size, teams):
+            at, j = np.int64(rows[i]) * shape[1] + firsts[i], place
+            while j < starts[i + 1] - starts[i]:
+                count += lose_owner(refcount, released, np.int64(pages[at + j]), ring)
+                j += size
     _before, count = block_scan(shared, count)
     if ring:
         count = order_dropped(pool, shared, tables, shape, rows, starts, firsts)
@@ -45,30 +72,54 @@ def drop_pages(pool, shared, tables, shape, rows, starts, firsts):
 
 
 @device_helper
+def mention(refcount, page, at):
+    """Note that page `at` of all is one without owners: below zero, a count tells the last one."""
+    if refcount[page] <= 0:
+        gpu.atomic.min(refcount, page, np.int32(-1 - at))
+
+
+@device_helper
 def order_dropped(pool, shared, tables, shape, rows, starts, firsts):
     """Put the pages that have lost all owners into the ring, by their last mentions."""
     _free_pages, refcount, _released = pool_views(pool)
     (pages,) = table_pages(tables, shape)
-    team, teams, place, size = team_place(rows.size)
-    for i in range(team, rows.size, teams):  # below zero, a count tells the last mention
-        at = np.int64(rows[i]) * shape[1] + firsts[i]
-        for j in range(place, starts[i + 1] - starts[i], size):
-            page = np.int64(pages[at + j])
-            if refcount[page] <= 0:
-                gpu.atomic.min(refcount, page, np.int32(-1 - starts[i] - j))
+    me, step, total = np.int64(gpu.threadIdx.x), gpu.blockDim.x, starts[rows.size]
+    at = me
+    while at < total:
+        page = pages[dropped_place(shape, rows, starts, firsts, at)]
+        mention(refcount, np.int64(page), at)
+        at += step
     gpu.syncthreads()
-    count, batch = np.int64(0), np.int64(rows.size)
-    for begin in range(0, starts[batch], gpu.blockDim.x):
-        at = np.int64(begin + gpu.threadIdx.x)
+    count, begin = np.int64(0), np.int64(0)
+    while begin < total:
+        at = begin + me
         page, gone = np.int64(0), False
-        if at < starts[batch]:
-            i = owner_of(starts, at, batch)
-            page = np.int64(pages[np.int64(rows[i]) * shape[1] + firsts[i] + at - starts[i]])
+        if at < total:
+            page = np.int64(pages[dropped_place(shape, rows, starts, firsts, at)])
             gone = refcount[page] == -1 - at
         if gone:
             refcount[page] = 0
         count += release_tile(pool, shared, page, gone, count)
+        begin += step
     return count
+
+
+@device_helper
+def clear_pages(tables, shape, rows, starts, firsts):
+    """Write NULL where the pages stood that are given up."""
+    (pages,) = table_pages(tables, shape)
+    if are_short(rows, starts):
+        at = np.int64(gpu.threadIdx.x)
+        while at < starts[rows.size]:
+            pages[dropped_place(shape, rows, starts, firsts, at)] = NULL
+            at += gpu.blockDim.x
+        return
+    team, teams, place, size = team_place(rows.size)
+    for i in range(team, rows.size, teams):
+        at, j = np.int64(rows[i]) * shape[1] + firsts[i], place
+        while j < starts[i + 1] - starts[i]:
+            pages[at + j] = NULL
+            j += size
 
 
 @device_helper
@@ -94,14 +145,3 @@ def close_gaps(shared, tables, shape, rows, starts, firsts, moved):
         firsts[i] += moved[i + 1] - moved[i]
     gpu.syncthreads()
     clear_pages(tables, shape, rows, starts, firsts)
-
-
-@device_helper
-def clear_pages(tables, shape, rows, starts, firsts):
-    """Write NULL where the pages stood that are given up."""
-    (pages,) = table_pages(tables, shape)
-    team, teams, place, size = team_place(rows.size)
-    for i in range(team, rows.size, teams):
-        at = np.int64(rows[i]) * shape[1] + firsts[i]
-        for j in range(place, starts[i + 1] - starts[i], size):
-            pages[at + j] = NULL

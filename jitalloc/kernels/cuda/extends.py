@@ -107,9 +107,9 @@ def extend_need(slab, shared, lens, last_slots):
 
 @device_helper
 def extend_both(slab, lens, last_slots, i):
-    """Return the tokens that sequence `i` grows by, above its new pages in 32 bits, or -1.
+    """Return `(growth, prefix)` of sequence `i`: its new tokens, above its new pages in 32 bits.
 
-    -1: it is wrong, or grows by very many; `extend_need` finds out.
+    A growth of -1: it is wrong, or grows by very many; `extend_need` finds out.
     """
     _free_pages, refcount, _released = pool_views(slab)
     size, shift = slab[PAGE_SIZE], slab[PAGE_SHIFT]
@@ -123,21 +123,23 @@ def extend_both(slab, lens, last_slots, i):
     sound = sound or pads or (prefix == 0 and last == NULL)
     grown = seq - prefix
     if not sound or grown < 0 or grown >= MANY_TOKENS or seq > INT32_MAX:
-        return np.int64(-1)
-    return grown << np.int64(32) | new_pages(prefix, seq, size, shift)
+        return np.int64(-1), np.int64(0)
+    return grown << np.int64(32) | new_pages(prefix, seq, size, shift), prefix
 
 
 @device_helper
-def put_tile(both, tile):
+def put_tile(both, prefix, tile):
     """Put into shared memory which slots and new pages of a tile are whose.
 
-    `tile`: `(shared, starts, firsts)`. Sequence `j` gets the slots from `starts[j]` on, and the new
-    pages from `firsts[j]` on, counted from those of the tile. Returns the totals of the tile.
+    `tile`: `(shared, starts, firsts, prefixes)`. Sequence `j` gets the slots from `starts[j]` on,
+    and the new pages from `firsts[j]` on, counted from those of the tile, behind `prefixes[j]`
+    tokens that it has. Returns the totals of the tile.
     """
-    shared, starts, firsts = tile
+    shared, starts, firsts, prefixes = tile
     before, total = block_scan(shared, both)
     starts[gpu.threadIdx.x] = before >> np.int64(32)
     firsts[gpu.threadIdx.x] = before & np.int64(0xFFFFFFFF)
+    prefixes[gpu.threadIdx.x] = prefix
     gpu.syncthreads()
     return total >> np.int64(32), total & np.int64(0xFFFFFFFF)
 
@@ -151,12 +153,12 @@ def extend_look(slab, lens, last_slots, tile):
     n, begin = np.int64(last_slots.size), np.int64(0)
     tokens, pages = np.int64(0), np.int64(0)
     while begin < n and tokens <= INT32_MAX:
-        i, both = begin + gpu.threadIdx.x, np.int64(0)
+        i, both, prefix = begin + gpu.threadIdx.x, np.int64(0), np.int64(0)
         if i < n:
-            both = extend_both(slab, lens, last_slots, i)
+            both, prefix = extend_both(slab, lens, last_slots, i)
         if any_thread(both < 0):
             return np.int64(-1), np.int64(0)
-        grown, begun = put_tile(both, tile)
+        grown, begun = put_tile(both, prefix, tile)
         tokens += grown
         pages += begun
         begin += gpu.blockDim.x
@@ -166,9 +168,9 @@ def extend_look(slab, lens, last_slots, tile):
 @device_helper
 def extend_tile(slab, lens, n, begin, tile):
     """Put into shared memory which slots and new pages of the tile from `begin` on are whose."""
-    i, both = np.int64(begin + gpu.threadIdx.x), np.int64(0)
+    i, both, prefix = np.int64(begin + gpu.threadIdx.x), np.int64(0), np.int64(0)
     if i < n:
         prefix, seq, _pads = lengths_of(lens, i)
         pages = new_pages(prefix, seq, slab[PAGE_SIZE], slab[PAGE_SHIFT])
         both = (seq - prefix) << np.int64(32) | pages
-    return put_tile(both, tile)
+    return put_tile(both, prefix, tile)

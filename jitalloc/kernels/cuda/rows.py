@@ -6,8 +6,9 @@ import numpy as np
 
 from jitalloc._cuda import cuda_kernel, device_helper, gpu
 from jitalloc._cuda_views import int64_column
-from jitalloc.errors import OUT_OF_PAGES, REFCOUNT_OVERFLOW, STATUS_BITS
+from jitalloc.errors import OUT_OF_PAGES, REFCOUNT_OVERFLOW, STATUS_BITS, STATUS_MASK
 from jitalloc.kernels.cuda.dropping import clear_pages, drop_pages
+from jitalloc.kernels.cuda.leading import all_know, end_lead, leads, merges_last
 from jitalloc.kernels.cuda.merging import block_merge, pool_views
 from jitalloc.kernels.cuda.pool import fail, fault_key, pool_advance, ring_place
 from jitalloc.kernels.cuda.releasing import end_release
@@ -139,39 +140,33 @@ def begin_tokens(tables, shape, known, plan, tokens):
         known[page * shape[2] + position - block * shape[2]] = tokens[at]
 
 
-@cuda_kernel(
-    "void(int64[::1], int64[::1], int32[::1], int64[::1], int32[::1], int32[::1], int64[::1],int64)"
-)
-def rows_allocate_cuda(words, tables, known, plan, given, tokens, answer, flags):
-    # Sequences in free rows, by a plan of the host, whose words it may not need any more behind.
-    shared = gpu.shared.array(SHARED_WORDS, np.int64)
-    pool = words[RECORD_SLOTS:]
-    me, shape = gpu.threadIdx.x, table_shape(tables)
-    batch = np.int64(plan.size // PLAN)
-    if not may_run(words, flags):
-        return
+@device_helper
+def plan_status(pool, shared, tables, plan, given):
+    """Return `(status word or 0, how many new pages a plan needs)`."""
     _free_pages, refcount, _released = pool_views(pool)
-    key = NONE
-    for at in range(me, given.size, gpu.blockDim.x):
+    batch, key = np.int64(plan.size // PLAN), NONE
+    for at in range(gpu.threadIdx.x, given.size, gpu.blockDim.x):
         if refcount[given[at]] > INT32_MAX - batch:
             key = min(key, fault_key(REFCOUNT_OVERFLOW, np.int64(at)))
-    key = block_min(shared, key)
-    last = batch - 1
-    need = np.int64(0)
+    key, need, last = block_min(shared, key), np.int64(0), batch - 1
     if batch > 0:
         need = plan[PLAN_NEW_START * batch + last] - plan[PLAN_SHARED * batch + last]
-        need += pages_of(plan[PLAN_LENGTH * batch + last], shape)
+        need += pages_of(plan[PLAN_LENGTH * batch + last], table_shape(tables))
     available = pool[FREE] + pool[RELEASED]
-    status, value = np.int64(0), np.int64(0)
+    status = np.int64(0)
     if key != NONE:
-        status, value = -key, np.int64(given[key >> STATUS_BITS])
+        status = -key
     elif need > available:
         status = fail(OUT_OF_PAGES, available)
-    gpu.syncthreads()
-    if status < 0:
-        if me == 0:
-            end_batch(pool, words, answer, (ALLOCATE, flags), status, (value, need))
-        return
+    return status, need
+
+
+@device_helper
+def begin_sequences(pool, shared, tables, known, plan, news, need):
+    """Let the sequences of a plan begin; `news`: the pages that they share and their tokens."""
+    given, tokens = news
+    shape, me = table_shape(tables), gpu.threadIdx.x
+    batch = np.int64(plan.size // PLAN)
     if need > pool[FREE]:
         block_merge(pool, shared)
     begin_pages(pool, tables, shape, plan, given, need)
@@ -185,7 +180,37 @@ def rows_allocate_cuda(words, tables, known, plan, given, tokens, answer, flags)
         tables[SEQ_ALLOCATIONS] += batch
         tables[ACTIVE] += batch
         tables[PEAK_ACTIVE] = max(tables[PEAK_ACTIVE], tables[ACTIVE])
-        end_batch(pool, words, answer, (ALLOCATE, flags), need, (value, need))
+
+
+@cuda_kernel(
+    "void(int64[::1], int64[::1], int32[::1], int64[::1], int32[::1], int32[::1], int64[::1],int64)"
+)
+def rows_allocate_cuda(words, tables, known, plan, given, tokens, answer, flags):
+    # Sequences in free rows, by a plan of the host; `given`: the pages that they share. In one
+    # block, or in several where a merge could be due.
+    shared = gpu.shared.array(SHARED_WORDS, np.int64)
+    pool = words[RECORD_SLOTS:]
+    leading, due, does = leads(tables, shared), False, False
+    if leading and may_run(words, flags):
+        status, need = plan_status(pool, shared, tables, plan, given)
+        due = status == 0 and need > pool[FREE] and gpu.gridDim.x > 1
+        does = not due
+    due = all_know(tables, shared, leading, due)
+    if due:
+        does = merges_last(pool, words, shared)
+    if does:
+        status, need = plan_status(pool, shared, tables, plan, given)
+        value = np.int64(0)
+        if status < 0 and -status & STATUS_MASK == REFCOUNT_OVERFLOW:
+            value = np.int64(given[-status >> STATUS_BITS])
+        gpu.syncthreads()
+        if status == 0:
+            begin_sequences(pool, shared, tables, known, plan, (given, tokens), need)
+        if gpu.threadIdx.x == 0:
+            result = need if status == 0 else status
+            end_batch(pool, words, answer, (ALLOCATE, flags), result, (value, need))
+    if does or not due:
+        end_lead(words, tables, shared, due)
 
 
 @device_helper

@@ -22,6 +22,7 @@ from jitalloc.kernels.cuda.append_writes import append_rows, pack_copies
 from jitalloc.kernels.cuda.appends import append_fault, append_look, settle_shares, unsettle
 from jitalloc.kernels.cuda.dropping import clear_pages, drop_pages
 from jitalloc.kernels.cuda.forking import FACTS, copy_rows, keep_parents, open_rows, replace_rows
+from jitalloc.kernels.cuda.leading import all_know, end_lead, leads, merges_last
 from jitalloc.kernels.cuda.merging import block_merge
 from jitalloc.kernels.cuda.pool import (
     end_call,
@@ -92,18 +93,17 @@ FORK = CALL_KINDS.index("fork_batch")
 REORDER = CALL_KINDS.index("reorder")
 
 
-@cuda_kernel(
-    "void(int64[::1], int64[::1], int32[::1], int32[::1], int32[::1], int32[::1], int64[::1],"
-    "int32[::1])"
-)
-def sequences_append_cuda(words, tables, known, rows, counts, tokens, slots, copied):
-    # `counts`: see `count_of`; `copied`: two rows of one column a row of the batch.
-    shared = gpu.shared.array(SHARED_WORDS, np.int64)
-    pool, shape = words[RECORD_SLOTS:], table_shape(tables)
-    me, step, batch = gpu.threadIdx.x, gpu.blockDim.x, np.int64(rows.size)
-    src = copied[:batch]
+@device_helper
+def append_plan(pool, shared, tables, rows, counts, news, src):
+    """Look at a batch, and let the rows that are to copy a page give up their share of it.
+
+    Returns `(whether all is sound, whether there are such rows, tokens, pages, place)`, the last of
+    them: the tokens and pages before the first row of this thread. `append_undo` takes it back.
+    """
+    tokens, _slots = news
+    shape = table_shape(tables)
     sound, shares, mine, need = append_look(pool, tables, shape, rows, counts, src)
-    for i in range(me, tokens.size, step):
+    for i in range(gpu.threadIdx.x, tokens.size, gpu.blockDim.x):
         sound = sound and tokens[i] >= 0
     sound = not any_thread(not sound)  # all marks are set behind it
     unclaim(tables, shape, rows)
@@ -113,9 +113,36 @@ def sequences_append_cuda(words, tables, known, rows, counts, tokens, slots, cop
     if shares:
         need += settle_shares(pool, src)
     pages_before, need = block_scan(shared, need)
+    return sound, shares, total, need, before << np.int64(32) | pages_before
+
+
+@device_helper
+def append_merges(pool, shared, tables, rows, counts, news, src):
+    """Return whether the pages of a batch are there, but not without a merge."""
+    _tokens, slots = news
+    free, available = pool[FREE], pool[FREE] + pool[RELEASED]
+    if free == available or slots.size + rows.size <= free:  # no batch that fits takes more
+        return False
+    sound, shares, total, need, _place = append_plan(pool, shared, tables, rows, counts, news, src)
+    if shares:
+        unsettle(pool, src)
+    gpu.syncthreads()
+    return sound and total <= slots.size and free < need <= available
+
+
+@device_helper
+def append_block(pool, words, shared, tables, known, batch, news, copied):
+    """Do an append by one block; `batch`: rows and their counts, `news`: tokens and slots."""
+    rows, counts = batch
+    tokens, slots = news
+    me, step = gpu.threadIdx.x, gpu.blockDim.x
+    src, dst = copied[: rows.size], copied[rows.size :]
+    plan = append_plan(pool, shared, tables, rows, counts, news, src)
+    sound, shares, total, need, place = plan
     available = pool[FREE] + pool[RELEASED]
     status, value, wanted = np.int64(0), np.int64(0), need
     if not sound:
+        shape = table_shape(tables)
         status, value, wanted = append_fault(shared, tables, shape, rows, counts, tokens)
     elif total > slots.size and need <= pool[NUM_PAGES]:
         status, wanted = fail(OUT_SHORT, slots.size), total
@@ -132,18 +159,40 @@ def sequences_append_cuda(words, tables, known, rows, counts, tokens, slots, cop
         return
     if need > pool[FREE]:
         block_merge(pool, shared)
-    place = before << np.int64(32) | pages_before
-    append_rows(pool, tables, known, rows, counts, (tokens, slots), copied, place)
+    append_rows(pool, tables, known, rows, counts, news, copied, place)
     fill_null(slots, total, me, step)
     copies = np.int64(0)
     if shares:
-        copies = pack_copies(shared, src, copied[batch:])
+        copies = pack_copies(shared, src, dst)
     else:
         fill_null(copied, 0, me, step)
     if me == 0:
         pool_advance(pool, pool[HEAD] + need, need)
         tables[PAGE_COPIES] += copies
         end_call(pool, words, APPEND, np.int64(0), np.int64(0), need)
+
+
+@cuda_kernel(
+    "void(int64[::1], int64[::1], int32[::1], int32[::1], int32[::1], int32[::1], int64[::1],"
+    "int32[::1])"
+)
+def sequences_append_cuda(words, tables, known, rows, counts, tokens, slots, copied):
+    # `counts`: see `count_of`; `copied`: two rows of one column a row of the batch. In one block,
+    # or in several where a merge could be due.
+    shared = gpu.shared.array(SHARED_WORDS, np.int64)
+    pool, news = words[RECORD_SLOTS:], (tokens, slots)
+    leading, due = leads(tables, shared), False
+    if leading and gpu.gridDim.x > 1:
+        src = copied[: rows.size]
+        due = append_merges(pool, shared, tables, rows, counts, news, src)
+    due = all_know(tables, shared, leading, due)
+    does = leading
+    if due:
+        does = merges_last(pool, words, shared)
+    if does:
+        append_block(pool, words, shared, tables, known, (rows, counts), news, copied)
+    if does or not due:
+        end_lead(words, tables, shared, due)
 
 
 @device_helper

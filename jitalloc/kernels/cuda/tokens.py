@@ -37,6 +37,7 @@ from jitalloc.kernels.cuda.pool import (
     ring_place,
 )
 from jitalloc.kernels.cuda.scan import (
+    LANES,
     NONE,
     SHARED_WORDS,
     block_min,
@@ -200,65 +201,88 @@ def owner_of(starts, token, count):
 
 
 @device_helper
-def extend_slot(slab, prefix, last, token, place):
-    """Return the slot of the new token `token` of a sequence, and claim the page that it begins.
+def first_token(tile, count, totals, rank, size, shift):
+    """Return the first token of a tile that has its new page `rank` or a later one.
 
-    `place`: of the sequence's first new page in the freelist.
+    Tokens in pages held already go with the page before. `totals`: tokens and pages of the tile.
     """
-    free_pages, refcount, _released = pool_views(slab)
-    size, shift = slab[PAGE_SIZE], slab[PAGE_SHIFT]
-    position = prefix + token
-    held = page_of(prefix + size - 1, size, shift)
-    block = page_of(position, size, shift)
-    if block < held:
-        return last + 1 + token
-    page = np.int64(free_pages[ring_place(place + block - held, slab[NUM_PAGES])])
-    offset = position - block * size
-    if offset == 0:
-        refcount[page] = 1
-    return page * size + offset
+    _shared, starts, firsts, prefixes = tile
+    tokens, pages = totals
+    if rank <= 0 or rank >= pages:
+        return np.int64(0) if rank <= 0 else tokens
+    j = owner_of(firsts, rank, count)
+    prefix = np.int64(prefixes[j])
+    block = page_of(prefix + size - 1, size, shift) + rank - firsts[j]
+    return starts[j] + block * size - prefix
 
 
 @device_helper
-def extend_fill(slab, lens, last_slots, out, tile, known, first, step):
-    """Write every `step`-th slot of a valid batch from `first` on, and claim the pages begun.
+def extend_fill(slab, lens, last_slots, out, tile, known, walk):
+    """Write slots of a valid batch, and claim the pages begun; blocks share the work.
 
-    Every thread of a block has to come here; blocks may share the work. `known`: how many tokens
-    the batch grows by, where it is one tile that stands in shared memory already, or else -1.
+    Every thread of a block has to come here. `known`: tokens and pages of the batch, where it is
+    one tile that stands in shared memory already, else -1. `walk`: place of its first new page in
+    the freelist; which new pages are the block's; and which warp this is of those that share them.
     """
-    _shared, starts, firsts = tile
+    _shared, starts, firsts, prefixes = tile
+    free_pages, refcount, _released = pool_views(slab)
+    size, shift, ring = slab[PAGE_SIZE], slab[PAGE_SHIFT], slab[NUM_PAGES]
+    place, low, high, warp, warps = walk
+    lane = np.int64(gpu.threadIdx.x & (LANES - 1))
     n, width = np.int64(last_slots.size), np.int64(gpu.blockDim.x)
-    place, put, begin = slab[HEAD], np.int64(0), np.int64(0)
+    put, begin = np.int64(0), np.int64(0)
     while begin < n:
-        tokens, pages = known, np.int64(0)
-        if known < 0:
-            tokens, pages = extend_tile(slab, lens, n, begin, tile)
-        count, token = min(width, n - begin), first
-        while token < tokens:
-            j = owner_of(starts, token, count)
-            prefix, _seq, _pads = lengths_of(lens, begin + j)
-            last = last_slots[begin + j]
-            out[put + token] = extend_slot(slab, prefix, last, token - starts[j], place + firsts[j])
-            token += step
-        place += pages
+        totals = known if known[0] >= 0 else extend_tile(slab, lens, n, begin, tile)
+        tokens, pages = totals
+        count = min(width, n - begin)
+        start = first_token(tile, count, totals, low, size, shift)
+        end = tokens  # also where the tile begins no page
+        if high < pages:
+            end = first_token(tile, count, totals, high, size, shift)
+        rows = np.int64(np.uint32(end - start + LANES - 1) // np.uint32(LANES))
+        rows = np.int64(np.uint32(rows + warps - 1) // np.uint32(warps))  # of a warp's tokens
+        token = start + warp * rows * LANES + lane
+        end = min(end, start + (warp + 1) * rows * LANES)
+        j = owner_of(starts, token, count)
+        while token < end:
+            while j + 1 < count and starts[j + 1] <= token:
+                j += 1
+            prefix = np.int64(prefixes[j])
+            position = prefix + token - starts[j]
+            block, held = page_of(position, size, shift), page_of(prefix + size - 1, size, shift)
+            slot = position - block * size
+            if block < held:
+                slot = last_slots[begin + j] + 1 + position - prefix
+            else:
+                page = np.int64(free_pages[ring_place(place + firsts[j] + block - held, ring)])
+                if slot == 0:
+                    refcount[page] = 1
+                slot += page * size
+            out[put + token] = slot
+            token += LANES
         put += tokens
+        place += pages
+        low -= pages
+        high -= pages
         begin += width
         gpu.syncthreads()
 
 
 @cuda_kernel("void(int64[::1], int64[::1], int32[::1], int32[::1], int64[::1], int64[::1], int64)")
 def tokens_extend_cuda(slab, record, prefix_lens, seq_lens, last_slots, out, wide):
-    # All blocks look at all sequences. Where a merge is due, they do it, and the last one writes.
+    # All blocks look at all sequences, and share the tokens. Where a merge is due, they do it, and
+    # each takes the tokens in those new pages that stand in its part of the list.
     # `wide`: 1 for prefix_lens of int64, and 2 for seq_lens of int64.
     shared = gpu.shared.array(SHARED_WORDS, np.int64)
     starts = gpu.shared.array(MOST_THREADS, np.int32)
     firsts = gpu.shared.array(MOST_THREADS, np.int32)
-    lens, tile = (prefix_lens, seq_lens, wide), (shared, starts, firsts)
+    prefixes = gpu.shared.array(MOST_THREADS, np.int32)
+    lens, tile = (prefix_lens, seq_lens, wide), (shared, starts, firsts, prefixes)
     tokens, pages = extend_look(slab, lens, last_slots, tile)
-    known = tokens if last_slots.size <= gpu.blockDim.x else np.int64(-1)
+    known = (tokens if last_slots.size <= gpu.blockDim.x else np.int64(-1), pages)
     if tokens < 0:
         tokens, pages = extend_need(slab, shared, lens, last_slots)
-    free, available = slab[FREE], slab[FREE] + slab[RELEASED]
+    head, free, available = slab[HEAD], slab[FREE], slab[FREE] + slab[RELEASED]
     status, wanted = np.int64(0), pages
     if tokens < 0:
         status = tokens
@@ -266,19 +290,20 @@ def tokens_extend_cuda(slab, record, prefix_lens, seq_lens, last_slots, out, wid
         status = fail(OUT_OF_PAGES, available)
     elif tokens > out.size:
         status, wanted = fail(OUT_SHORT, out.size), tokens
-    first, step = np.int64(gpu.grid(1)), np.int64(gpu.gridsize(1))
-    fill_null(out, np.int64(0) if status < 0 else tokens, first, step)
-    merges = status >= 0 and pages > free
+    fill_null(out, np.int64(0) if status < 0 else tokens, gpu.grid(1), gpu.gridsize(1))
+    warp, warps = np.int64(gpu.grid(1) // LANES), np.int64(gpu.gridsize(1) // LANES)
+    low, high, merges = np.int64(0), pages, status >= 0 and pages > free
     if merges:
-        merge_part(slab, shared)
-        if not is_last_block(record, shared):
-            return
-        end_merge(slab)
-        first, step = np.int64(gpu.threadIdx.x), np.int64(gpu.blockDim.x)
+        low, high = merge_part(slab, shared)
+        head -= slab[RELEASED]
+        low, high = low - head, min(high - head, pages)
+        warp, warps = np.int64(gpu.threadIdx.x // LANES), np.int64(gpu.blockDim.x // LANES)
     if status >= 0:
-        extend_fill(slab, lens, last_slots, out, tile, known, first, step)
-    if not merges and not is_last_block(record, shared):
+        extend_fill(slab, lens, last_slots, out, tile, known, (head, low, high, warp, warps))
+    if not is_last_block(record, shared):
         return
+    if merges:
+        end_merge(slab)
     if gpu.threadIdx.x == 0:
         value = np.int64(0)
         if tokens < 0:
