@@ -8,6 +8,7 @@ from functools import cache
 import pytest
 
 from jitalloc import WrongDevice, _cuda, _cuda_device
+from tests.ptx import install
 
 
 @cache
@@ -35,3 +36,8 @@ ON_DEVICE = [
     ),
     *([] if _cuda.SIMULATED else _compiled),
 ]
+# Where a device notes what waits: a GPU does not tell.
+recorded = pytest.mark.skipif(
+    not (_cuda.SIMULATED or install.ASKED), reason="neither the simulator nor the PTX machine"
+)
+RECORDED = [pytest.mark.gpu, recorded, *([] if _cuda.SIMULATED else _compiled)]

@@ -14,6 +14,7 @@ from typing import Any
 from jitalloc import errors
 from jitalloc.errors import InvalidArgument, OutOfRows, SequenceTooLong
 from tests.oracle import Moves, Pool, pages_of
+from tests.oracle_layouts import Layouts
 
 
 @dataclass
@@ -38,7 +39,7 @@ class Eviction:
     tokens_dropped: int
 
 
-class Cache:
+class Cache(Layouts):
     """The model of `PagedKVCache`."""
 
     row_type: type[Row] = Row
@@ -362,38 +363,3 @@ class Cache:
                 break
             done.append(self._evict_row(useful[0]))
         return done
-
-    # Layouts.
-
-    def block_tables(self, rows: Sequence[int], width: int | None = None) -> list[list[int]]:
-        for i, row in enumerate(rows):
-            self.check_rows("rows", rows[: i + 1])
-            if width is not None and len(self.rows[row].pages) > width:
-                raise InvalidArgument("width", width, "a sequence has more pages")
-        if width is None:
-            width = max((len(self.rows[row].pages) for row in rows), default=0)
-        padding = 0 if self.pool.first else -1
-        tables = [list(self.rows[row].pages) for row in rows]
-        return [pages + [padding] * (width - len(pages)) for pages in tables]
-
-    def slot_mapping(self, rows: Sequence[int], positions: Sequence[int]) -> list[int]:
-        size, slots = self.pool.page_size, []
-        for i, (row, position) in enumerate(zip(rows, positions, strict=True)):
-            self.check_rows("rows", rows[: i + 1])
-            if not 0 <= position < self.rows[row].length:
-                raise InvalidArgument("positions", position, "no token of the sequence", i)
-            slots.append(self.rows[row].pages[position // size] * size + position % size)
-        return slots
-
-    def page_table_csr(self, rows: Sequence[int]) -> tuple[list[int], list[int], list[int]]:
-        self.check_rows("rows", rows)
-        indptr, indices, last = [0], [], []
-        for row in rows:
-            indices += self.rows[row].pages
-            indptr.append(len(indices))
-            last.append((self.rows[row].length - 1) % self.pool.page_size + 1)
-        return indptr, indices, last
-
-    def seq_lens(self, rows: Sequence[int]) -> list[int]:
-        self.check_rows("rows", rows)
-        return [self.rows[row].length for row in rows]

@@ -1,0 +1,49 @@
+"""What attention kernels read of sequences, in plain Python: rows of `oracle_sequences.py`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from jitalloc.errors import InvalidArgument
+
+
+class Layouts:
+    """The part of the model of `PagedKVCache` that hands out its block tables."""
+
+    pool: Any
+    rows: Any
+    check_rows: Any
+
+    def block_tables(self, rows: Sequence[int], width: int | None = None) -> list[list[int]]:
+        for i, row in enumerate(rows):
+            self.check_rows("rows", rows[: i + 1])
+            if width is not None and len(self.rows[row].pages) > width:
+                raise InvalidArgument("width", width, "a sequence has more pages")
+        if width is None:
+            width = max((len(self.rows[row].pages) for row in rows), default=0)
+        padding = 0 if self.pool.first else -1
+        tables = [list(self.rows[row].pages) for row in rows]
+        return [pages + [padding] * (width - len(pages)) for pages in tables]
+
+    def slot_mapping(self, rows: Sequence[int], positions: Sequence[int]) -> list[int]:
+        size, slots = self.pool.page_size, []
+        for i, (row, position) in enumerate(zip(rows, positions, strict=True)):
+            self.check_rows("rows", rows[: i + 1])
+            if not 0 <= position < self.rows[row].length:
+                raise InvalidArgument("positions", position, "no token of the sequence", i)
+            slots.append(self.rows[row].pages[position // size] * size + position % size)
+        return slots
+
+    def page_table_csr(self, rows: Sequence[int]) -> tuple[list[int], list[int], list[int]]:
+        self.check_rows("rows", rows)
+        indptr, indices, last = [0], [], []
+        for row in rows:
+            indices += self.rows[row].pages
+            indptr.append(len(indices))
+            last.append((self.rows[row].length - 1) % self.pool.page_size + 1)
+        return indptr, indices, last
+
+    def seq_lens(self, rows: Sequence[int]) -> list[int]:
+        self.check_rows("rows", rows)
+        return [self.rows[row].length for row in rows]
