@@ -40,6 +40,7 @@ class Array:
         "ndim",
         "shape",
         "size",
+        "strides",
         "views",
     )
 
@@ -48,7 +49,7 @@ class Array:
         self.views: dict[Any, Array] = {}
         self.data.ptr, self.data.device_id = host.ctypes.data, 0
         self.flags.c_contiguous = host.flags.c_contiguous
-        for name in ("dtype", "itemsize", "nbytes", "ndim", "shape", "size"):
+        for name in ("dtype", "itemsize", "nbytes", "ndim", "shape", "size", "strides"):
             setattr(self, name, getattr(host, name))
 
     def _view(self, key: Any, make: Callable[[], Any]) -> Array:

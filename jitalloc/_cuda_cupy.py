@@ -226,13 +226,19 @@ class CupyDevice:
         size, item = values.size, values.itemsize
         return ARRAY.pack(0, 0, size, item, values.data.ptr, size, item)
 
+    def pack(self, number: int) -> Any:
+        return WORD.pack(number)
+
     def launch(self, kernel: CudaKernel, blocks: int, threads: int, *arguments: Any) -> None:
         function, size, _keep = self._loaded.get(kernel.name) or self.load(kernel)
         if self._current_device() != self.number:
             self._look()
         if not self._thread.bound:
             self._bind()
-        words = b"".join([each if type(each) is bytes else WORD.pack(each) for each in arguments])
+        try:
+            words = b"".join(arguments)
+        except TypeError:
+            words = b"".join([e if type(e) is bytes else WORD.pack(e) for e in arguments])
         if len(words) != size:
             raise TypeError(f"{kernel.name} takes {size} bytes of parameters, not {len(words)}")
         try:

@@ -93,6 +93,9 @@ class Device(Protocol):
     def wrap(self, values: Any) -> Any:
         """Return an array in the form in which `launch` takes it."""
 
+    def pack(self, number: int) -> Any:
+        """Return an int64 in the form in which `launch` takes it, which takes ints as well."""
+
     def launch(self, kernel: CudaKernel, blocks: int, threads: int, *arguments: Any) -> None:
         """Start a kernel with wrapped arrays and int64 on the current stream."""
 
@@ -173,6 +176,9 @@ class SimulatedDevice:
 
     def wrap(self, values: Any) -> Any:
         return self._fake(values.view(np.ndarray))
+
+    def pack(self, number: int) -> Any:
+        return int(number)
 
     def launch(self, kernel: CudaKernel, blocks: int, threads: int, *arguments: Any) -> None:
         with self._running:

@@ -24,7 +24,7 @@ from hypothesis import HealthCheck, Phase, settings  # noqa: E402
 
 from jitalloc import PagePool, _cuda, _cuda_device  # noqa: E402
 from tests.cache_pairs import CachePair  # noqa: E402
-from tests.ptx import install, streams  # noqa: E402
+from tests.ptx import install  # noqa: E402
 from tests.ptx.settings import Settings  # noqa: E402
 from tests.ptx.settings import settings as machine_settings  # noqa: E402
 
@@ -59,11 +59,19 @@ def order(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture(autouse=True)
-def _streams_end_with_their_test() -> Iterator[None]:
-    """What a test has started fails within it, where the PTX machine does it late."""
+def _on_its_own() -> Iterator[None]:
+    """On the PTX machine, a test's seed does not go on where another test has left it.
+
+    And what the test has started fails within it, where streams do it late.
+    """
+    if not install.ASKED:
+        yield
+        return
+    from tests.ptx import machine, streams
+
+    machine.restart()
     yield
-    if install.ASKED:
-        streams.finish()
+    streams.finish()
 
 
 @pytest.fixture
@@ -109,10 +117,13 @@ def pair() -> CachePair:
 def ask_machine(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Say how the PTX machine runs launches, whatever the environment says; in order at first."""
 
+    from tests.ptx import machine
+
     def ask(mode: str = "order", seed: int = 1, *watch: str) -> None:
         asked = Settings(mode, seed, watch, quantum=3, limit=100_000)
         for name, value in vars(asked).items():
             monkeypatch.setattr(machine_settings, name, value)
+        machine.restart()
 
     ask()
     return ask

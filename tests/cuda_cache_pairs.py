@@ -25,8 +25,10 @@ from jitalloc.cuda import CudaPagedKVCache
 from jitalloc.state import table_arrays
 from tests.cache_pairs import CachePair
 from tests.cuda_pairs import HostView
+from tests.cuda_prefix_pairs import PrefixView
 from tests.oracle_sequences import Cache
 from tests.pairs import PoolPair, plain
+from tests.prefix_pairs import cached
 
 INT32, INT64 = np.dtype(np.int32), np.dtype(np.int64)
 SLACK = 3  # elements by which a buffer is longer than it has to be
@@ -56,6 +58,11 @@ class HostCache:
 
     def __contains__(self, seq_id: Any) -> bool:
         return seq_id in self.device_cache
+
+    @property
+    def prefix_cache(self) -> Any:
+        prefix: Any = self.device_cache.prefix_cache
+        return None if prefix is None else PrefixView(prefix)
 
     @property
     def gpu(self) -> Any:
@@ -123,6 +130,16 @@ class HostCache:
         return Appended(self.gpu.download(slots), Moves(*map(self.gpu.download, copies)))
 
     def append_batch(self, rows: Any, n: Any = 1, *, tokens: Any = None) -> Appended:
+        """With room made for it, as the CPU does by itself."""
+        try:
+            return self.append_rows(rows, n, tokens)
+        except errors.OutOfPages as error:
+            if self.device_cache.prefix_cache is None:
+                raise
+            self.device_cache._make_room_for(error.requested)
+        return self.append_rows(rows, n, tokens)
+
+    def append_rows(self, rows: Any, n: Any, tokens: Any) -> Appended:
         rows = self.up(rows, INT32)
         counts = self.integers(n)
         total = min(int((np.zeros(rows.size) + np.clip(n, 0, 2**20)).sum()), 4096)
@@ -214,8 +231,27 @@ def told(call: Callable[[], Any]) -> tuple[Any, ...]:
         return (type(error), str(error), facts)
 
 
+# Calls on rows whose locks are given back in the order of rows, when the index next follows.
+IN_ORDER = ("append_batch", "free_batch", "reorder", "truncate_batch", "apply_streaming_llm_batch")
+
+
+def in_order(name: str, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The arguments of a call, its rows in their order, and what belongs to them along."""
+    if name not in IN_ORDER:
+        return args
+    places = sorted(range(len(args[0])), key=lambda i: args[0][i])
+    return tuple(
+        [each[i] for i in places] if isinstance(each, list) and len(each) == len(places) else each
+        for each in args
+    )
+
+
 class Both:
-    """The same calls on a cache of the CPU and on one of the GPU; every word must be equal."""
+    """The same calls on a cache of the CPU and on one of the GPU; every word must be equal.
+
+    But those of the index of a prefix cache: the same pages in the same state, in runs that may be
+    split at other places.
+    """
 
     def __init__(
         self,
@@ -238,6 +274,8 @@ class Both:
 
     def do(self, name: str, *args: Any, **options: Any) -> tuple[Any, ...]:
         """Call both, compare what comes back and all words that are left; return the outcome."""
+        if self.prefix is not None:
+            args = in_order(name, args)
         expected = told(lambda: getattr(self.cpu, name)(*args, **options))
         got = told(lambda: getattr(self.gpu, name)(*args, **options))
         assert got == expected
@@ -252,9 +290,17 @@ class Both:
 
     def agree(self) -> None:
         down = self.gpu.gpu.download
+        if self.prefix is not None:
+            self.agree_on_prefix()
         assert (down(self.device.pool._slab) == self.cpu_pool._slab).all()
         assert (down(self.device.tables._slab) == self.cpu.tables._slab).all()
         assert self.device._ids.rows == self.cpu._ids.rows
         assert self.device._ids.by_row == self.cpu._ids.by_row
-        if self.prefix is not None:
-            assert (self.device.prefix_cache._down() == self.prefix._slab).all()
+
+    def agree_on_prefix(self) -> None:
+        self.device._follow()
+        self.gpu_pool._bring_time()  # type: ignore[attr-defined]
+        theirs, view = self.device.prefix_cache, self.gpu.prefix_cache
+        assert cached(view) == cached(self.prefix)
+        assert theirs.stats() == self.prefix.stats()
+        assert (view.arrays.tokens == self.prefix.arrays.tokens).all()

@@ -8,31 +8,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from jitalloc import OutOfPages, PagedKVCache, PagePool, PrefixCache
+from jitalloc import PagedKVCache, PagePool, PrefixCache
 from tests import oracle_prefix
-from tests.cuda_cache_pairs import HostCache
+from tests.cuda_cache_pairs import HostCache, in_order
 from tests.cuda_pairs import HostView
 from tests.cuda_prefix_pairs import PrefixView
 from tests.oracle_sharing import SharingCache
 from tests.pairs import PoolPair
 from tests.sharing_pairs import SharingPair
-
-IN_ORDER = ("append_batch", "free_batch", "reorder")  # calls whose first argument are rows
-
-
-class SharingHost(HostCache):
-    """Speaks like a cache of the CPU behind a prefix cache: its appends make room by themselves."""
-
-    @property
-    def prefix_cache(self) -> PrefixView:
-        return PrefixView(self.device_cache.prefix_cache)  # type: ignore[arg-type]
-
-    def append_batch(self, *args: Any, **options: Any) -> Any:
-        try:
-            return super().append_batch(*args, **options)
-        except OutOfPages as error:
-            self.device_cache._make_room_for(error.requested)
-        return super().append_batch(*args, **options)
 
 
 class CudaSharingPair(SharingPair):
@@ -67,21 +50,19 @@ class CudaSharingPair(SharingPair):
         )
         self.pool: Any = HostView(pool)
         self.prefix: Any = PrefixView(prefix, 3)
-        self.cache: Any = SharingHost(cache)
+        self.cache: Any = HostCache(cache)
         self.prefix_model = oracle_prefix.Prefixes(self.model, **options)
         sizes = max_sequences, max_pages, eviction, threshold, sink, window
         self.cache_model = SharingCache(self.model, self.prefix_model, *sizes)
         self.sides = [(self.cache, self.cache_model)]
 
     def do(self, name: str, *args: Any, **options: Any) -> tuple[Any, ...]:
-        if name in IN_ORDER:
-            args = (sorted(args[0]), *args[1:])
-        return super().do(name, *args, **options)
+        return super().do(name, *in_order(name, args), **options)
 
     def agree(self) -> None:
         self.cache.device_cache._follow()
         super().agree()
         shadow = self.pool._shadow
         assert not shadow.owners.any()
-        assert shadow.pending == 0
+        assert shadow.there == self.model.step
         assert not self.cache.device_cache._here.arrays.taken.any()

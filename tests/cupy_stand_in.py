@@ -260,7 +260,8 @@ class Cupy:
     def asarray(self, values: Any) -> ndarray:
         """A copy of what lies on the host; what lies on a GPU as it is."""
         if isinstance(values, np.ndarray):
-            self.note("upload")
+            if values.size:
+                self.note("upload")
             return self.kept(values.copy())
         interface = values.__cuda_array_interface__
         assert interface.get("stream") is None, "CuPy would let the host wait for the stream"

@@ -1,4 +1,8 @@
-"""Where tests of the GPU run: on a real one (`pytest -m gpu`), or in numba's simulator."""
+"""Where tests of the GPU run, by `pytest -m gpu`: on a real one, or on a stand-in.
+
+`JITALLOC_GPU=machine`: on the machine of `tests/ptx`, which runs the compiled PTX on the CPU, in the
+geometry of a real GPU. `NUMBA_ENABLE_CUDASIM=1 NUMBA_DISABLE_JIT=1`: in numba's simulator.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +12,7 @@ from functools import cache
 import pytest
 
 from jitalloc import WrongDevice, _cuda, _cuda_device
+from tests.ptx import install
 
 
 @cache
@@ -35,3 +40,8 @@ ON_DEVICE = [
     ),
     *([] if _cuda.SIMULATED else _compiled),
 ]
+# Where a device notes what waits: a GPU does not tell.
+recorded = pytest.mark.skipif(
+    not (_cuda.SIMULATED or install.ASKED), reason="neither the simulator nor the PTX machine"
+)
+RECORDED = [pytest.mark.gpu, recorded, *([] if _cuda.SIMULATED else _compiled)]

@@ -19,7 +19,16 @@ import pytest
 from click.testing import CliRunner
 
 import jitalloc
-from jitalloc import InvalidArgument, PagePool, WrongDevice, _cuda, _cuda_device, _cuda_images, cli
+from jitalloc import (
+    InvalidArgument,
+    PagedKVCache,
+    PagePool,
+    WrongDevice,
+    _cuda,
+    _cuda_device,
+    _cuda_images,
+    cli,
+)
 from jitalloc.kernels.owners import owners_free_cpu
 from jitalloc.kernels.pool import pool_alloc_cpu
 from jitalloc.kernels.tokens import tokens_decode_cpu
@@ -349,3 +358,21 @@ def test_warmup_of_the_command_line(cupy: Cupy) -> None:
     cupy.gpus = 0
     done = run(["warmup", "--device", "cuda"])
     assert (done.exit_code, "no GPU can be used" in done.stderr) == (1, True)
+
+
+# What the host need not do again.
+
+
+def test_views_of_a_buffer_of_copies_are_made_once(cupy: Cupy) -> None:
+    cache: Any = PagedKVCache(PagePool(8, 4, device="cuda"), 4, 4)
+    rows, one = up(cupy, [0, 1], np.int32), up(cupy, [0], np.int32)
+    buffers = [cupy.kept(np.zeros((2, 2), np.int32)) for _ in range(2)]
+    seen = [cache.append_batch(rows, copies=buffers[i]).copies for i in (0, 0, 1, 0)]
+    assert [each is seen[0] for each in seen] == [True, True, False, False]
+    for each, i in zip(seen, (0, 0, 1, 0), strict=True):
+        first = buffers[i].data.ptr
+        assert (each.src.data.ptr, each.dst.data.ptr) == (first, first + 8)
+        assert each.src.size == each.dst.size == 2
+    assert [each.arguments[-1].size for each in cupy.launches] == [4] * 4
+    with pytest.raises(InvalidArgument, match=r"copies.*int32\[2, 1\]"):
+        cache.append_batch(one, copies=buffers[0])

@@ -22,8 +22,8 @@ from jitalloc.errors import CorruptState, InvalidArgument, WrongDevice
 from jitalloc.kernels.mirror import PART
 from jitalloc.state import LENGTH
 from tests.cuda_mirror_steps import CUDA_STEPS, MirrorPair, agree, down, up
-from tests.gpu import ON_DEVICE
-from tests.test_cuda_waits import RecordingDevice
+from tests.gpu import ON_DEVICE, recorded
+from tests.recording import RecordingDevice
 from tests.test_mirror import OPTIONS
 
 pytestmark = ON_DEVICE
@@ -124,7 +124,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> CopyingDevice:
     return made
 
 
-@SIMULATOR
+@recorded
 def test_a_refresh_is_one_copy_and_one_launch_and_waits_for_nothing(gpu: CopyingDevice) -> None:
     cache = a_cache()
     mirror = cache.mirror("cuda")
@@ -156,7 +156,7 @@ def buffers() -> dict[str, Any]:
     }
 
 
-@SIMULATOR
+@recorded
 @pytest.mark.parametrize("name", EXPORTS)
 def test_an_export_is_one_launch_and_waits_for_nothing(gpu: CopyingDevice, name: str) -> None:
     mirror, at = a_cache().mirror("cuda"), buffers()

@@ -23,7 +23,6 @@ from jitalloc import (
     PrefixCache,
     PrefixMatch,
     WrongDevice,
-    _cuda,
     errors,
 )
 from jitalloc.cuda import CudaPrefixCache
@@ -31,11 +30,11 @@ from jitalloc.state import STEP
 from tests.cuda_pairs import HostView
 from tests.cuda_prefix_faults import CUDA_PREFIX_FAULTS, cuda_prefix_caches
 from tests.cuda_prefix_pairs import state, stored, up
-from tests.gpu import ON_DEVICE
+from tests.gpu import ON_DEVICE, recorded
 from tests.pool_faults import ANY, Fault
 from tests.prefix_faults import PREFIX_FAULTS
 from tests.prefix_pairs import spell
-from tests.test_cuda_waits import RecordingDevice
+from tests.recording import RecordingDevice
 
 pytestmark = ON_DEVICE
 
@@ -119,7 +118,7 @@ class Call(SimpleNamespace):
     up = 0
 
 
-ADOPTION = ("prefix_advance_cuda", "prefix_fetch_cuda", "prefix_advance_cuda", "prefix_insert_cuda")
+ADOPTION = ("prefix_fetch_cuda", "prefix_insert_cuda")
 CALLS: dict[str, Call] = {
     "match": Call(run=lambda c, at: c.match(at.tokens)),
     "match of tokens on the GPU": Call(run=lambda c, at: c.match(at.there), down=1),
@@ -132,7 +131,7 @@ CALLS: dict[str, Call] = {
         run=lambda c, at: c.insert(at.tokens, [0, 1, 2, 3]), starts=ADOPTION, down=1, up=2
     ),
     "insert of what is there": Call(
-        run=lambda c, at: c.insert(at.there[:8], at.pages[:2]), starts=ADOPTION[:2], down=1
+        run=lambda c, at: c.insert(at.there[:8], at.pages[:2]), starts=ADOPTION[:1], down=1
     ),
     "evict": Call(
         run=lambda c, at: (c.release(at.match), c.evict(1)),
@@ -148,7 +147,7 @@ CALLS: dict[str, Call] = {
 }
 
 
-@pytest.mark.skipif(not _cuda.SIMULATED, reason="looks at the simulator's device")
+@recorded
 @pytest.mark.parametrize("name", CALLS)
 def test_what_a_call_launches_and_copies(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     gpu = RecordingDevice()
@@ -197,12 +196,12 @@ def test_the_clock_of_the_host_meets_that_of_the_gpu_where_calls_failed() -> Non
 
 def test_steps_of_the_host_wait_for_the_end_of_a_capture(monkeypatch: pytest.MonkeyPatch) -> None:
     cache = stored(8, 4, "ab")
-    pool, step = cache.pool, cache.pool.step
+    pool, step, out = cache.pool, cache.pool.step, up([0])
     cache.release(cache.match(spell("ab", 4)))
     with monkeypatch.context() as patch:
         patch.setattr(type(pool._gpu), "capturing", lambda _gpu: True)
-        pool.alloc(1)
-        assert pool._gpu.download(pool._slab)[STEP] == step + 1
+        pool.alloc(1, out=out)
+    assert pool._gpu.download(pool._slab)[STEP] == step + 1
     assert pool.step == step + 3
 
 

@@ -23,13 +23,12 @@ from jitalloc import (
     PrefixCache,
     SequenceTooLong,
     WrongDevice,
-    _cuda,
     _cuda_device,
 )
 from jitalloc.cuda import CudaPagedKVCache
 from tests.cuda_cache_pairs import Both
-from tests.gpu import ON_DEVICE
-from tests.test_cuda_waits import RecordingDevice
+from tests.gpu import ON_DEVICE, recorded
+from tests.recording import RecordingDevice
 
 pytestmark = ON_DEVICE
 
@@ -159,6 +158,7 @@ WAITING: dict[str, Callable[[Any], Any]] = {
     "window": lambda c: c.apply_window("a", 1),
     "sequence": lambda c: c.sequence("a"),
     "stats": lambda c: c.stats(),
+    "make_room": lambda c: c.make_room(1),
     "num_free": lambda c: c.num_free,
     "num_held": lambda c: c.num_held,
     "num_reclaimable": lambda c: c.num_reclaimable,
@@ -288,7 +288,7 @@ NEVER_WAITS: dict[str, Callable[[Any, Any], Any]] = {
 }
 
 
-@pytest.mark.skipif(not _cuda.SIMULATED, reason="a GPU does not tell who waits")
+@recorded
 @pytest.mark.parametrize("name", NEVER_WAITS)
 def test_a_batch_call_is_one_launch_and_waits_for_nothing(
     name: str, monkeypatch: pytest.MonkeyPatch
@@ -336,7 +336,7 @@ FETCHES = {
 }
 
 
-@pytest.mark.skipif(not _cuda.SIMULATED, reason="a GPU does not tell who waits")
+@recorded
 @pytest.mark.parametrize("name", FETCHES)
 def test_a_call_by_id_is_one_launch_and_few_waits(
     name: str, monkeypatch: pytest.MonkeyPatch
@@ -362,7 +362,7 @@ def test_every_call_is_known_to_wait_or_not() -> None:
         if name[0] != "_" and (callable(each) or isinstance(each, property))
     }
     layouts = {"block_tables", "slot_mapping", "page_table_csr", "seq_lens"}
-    host = {"ids", "row", "rows", "apply_streaming_llm"}
+    host = {"ids", "row", "rows", "apply_streaming_llm", "mirror"}
     waiting = {name for name in WAITING if name != "select" and name != "window"}
     waiting |= {"select_eviction_target", "apply_window", "commit", "save"}
     assert mine == {name.split()[0] for name in NEVER_WAITS} | layouts | host | waiting

@@ -1,27 +1,329 @@
-"""Sequences behind a prefix cache on the GPU: what the model says, and word for word as on the CPU.
+"""Sequences behind a prefix cache on the GPU: what the model says, launches, waits, whole states.
 
 NUMBA_ENABLE_CUDASIM=1 NUMBA_DISABLE_JIT=1 pytest tests/test_cuda_sharing.py
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from random import Random
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
+from jitalloc import (
+    NULL,
+    DoubleFree,
+    InvalidArgument,
+    OutOfPages,
+    PagedKVCache,
+    PagePool,
+    PrefixCache,
+    UnknownSequence,
+    _cuda,
+)
+from jitalloc.cuda import CudaPagedKVCache
+from jitalloc.state import LOCKED
+from tests.cuda_cache_pairs import Both
+from tests.cuda_prefix_pairs import up
 from tests.cuda_sharing_pairs import CudaSharingPair
 from tests.gpu import ON_DEVICE
 from tests.sharing_pairs import random_turn
+from tests.sharing_steps import SHARING_BACKGROUND, SHARING_STEPS
+from tests.test_cuda_waits import RecordingDevice
 from tests.test_sharing import PAIRS
 
 pytestmark = [*ON_DEVICE, pytest.mark.usefixtures("few_threads")]
+TEXT = list(range(24))  # six pages of four tokens
+TWO = {"num_pages": 24, "page_size": 4}
 
 
 @pytest.mark.parametrize("options", PAIRS, ids=lambda each: str(each.get("policy", "lru")))
 @pytest.mark.parametrize("seed", range(1, 3))
-def test_random_histories(options: dict[str, Any], seed: int) -> None:
+def test_random_histories(
+    options: dict[str, Any], seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if seed == 2:  # nothing fits what is fetched at once
+        monkeypatch.setattr("jitalloc.cuda.fetching.FIRST", 8)
     random, pair = Random(f"{options} {seed}"), CudaSharingPair(**options)
-    for _ in range(120):
+    for _ in range(60):
         random_turn(pair, random)
-    assert pair.prefix_model.hit_pages, "nothing was ever shared"
+
+
+WHOLE = ("prefix_insert", "prefix_pin", "prefix_match_batch", "prefix_upkeep_copy")
+WHOLE += ("prefix_upkeep_resize", "prefix_upkeep_rename", "reclaim_clear", "sharing_room")
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_the_prefix_cache_and_what_is_done_to_all_of_it(name: str) -> None:
+    random, pair = Random(name), CudaSharingPair(num_pages=18, order="fifo", policy="slru")
+    for _ in range(8):
+        SHARING_STEPS[f"{name}_cpu"](pair, random)
+        for _ in range(2):
+            random.choice(SHARING_BACKGROUND)(pair, random)
+
+
+# By hand, beside the CPU.
+
+
+@pytest.fixture
+def both() -> Both:
+    """Twenty-four pages of four tokens, six rows of eight pages, nothing cached."""
+    return Both(TWO, 6, 8, {"policy": "lru"})
+
+
+def test_forks_of_what_is_not_cached_yet_lock_what_they_share(both: Both) -> None:
+    both.must("allocate", "a", tokens=TEXT[:10])
+    both.must("fork", "a", "b")
+    both.must("append", "b", tokens=TEXT[10:17])
+    both.must("fork", "b", "c")
+    assert both.must("commit", "b") == 16
+    columns = both.gpu.tables.arrays.columns
+    assert columns[LOCKED, :3].tolist() == [2, 4, 4]
+    for seq_id in "cab":
+        both.must("free", seq_id)
+    assert both.device.prefix_cache.num_locked == 0
+
+
+def test_two_that_compute_the_same_meet_at_the_commit(both: Both) -> None:
+    for seq_id in "ab":
+        both.must("allocate", seq_id, tokens=TEXT[:10])
+    assert [both.must("commit", seq_id) for seq_id in "ab"] == [8, 8]
+    tables = both.device.block_tables(both.device.rows(["a", "b"])).tolist()
+    assert tables[0][:2] == tables[1][:2]
+    for seq_id in "cd":
+        both.must("allocate", seq_id, 9)
+        both.must("commit", seq_id, TEXT[:8])
+    assert both.gpu_pool.num_used == both.cpu_pool.num_used == 6
+
+
+def test_what_the_rows_lock_is_followed_when_it_is_asked_for(both: Both) -> None:
+    both.must("allocate", "a", tokens=TEXT)
+    both.must("commit", "a")
+    device, rows = both.device, both.gpu.up([0], np.dtype(np.int32))
+    device.fork("a", "b")
+    device.truncate_batch(device.rows(["b"]), 6)
+    device.free_batch(rows, commit=False)
+    index = device.prefix_cache.arrays
+    assert index.runs[0, 5] == 1  # the host has not looked since
+    assert (device.prefix_cache.num_locked, device.num_reclaimable) == (2, 4)
+    assert device.prefix_cache.evict(9) == 4
+    device.check(held=[])
+
+
+def test_rows_that_are_wrong_leave_nothing_in_the_cache(both: Both) -> None:
+    both.must("allocate", "a", tokens=TEXT[:9])
+    for rows in ([0, 0], [0, 5], [0, 99], [-7, 0]):
+        assert both.do("free_batch", rows)[0] is InvalidArgument
+        assert both.device.prefix_cache.num_cached == 0
+    device = both.device
+    out = device.free_batch(both.gpu.up([NULL, 0, NULL], np.dtype(np.int32)))
+    assert out.tolist() == [1]
+    assert (device.prefix_cache.num_cached, len(device)) == (2, 0)
+    device.check(held=[])
+
+
+def test_tokens_may_lie_on_either_side(both: Both) -> None:
+    device = both.device
+    assert device.allocate("a", tokens=TEXT[:9]) == 0
+    assert device.commit("a", up(TEXT[:9])) == 8
+    assert device.allocate("b", tokens=up(TEXT[:9])) == 8
+    assert device.allocate("c", tokens=np.array(TEXT[:13], np.int64)) == 8
+    assert device.commit("c", TEXT[:12]) == 12
+    for tokens, error in (([1.5], "tokens"), ([-1], "tokens"), ([[1]], "tokens"), ("x", "tokens")):
+        for call in (lambda t: device.allocate("x", tokens=t), lambda t: device.commit("a", t)):
+            with pytest.raises(InvalidArgument, match=error):
+                call(tokens)
+    device.check(held=[])
+
+
+def test_a_sequence_that_has_ended_on_the_gpu_is_unknown(both: Both) -> None:
+    both.must("allocate", "a", tokens=TEXT[:9])
+    both.must("allocate", "b", tokens=TEXT[:9])
+    device = both.device
+    for seq_id, call in (("a", device.commit), ("b", device.free)):
+        device.free_batch(device.rows([seq_id]), commit=False)
+        device._ids.stale = False  # as if a graph had ended it
+        with pytest.raises(UnknownSequence):
+            call(seq_id)
+    assert (len(device), device.prefix_cache.num_locked) == (0, 0)
+    device.check(held=[])
+
+
+def test_make_room(both: Both) -> None:
+    for start in (0, 1, 2):
+        both.must("allocate", "a", tokens=[start * 100 + token for token in TEXT])
+        both.must("free", "a")
+    assert both.must("make_room", 6) == 0
+    both.must("allocate", "held", 16)
+    assert both.must("make_room", 4) == 2
+    assert both.do("make_room", 21)[0] is OutOfPages
+    assert both.must("make_room", 20) == 16
+    both.must("append_batch", [0], 16)
+    alone = Both(TWO, 6, 8)
+    assert alone.must("make_room", 24) == 0
+    assert alone.do("make_room", 25)[0] is OutOfPages
+
+
+def test_an_append_of_a_batch_evicts_nothing(both: Both) -> None:
+    for start in (0, 1, 2):
+        both.must("allocate", "a", tokens=[start * 100 + token for token in TEXT])
+        both.must("free", "a")
+    both.must("allocate", "b", 24)
+    device = both.device
+    slots, _copies = device.append_batch(device.rows(["b"]))
+    assert slots.tolist() == [NULL]
+    with pytest.raises(OutOfPages):
+        _ = device.num_free
+    assert device.prefix_cache.num_cached == 18
+    both.must("append", "b")  # by its id it waits anyhow
+    assert device.prefix_cache.num_cached == 17
+
+
+def test_an_earlier_failure_is_raised_and_nothing_is_done(both: Both) -> None:
+    both.must("allocate", "a", tokens=TEXT[:9])
+    device = both.device
+    for call in (
+        lambda: device.allocate("x", tokens=TEXT[:5]),
+        lambda: device.allocate("x", 5),
+        lambda: device.commit("a"),
+        lambda: device.free("a"),
+        lambda: device.free_batch(device.rows(["a"])),
+        lambda: device.make_room(1),
+        lambda: device.evict(),
+        lambda: device.prefix_cache.evict(1),
+        lambda: device.num_reclaimable,
+        lambda: device.prefix_cache.num_locked,
+    ):
+        device.pool.free(up([20]))
+        with pytest.raises(DoubleFree):
+            call()
+        both.agree()
+
+
+def test_a_lock_of_a_call_cut_short_goes_back(both: Both, monkeypatch: pytest.MonkeyPatch) -> None:
+    both.must("allocate", "a", tokens=TEXT)
+    both.must("free", "a")
+
+    def interrupted(*_args: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(both.device), "_plan_there", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            both.device.allocate("b", tokens=TEXT)
+    assert both.device.prefix_cache.num_locked == 0
+    assert "b" not in both.device
+    both.device.check(held=[])
+
+
+def test_a_state_moves_between_devices(tmp_path: Any) -> None:
+    both = Both({"num_pages": 30, "page_size": 4, "order": "fifo"}, 5, 9, {"policy": "slru"})
+    both.must("allocate", "a", tokens=TEXT, namespace="space")
+    both.must("commit", "a")
+    both.must("fork", "a", "b")
+    both.must("append_batch", [0, 1], [3, 1], tokens=[7, 8, 9, 7])
+    snapshot = both.device.snapshot()
+    assert (snapshot.tables == both.cpu.snapshot().tables).all()
+    both.must("free", "a")
+    for cache in (both.device, both.cpu):
+        cache.restore(snapshot)
+    both.agree()
+    both.device.save(tmp_path / "cache.npz")
+    again: Any = CudaPagedKVCache.load(tmp_path / "cache.npz")
+    on_cpu: Any = PagedKVCache.load(tmp_path / "cache.npz")
+    for cache in (again, on_cpu):
+        assert cache.prefix_cache.num_locked == 6
+        assert cache.commit("a") == 24
+        assert cache.free("a") == 1
+        cache.check(held=[])
+    assert (again.pool.snapshot().slab == on_cpu.pool.snapshot().slab).all()
+
+
+# What is launched, and what waits.
+
+
+class Call(SimpleNamespace):
+    """A call, how often it copies down and up, and how many kernels it starts."""
+
+    run: Callable[[Any, Any], Any]
+    down = 0
+    up = 0
+    starts = 1
+
+
+CALLS: dict[str, Call] = {
+    "append_batch": Call(run=lambda c, at: c.append_batch(at.rows, tokens=at.tokens)),
+    "append_batch that copies": Call(run=lambda c, at: c.append_batch(at.fork)),
+    "fork_batch": Call(run=lambda c, at: c.fork_batch(at.rows, at.empty)),
+    "reorder": Call(run=lambda c, at: c.reorder(at.rows, at.swapped)),
+    "truncate_batch": Call(run=lambda c, at: c.truncate_batch(at.rows, 9)),
+    "apply_window_batch": Call(run=lambda c, at: c.apply_window_batch(at.rows, 3)),
+    "free_batch, not committed": Call(run=lambda c, at: c.free_batch(at.rows, commit=False)),
+    "free_batch": Call(run=lambda c, at: c.free_batch(at.single), down=1, up=1, starts=4),
+    "free_batch of what has forks": Call(
+        run=lambda c, at: c.free_batch(at.rows), down=3, up=1, starts=4
+    ),
+    "commit": Call(run=lambda c, at: c.commit("a"), down=1, up=2, starts=3),
+    "commit of nothing new": Call(run=lambda c, at: c.commit("old"), down=1, up=1, starts=2),
+    "commit of tokens on the GPU": Call(
+        run=lambda c, at: c.commit("a", at.told), down=1, up=2, starts=3
+    ),
+    "free": Call(run=lambda c, at: c.free("a"), down=1, up=2, starts=4),
+    "free, not committed": Call(run=lambda c, at: c.free("a", commit=False), down=1, up=1),
+    "allocate": Call(run=lambda c, at: c.allocate("x", tokens=TEXT[:9]), down=1, up=1, starts=2),
+    "allocate, tokens on the GPU": Call(
+        run=lambda c, at: c.allocate("x", tokens=at.prompt), down=1, up=1, starts=3
+    ),
+    "allocate without tokens": Call(run=lambda c, at: c.allocate("x", 9), down=1, up=1, starts=2),
+    "allocate where cached pages give way": Call(
+        run=lambda c, at: c.allocate("x", 24), down=3, up=2, starts=4
+    ),
+    "make_room": Call(run=lambda c, at: c.make_room(1), down=1),
+    "num_reclaimable": Call(run=lambda c, at: c.num_reclaimable, down=1),
+}
+
+
+@pytest.mark.skipif(not _cuda.SIMULATED, reason="a GPU does not tell who waits")
+@pytest.mark.parametrize("name", CALLS)
+def test_what_a_call_launches_and_copies(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu = RecordingDevice()
+    monkeypatch.setattr("jitalloc.cuda.slab.device", lambda: gpu)
+    pool: Any = PagePool(20, 4, device="cuda")
+    cache: Any = PagedKVCache(pool, 10, 8, prefix_cache=PrefixCache(pool))  # type: ignore[arg-type]
+    cache.allocate("old", tokens=TEXT)
+    cache.commit("old")
+    for seq_id, text in (("a", 100), ("b", 200)):
+        cache.allocate(seq_id, tokens=[text + token for token in TEXT[:9]])
+    cache.fork("b", "c")
+    for seq_id in "de":
+        cache.allocate(seq_id, 0)
+    cache.allocate("gone", tokens=[7] * 8)
+    cache.free("gone")
+    for each in (cache.append_batch, lambda rows: cache.reorder(rows, rows)):
+        each(cache.rows(["a", "b"]))  # what the first call keeps for those behind
+    cache.truncate_batch(cache.rows(["a", "b"]), drop=1)
+    cache.truncate_batch(cache.rows(["a", "b"]), 9)
+    cache._follow()
+    tokens = np.array([5, 6], np.int32)
+    at = SimpleNamespace(
+        rows=cache.rows(["a", "b"]),
+        single=cache.rows(["a", "old"]),
+        swapped=cache.rows(["b", "a"]),
+        fork=cache.rows(["c"]),
+        empty=cache.rows(["d", "e"]),
+        tokens=gpu.upload(tokens),
+        told=gpu.upload(np.array([100 + token for token in TEXT[:8]], np.int32)),
+        prompt=gpu.upload(np.array(TEXT[:9], np.int32)),
+    )
+    cache.truncate_batch(at.rows, 9)
+    cache.pool.step  # noqa: B018  (both clocks are the same)
+    gpu.waits.clear()
+    gpu.starts.clear()
+    call = CALLS[name]
+    call.run(cache, at)
+    done = gpu.waits.count("download"), gpu.waits.count("upload"), len(gpu.starts)
+    assert done == (call.down, call.up, call.starts), gpu.starts
+    assert set(gpu.waits) <= {"download", "upload"}

@@ -154,7 +154,7 @@ def test_a_group_of_frees_copies_nothing_in_a_capture(cupy: Cupy) -> None:
 @pytest.mark.parametrize("name", WAITS)
 def test_a_captured_stream_is_not_waited_for(name: str, cupy: Cupy) -> None:
     pool: Any = PagePool(8, 4, device="cuda", stream=5)
-    words, saved = pool._words, pool.snapshot()
+    words, saved = pool._words, PagePool(4, 2, order="fifo").snapshot()
     warmup("cuda")
     cupy.captured = {5}
     cupy.notes.clear()
@@ -163,6 +163,7 @@ def test_a_captured_stream_is_not_waited_for(name: str, cupy: Cupy) -> None:
             call(pool)
     assert cupy.notes == []
     assert pool._words is words
+    assert (pool.page_size, pool.order, pool.num_pages) == (4, "sorted", 8), "nothing has changed"
 
 
 def test_no_kernel_is_loaded_in_a_capture(cupy: Cupy) -> None:
@@ -305,10 +306,12 @@ def test_a_new_pool_is_there_for_every_stream(cupy: Cupy) -> None:
     SlotAllocator(64, device="cuda")
     pool.resize(16)
     pool.restore(pool.snapshot())
+    cache: Any = PagedKVCache(pool, 4, 4)
+    assert cache.tables.max_sequences == 4
     at = [i for i, (what, _stream) in enumerate(cupy.notes) if what == "upload"]
-    assert len(at) == 4
-    assert [cupy.notes[i + 1] for i in at] == [("wait", 7)] * 4
-    assert not [what for what, _stream in cupy.notes if what == "empty"]
+    assert len(at) == 6
+    assert [cupy.notes[i + 1] for i in at] == [("wait", 7)] * 6
+    assert cupy.notes[-1] == ("wait", 7), "also for memory that is new, and was another's before"
 
 
 # Calls that overlap.

@@ -1,7 +1,4 @@
-"""No export on the GPU waits for it where a size is given, and each is one launch.
-
-`NUMBA_ENABLE_CUDASIM=1 NUMBA_DISABLE_JIT=1 pytest tests/test_cuda_tables_waits.py`
-"""
+"""No export on the GPU waits for it where a size is given, and each is one launch."""
 
 from __future__ import annotations
 
@@ -12,11 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from jitalloc import NULL, PagedKVCache, PagePool, PageTableCSR, _cuda
+from jitalloc import NULL, PagedKVCache, PagePool, PageTableCSR
 from jitalloc.cuda.tables import CudaBlockTables
-from tests.test_cuda_waits import RecordingDevice
+from tests.gpu import RECORDED
+from tests.recording import RecordingDevice
 
-pytestmark = pytest.mark.skipif(not _cuda.SIMULATED, reason="NUMBA_ENABLE_CUDASIM is not set")
+pytestmark = RECORDED
 
 
 @pytest.fixture

@@ -1,8 +1,6 @@
 """No call on the GPU waits for it, and each is one launch, or a few where there is very much to do.
 
-A device notes both.
-
-`NUMBA_ENABLE_CUDASIM=1 NUMBA_DISABLE_JIT=1 pytest tests/test_cuda_waits.py`
+A device notes both: on the machine of `tests/ptx`, or in the simulator.
 """
 
 from __future__ import annotations
@@ -13,81 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from jitalloc import PagePool, _cuda, _cuda_device
+from jitalloc import PagePool
 from jitalloc.cuda import CudaPagePool
 from jitalloc.cuda.owners import CudaPageOwners
 from jitalloc.cuda.upkeep import CudaPoolUpkeep
+from tests.gpu import RECORDED
+from tests.recording import RecordingDevice
 
-pytestmark = pytest.mark.skipif(not _cuda.SIMULATED, reason="NUMBA_ENABLE_CUDASIM is not set")
-
-
-class Recorded(_cuda_device.SimulatedArray):
-    """An array that tells when its contents are asked for."""
-
-    seen: list[str] = []  # noqa: RUF012
-
-    def _note(self, what: str) -> None:
-        self.seen.append(what)
-
-    def __int__(self) -> int:
-        self._note("int")
-        return int(np.asarray(self).item())
-
-    __index__ = __int__
-
-    def __bool__(self) -> bool:
-        self._note("bool")
-        return bool(np.asarray(self))
-
-    def __getitem__(self, index: Any) -> Any:
-        found = super().__getitem__(index)
-        if not isinstance(found, np.ndarray):
-            self._note("getitem")
-        return found
-
-    def __iter__(self) -> Any:
-        self._note("iter")
-        return iter(np.asarray(self))
-
-    def item(self, *args: Any) -> Any:
-        self._note("item")
-        return super().item(*args)
-
-    def tolist(self) -> Any:
-        self._note("tolist")
-        return super().tolist()
-
-    def get(self) -> Any:
-        self._note("get")
-        return np.asarray(self)
-
-
-class RecordingDevice(_cuda_device.SimulatedDevice):
-    """Notes what waits for the device, and how often kernels start."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.waits: list[str] = []
-        self.starts: list[str] = []
-        Recorded.seen = self.waits
-
-    def empty(self, size: int, dtype: Any, name: str = "out") -> Any:
-        return super().empty(size, dtype, name).view(Recorded)
-
-    def upload(self, values: Any) -> Any:
-        self.waits.append("upload")  # from memory that is not pinned
-        return super().upload(values).view(Recorded)
-
-    def download(self, values: Any) -> Any:
-        self.waits.append("download")
-        return super().download(values)
-
-    def wrap(self, values: Any) -> Any:
-        return super().wrap(values.view(_cuda_device.SimulatedArray))
-
-    def launch(self, kernel: Any, blocks: int, threads: int, *arrays: Any) -> None:
-        self.starts.append(kernel.name)
-        super().launch(kernel, blocks, threads, *arrays)
+pytestmark = RECORDED
 
 
 # What waits by its docstring: the calls that return numbers, or results of a size not yet known.

@@ -185,7 +185,6 @@ class CudaSequenceCommits(CudaSequenceCalls):
             sizes = np.array([a.size for a, _ in sorts], INT64)
             changes = gpu.upload(np.concatenate([sizes, pairs.reshape(-1)]))
             arrays = [gpu.wrap(each) for each in (self._known, changes)]
-            pool._bring_time()
             bound = self._bind()[2]
             blocks = blocks_for(gpu, len(pairs))
             gpu.launch(sharing_commit_cuda, blocks, gpu.threads, *bound, *arrays)

@@ -159,7 +159,6 @@ class RowsHere:
             if self._there.size < max(need, FIRST):
                 self._there = gpu.empty(max(need, FIRST, 2 * self._there.size), INT64)
             there = self._there
-            pool._bring_time()
             arrays = [gpu.wrap(each) for each in (rows, there[:fixed])]
             gpu.launch(sharing_facts_cuda, 1, gpu.threads, *bound, *arrays, rule)
             facts, out = there[fixed - (FACTS + 2) * batch - 2 : fixed], there[fixed:].view(INT32)
@@ -192,6 +191,7 @@ class RowsHere:
             row = fact[FACT_ROW]
             if row >= 0:
                 mine = got.pages[got.starts[i] : got.starts[i + 1]]
+                pages[row] = NULL
                 pages[row, fact[FACT_PAGE] : fact[FACT_PAGE] + mine.size] = mine
                 columns[LENGTH, row], columns[KNOWN, row] = fact[FACT_LENGTH], fact[FACT_KNOWN]
                 columns[NAMESPACE, row], columns[GAP, row] = fact[FACT_NAMESPACE], fact[FACT_GAP]

@@ -111,19 +111,22 @@ class CudaSequenceState(PagedKVCache):
     _constants: dict[int, Any]
     _scratch: Any
     _kept: list[Any]
+    _copies: tuple[Any, ...]  # the last buffer of copies, and its views
     _bound: tuple[Any, ...]
     _freed: int
 
     def _make_tables(self, max_sequences: int, max_pages_per_sequence: int) -> BlockTables:
         gpu = self.pool._gpu
         self._no_tokens = gpu.upload(NO_TOKENS)
-        self._constants, self._kept = {1: gpu.upload(np.ones(1, INT32))}, []
+        self._kept = []
+        self._copies = None, 0
         self._bound = ()
         self._freed = 0
         pad = 0 if self.pool.null_page else NULL
         tables = CudaBlockTables(self.pool, max_sequences, max_pages_per_sequence, pad)
         # Enough for all rows; `reorder` alone takes more.
         self._scratch = gpu.empty(3 * tables.max_sequences + 3, INT64)
+        self._constants = {1: gpu.keep(np.ones(1, INT32))}
         return tables
 
     def _make_ids(self) -> SequenceIds:

@@ -143,13 +143,13 @@ class CudaPagedKVCache(CudaSequenceSharing, device="cuda"):
             raise InvalidArgument("tokens", ids.size, text)
         size = min(total or 0, most) if out is None else None
         slots = as_device_out(gpu, "out", out, INT64, size)
-        moved = self._moves(copies, batch)
+        flat, moves = self._moves(copies, batch)
         with self.lock, self.pool._calls:
-            arrays = self._known, rows, counts, ids, slots, moved.reshape(-1)
+            arrays = self._known, rows, counts, ids, slots, flat
             self._launch(sequences_append_cuda, *arrays)
             if waits:
                 self._wait()
-        return Appended(slots, Moves(moved[0], moved[1]))
+        return Appended(slots, moves)
 
     def _counts(self, name: str, n: Any, batch: int) -> tuple[int | None, Any]:
         """Return the sum of numbers of rows, where that is known, and the numbers on the GPU."""
@@ -158,16 +158,24 @@ class CudaPagedKVCache(CudaSequenceSharing, device="cuda"):
         n = as_count(name, n)
         return n * batch, self._constant(n)
 
-    def _moves(self, copies: Any, batch: int) -> Any:
-        """Return the buffer `copies`, or a new one where it is None."""
+    def _moves(self, copies: Any, batch: int) -> tuple[Any, Moves]:
+        """Return the buffer `copies`, or a new one where it is None, flat and in its two parts."""
+        last, size, *views = self._copies
+        if copies is not None and copies is last and batch == size:
+            return views[0], views[1]  # three views cost as much as the launch
         gpu = self.pool._gpu
         if copies is None:
-            return gpu.empty(2 * batch, INT32).reshape(2, batch)
-        array = gpu.adopt("copies", copies)
-        if array.shape != (2, batch) or array.dtype != INT32 or not array.flags.c_contiguous:
-            shown = f"{array.dtype}{list(array.shape)}"
-            raise InvalidArgument("copies", shown, f"must be a contiguous int32[2, {batch}]")
-        return array
+            flat = gpu.empty(2 * batch, INT32, "copies")
+        else:
+            array = gpu.adopt("copies", copies)
+            if array.shape != (2, batch) or array.dtype != INT32 or not array.flags.c_contiguous:
+                shown = f"{array.dtype}{list(array.shape)}"
+                raise InvalidArgument("copies", shown, f"must be a contiguous int32[2, {batch}]")
+            flat = array.reshape(-1)
+        moves = Moves(flat[:batch], flat[batch:])
+        if copies is not None and array is copies:
+            self._copies = copies, batch, flat, moves
+        return flat, moves
 
     def fork_batch(self, src_rows: Any, dst_rows: Any) -> None:
         """Let empty sequences share all pages of others: see `PagedKVCache.fork_batch`.

@@ -52,8 +52,8 @@ class PoolShadow:
     sizes, a lock against each other, the step at which they run, and now and then how many owners
     some pages have. The step is that of a pool of the CPU after the same calls: the host counts
     what it launches and what it does itself, and brings the clock of the GPU up to date before the
-    next launch. Where a call failed there, or a CUDA graph ran, the host learns of it when it next
-    waits.
+    next launch that counts a step. Where a call failed there, or a CUDA graph ran, the host learns
+    of it when it next waits.
 
     Attributes
     ----------
@@ -99,11 +99,10 @@ class PoolShadow:
         while kernel.run(self.slab, *arguments) == BUSY_STATUS:
             time.sleep(1e-6)
 
-    def start(self, kernel: CudaKernel) -> None:
-        """Follow a launch that is about to come."""
-        if kernel.name not in TIMELESS:
-            self.advance(1)
-            self.there += 1
+    def start(self) -> None:
+        """Follow a launch that is a step, and about to come."""
+        self.advance(1)
+        self.there += 1
 
     def meet(self, header: NDArray[np.int64]) -> None:
         """Follow what the GPU has done; `header`: that of the pool behind all launches."""
@@ -185,9 +184,9 @@ class ShadowedPool:
         return there
 
     def _tick(self, kernel: CudaKernel) -> None:
-        if self._shadow is not None:
+        if self._shadow is not None and kernel.name not in TIMELESS:
             self._bring_time()
-            self._shadow.start(kernel)
+            self._shadow.start()
 
     def _meet(self, words: NDArray[np.int64], launched: int | None = None) -> None:
         """Follow a record and header that have come down, within the lock of calls.

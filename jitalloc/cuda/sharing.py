@@ -157,7 +157,7 @@ class CudaSequenceSharing(CudaSequenceCommits):
             if need <= got.available:
                 self._launch(rows_allocate_cuda, self._known, *arrays, self._unseen(), 0)
         if need > got.available:
-            status = self._whole(lambda: self._evict_for(need, self._available()))
+            status = self._whole(lambda: self._evict_for(need, got.available))
             if status >= 0:
                 status, _need = self._ask(rows_allocate_cuda, self._known, *arrays)
         if root is not None:

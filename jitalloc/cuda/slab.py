@@ -147,8 +147,8 @@ class CudaSlab:
         """Follow a launch that is about to come, where the host has a clock of its own."""
 
     def _wrapped(self, arguments: tuple[Any, ...]) -> list[Any]:
-        wrap = self._gpu.wrap
-        return [int(each) if isinstance(each, NUMBERS) else wrap(each) for each in arguments]
+        wrap, pack = self._gpu.wrap, self._gpu.pack
+        return [pack(each) if isinstance(each, NUMBERS) else wrap(each) for each in arguments]
 
     def _settled(self) -> NDArray[np.int64]:
         """Wait for all calls so far, raise the first failure, or return the record and header.

@@ -178,9 +178,9 @@ def sharing_room_cpu(pool, prefix, need):
         return fail(BUSY, 0)
     before = prefix_evictable(prefix) if has_prefix(prefix) else np.int64(0)
     status = make_room(pool, prefix, need)
-    if status == 0:
+    if status == 0 and has_prefix(prefix):  # else there is nothing that could change
         pool[STEP] += 1
-        status = before - prefix_evictable(prefix) if has_prefix(prefix) else before
+        status = before - prefix_evictable(prefix)
     unlock(pool)
     return status
 

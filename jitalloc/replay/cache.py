@@ -51,7 +51,6 @@ class CacheRun:
         if meter.prefix is not None and prompt.shared:
             tokens = prompt.whole_tokens()
             start = perf_counter_ns()
-            tokens = meter.transfers.up(tokens)
             cached = cache.allocate(key, tokens=tokens, namespace=prompt.scope)
         else:
             start = perf_counter_ns()

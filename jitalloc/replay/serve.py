@@ -72,6 +72,7 @@ class Server:
         self.decoding: list[_Sequence] = []  # oldest first, as are the arrays
         self._rows: NDArray[np.int32] = np.empty(0, np.int32)
         self._ends: NDArray[np.int64] = np.empty(0, np.int64)  # step after which each is done
+        self._lengths: NDArray[np.int64] = np.empty(0, np.int64)  # tokens that each has then
         self._responses: NDArray[np.int32] = np.empty(0, np.int32)  # the token each one appends
         self._next_end = NEVER
         self._step = 0
@@ -163,7 +164,7 @@ class Server:
             if not fits and room <= self._refused:
                 return -1
             try:
-                tokens = meter.transfers.up(sequence.tokens.tokens(length))
+                tokens = sequence.tokens.tokens(length)
                 meter.calls += 1
                 cached = self.cache.allocate(
                     sequence.key, tokens=tokens, namespace=sequence.tokens.scope
@@ -204,6 +205,9 @@ class Server:
         while not done and self.decoding:
             start = perf_counter_ns()
             try:
+                if self.cache.device != "cpu":  # where an append evicts nothing by itself
+                    self.cache.make_room(self._pages_begun())
+                    meter.calls += 1
                 tokens = up(self._responses) if self._sharing else None
                 self.cache.append_batch(up(self._rows), 1, tokens=tokens)
                 meter.transfers.settle()
@@ -215,6 +219,11 @@ class Server:
             if not done:
                 self._preempt()
         meter.decode_tokens += len(self.decoding)
+
+    def _pages_begun(self) -> int:
+        """Return how many decoding sequences begin a page in this step."""
+        lengths = self._lengths - (self._ends - (self._step - 1))
+        return int((lengths % self.options.page_size == 0).sum())
 
     def _preempt(self) -> None:
         """Send the newest sequence back to wait; what was computed of it may stay cached."""
@@ -228,7 +237,7 @@ class Server:
             sequence.output = left
             computed = sequence.reached = sequence.prompt
             self._rows, self._ends = self._rows[:-1], self._ends[:-1]
-            self._responses = self._responses[:-1]
+            self._responses, self._lengths = self._responses[:-1], self._lengths[:-1]
             self._next_end = int(self._ends.min(initial=NEVER))
         sequence.sent_back = True
         self._refused = -1
@@ -298,9 +307,11 @@ class Server:
         self.decoding += joining
         rows = np.array([each.row for each in joining], np.int32)
         ends = np.array([self._step + each.output for each in joining], np.int64)
+        lengths = np.array([each.prompt + each.output for each in joining], np.int64)
         responses = np.array([each.tokens.own for each in joining], np.int32)
         self._rows = np.concatenate((self._rows, rows))
         self._ends = np.concatenate((self._ends, ends))
+        self._lengths = np.concatenate((self._lengths, lengths))
         self._responses = np.concatenate((self._responses, responses))
         if self.meter.prefix is None:
             return
@@ -326,5 +337,5 @@ class Server:
             going = ~done
             self.decoding = [each for each, on in zip(self.decoding, going, strict=True) if on]
             self._rows, self._ends = self._rows[going], self._ends[going]
-            self._responses = self._responses[going]
+            self._responses, self._lengths = self._responses[going], self._lengths[going]
         self._next_end = int(self._ends.min(initial=NEVER))

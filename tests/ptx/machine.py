@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from tests.ptx import streams
 from tests.ptx.faults import MachineError, fault_text, races
 from tests.ptx.layout import Launch, Mode
 from tests.ptx.native import Native
@@ -66,6 +67,12 @@ class Log:
 
 log = Log()
 _lock = threading.RLock()
+
+
+def restart() -> None:
+    """Begin anew with the seed: what follows runs as it would in a process of its own."""
+    log.launches.clear()
+    streams.restart()
 
 
 @contextmanager

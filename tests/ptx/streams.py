@@ -37,6 +37,7 @@ class Memory:
     number = 0
 
 
+listeners: weakref.WeakSet[Any] = weakref.WeakSet()  # hear of all that waits
 LEGACY, MOST_AT_ONCE = 1, 3
 _numbers = itertools.count(1 << 20, 16)
 _local = threading.local()
@@ -84,7 +85,8 @@ class Event:
         self.stream.run(self.position)
 
     def synchronize(self) -> None:
-        waits("to wait for an event")
+        if self.stream is None or self.stream.finished < self.position:
+            waits("to wait for an event")
         self.reach()
 
     @property
@@ -229,9 +231,16 @@ def settle() -> None:
 
 
 def waits(what: str, stream: Stream | None = None) -> None:
-    """Refuse what waits while the stream is captured."""
+    """Tell of what waits, and refuse it while the stream is captured."""
+    for each in list(listeners):
+        each.heard(what)
     if (stream or current()).is_capturing():
         raise CUDARuntimeError(f"cudaErrorStreamCaptureUnsupported: {what}")
+
+
+def restart() -> None:
+    """Begin anew with the seed."""
+    _random.seed(settings.seed)
 
 
 def finish() -> None:

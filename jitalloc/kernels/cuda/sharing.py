@@ -69,7 +69,9 @@ def put_facts(tables, shape, row, at, rule, out):
     length = tables[column_start(shape, LENGTH) + row]
     known = tables[column_start(shape, KNOWN) + row]
     locked = tables[column_start(shape, LOCKED) + row]
-    page, pages = max(locked - 1, np.int64(0)), pages_of(known, shape)
+    # The last page of what is locked tells whether a window has cut the row, where it has one.
+    page, last = max(locked - 1, np.int64(0)), min(locked, pages_of(length, shape))
+    pages = max(pages_of(known, shape), last)
     if rule & ALL_PAGES != 0:
         page, pages = np.int64(0), pages_of(length, shape)
     told, full = locked, known // shape[2]
