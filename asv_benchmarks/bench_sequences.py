@@ -172,3 +172,19 @@ class Speculation:
         for length in range(2, 1002):
             cache.append("it", 5)
             cache.truncate("it", length)
+
+
+class SpeculationBatch:
+    """Two tokens more for each of 256 sequences, which `truncate_batch` rejects."""
+
+    def setup(self) -> None:
+        self.cache = cache_of(256)
+        for i in range(256):
+            self.cache.allocate(i, 100)
+        self.rows = self.cache.rows(range(256))
+        self.drop = np.full(256, 2)
+        self.time_append_truncate_batch_256()
+
+    def time_append_truncate_batch_256(self) -> None:
+        self.cache.append_batch(self.rows, 2)
+        self.cache.truncate_batch(self.rows, drop=self.drop)

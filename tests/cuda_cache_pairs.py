@@ -122,6 +122,9 @@ class HostCache:
         call = self.device_cache.apply_streaming_llm_batch
         return self.gpu.download(self.settle(lambda: call(rows, sink, window, out=out), out))
 
+    def apply_window_batch(self, rows: Any, window: int) -> Any:
+        return self.apply_streaming_llm_batch(rows, 0, window)
+
     def append(self, seq_id: Any, n: Any = None, *, tokens: Any = None) -> Appended:
         slots, copies = self.device_cache.append(seq_id, n, tokens=self.up(tokens, INT32))
         return Appended(self.gpu.download(slots), Moves(*map(self.gpu.download, copies)))

@@ -362,7 +362,7 @@ def test_every_call_is_known_to_wait_or_not() -> None:
         if name[0] != "_" and (callable(each) or isinstance(each, property))
     }
     layouts = {"block_tables", "slot_mapping", "page_table_csr", "seq_lens"}
-    host = {"ids", "row", "rows", "apply_streaming_llm"}
+    host = {"ids", "row", "rows", "apply_streaming_llm", "mirror"}
     waiting = {name for name in WAITING if name != "select" and name != "window"}
     waiting |= {"select_eviction_target", "apply_window", "commit", "save"}
     assert mine == {name.split()[0] for name in NEVER_WAITS} | layouts | host | waiting

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from jitalloc import NULL, InvalidArgument, OutOfRows, UnknownSequence
+from jitalloc import NULL, InvalidArgument, OutOfRows, UnknownSequence, _cuda
 from jitalloc.state import LENGTH
 from tests.cuda_cache_pairs import Both, told, use_threads
 from tests.gpu import ON_DEVICE
@@ -103,6 +103,59 @@ def test_a_row_of_null_is_no_fault_among_others(monkeypatch: pytest.MonkeyPatch)
                 call(rows, *args)
             assert (caught.value.argument, caught.value.position) == ("rows", wrong)
     both.agree()
+
+
+def test_a_batch_of_more_rows_than_a_block_has_threads() -> None:
+    random, size = Random(1), 40 if _cuda.SIMULATED else 1_300
+    for order in ("sorted", "fifo"):
+        both = Both({"num_pages": 8 * size, "page_size": 4, "order": order}, size + 1, 16)
+        gpu, cpu = both.gpu, both.cpu
+        for cache in (gpu, cpu):
+            cache.allocate("parent", 5)
+        for row in range(size):
+            for cache in (both.device, cpu):
+                cache.fork("parent", row)
+        rows = random.sample(range(1, size + 1), size)
+        counts = [random.choice((0, 1, 2, 6)) for _ in rows]
+        drop = [min(n, 2) for n in counts]
+        parents = random.choices(rows, k=size)
+        for cache in (gpu, cpu):
+            cache.append_batch(rows, counts)
+            cache.truncate_batch(rows, drop=drop)
+            cache.reorder(rows, parents)
+            cache.apply_window_batch(rows[: size // 2], 3)
+        assert gpu.free_batch([NULL, *rows[2:]]) == cpu.free_batch(rows[2:])
+        both.agree()
+
+
+# What a prefix cache knows of rows.
+
+
+@pytest.mark.parametrize("kept", [0, 4, 7, 9, 12, 20])
+@pytest.mark.parametrize("window", [1, 12, 30])
+def test_facts_of_a_row_cut_by_a_window_are_those_of_the_cpu(
+    kept: int, window: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The path that it locks is needed whole as long as it goes on behind the gap."""
+    use_threads(monkeypatch, 2)
+    both = Both({"num_pages": 60, "page_size": 4}, 4, 12, {})
+    facts = []
+    for cache in (both.cpu, both.gpu):
+        cache.allocate("a", tokens=[*range(41)])
+        cache.commit("a")
+        cache.fork("a", "b")
+        cache.allocate("c", 0)
+        cache.append_batch([1], 2)
+        cache.apply_streaming_llm_batch([0, 1], 8, window)
+        length = int(cache.tables.arrays.columns[LENGTH, 0])
+        cache.truncate_batch([0], min(kept, length))
+        cache.fork_batch([0], [2])
+        cache.reorder([1], [0])
+        cache.append_batch([2, 1], 1)
+        cache.apply_window_batch([2], 3)
+        facts.append(cache.tables.arrays.slab.tolist())
+    assert facts[0] == facts[1]
+    both.device.check(held=[])
 
 
 # Sequences that end without the host.

@@ -16,7 +16,8 @@ import pytest
 
 from jitalloc import InvalidArgument, OutOfPages
 from jitalloc.cuda import CudaPagePool
-from jitalloc.state import INT32, LENGTH
+from jitalloc.kernels.cuda.merging import VERDICT
+from jitalloc.state import INT32, LENGTH, RECORD_SLOTS
 from tests import cache_steps
 from tests.cuda_cache_pairs import Both, CudaCachePair, use_threads
 from tests.cuda_cache_steps import CUDA_CACHE_STEPS
@@ -148,6 +149,9 @@ def test_random_calls_with_other_blocks_at_hand_to_merge(
     both, random = Both({"num_pages": 30, "page_size": 4}, 9, 12), Random(threads)
     for _ in range(150):
         random_call(both, random, False)
+        words = both.gpu.gpu.download(both.gpu_pool._words)
+        scratch = words[RECORD_SLOTS + both.cpu_pool._slab.size :]
+        assert not scratch[:VERDICT].any(), "the parts of a merge are left over"
     assert both.cpu_pool.stats().merges > 3
     both.device.check(held=[])
 

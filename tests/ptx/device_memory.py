@@ -50,7 +50,8 @@ class Memory(streams.Memory):
 def owners(ranges: list[tuple[int, int]]) -> list[Memory]:
     """Return the allocation that each range lies in; ValueError: it lies in none."""
     made = []
-    live = list(_live.values())
+    # In one step: another thread may let memory go in between.
+    live = [each for reference in _live.valuerefs() if (each := reference()) is not None]
     for first, size in ranges:
         if not size:
             continue
