@@ -88,6 +88,17 @@ def test_forks_of_what_is_not_cached_yet_lock_what_they_share(both: Both) -> Non
     assert both.device.prefix_cache.num_locked == 0
 
 
+def test_a_fork_that_was_told_nothing_knows_what_is_cached(both: Both) -> None:
+    both.must("allocate", "a", 10)
+    both.must("fork", "a", "b")
+    assert both.must("commit", "a", TEXT[:8]) == 8
+    assert both.must("commit", "b") == 8
+    assert both.do("commit", "b", [0, 1, 9])[0] is InvalidArgument
+    assert both.must("commit", "b", TEXT[:4]) == 8
+    both.must("apply_streaming_llm", "b", 0, 2)
+    assert both.must("commit", "b") == 0
+
+
 def test_two_that_compute_the_same_meet_at_the_commit(both: Both) -> None:
     for seq_id in "ab":
         both.must("allocate", seq_id, tokens=TEXT[:10])
