@@ -63,7 +63,9 @@ def prefix_history(random: Random) -> int:
     steps = importlib.import_module("tests.cuda_prefix_steps")
     run = pair(**pool_options(random), policy=random.choice(PREFIX_POLICIES))
     for _ in range(60):
-        random.choice([*steps.CUDA_STEPS.values(), *steps.BACKGROUND])(run, random)
+        random.choice([*steps.CUDA_STEPS.values(), *steps.HOST_STEPS.values(), *steps.BACKGROUND])(
+            run, random
+        )
     return 60
 
 

@@ -1,4 +1,4 @@
-"""Sequences behind a prefix cache on the GPU: what the model says, launches, waits, whole states.
+"""Sequences behind a prefix cache on the GPU: what the model says, locks, whole states.
 
 NUMBA_ENABLE_CUDASIM=1 NUMBA_DISABLE_JIT=1 pytest tests/test_cuda_sharing.py
 """
@@ -6,9 +6,7 @@ NUMBA_ENABLE_CUDASIM=1 NUMBA_DISABLE_JIT=1 pytest tests/test_cuda_sharing.py
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
 from random import Random
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -23,7 +21,6 @@ from jitalloc import (
     PagePool,
     PrefixCache,
     UnknownSequence,
-    _cuda,
 )
 from jitalloc.cuda import CudaPagedKVCache
 from jitalloc.state import LOCKED
@@ -33,7 +30,6 @@ from tests.cuda_sharing_pairs import CudaSharingPair
 from tests.gpu import ON_DEVICE
 from tests.sharing_pairs import random_turn
 from tests.sharing_steps import SHARING_BACKGROUND, SHARING_STEPS
-from tests.test_cuda_waits import RecordingDevice
 from tests.test_sharing import PAIRS
 
 pytestmark = [*ON_DEVICE, pytest.mark.usefixtures("few_threads")]
@@ -307,90 +303,3 @@ def test_threads_share_one_index() -> None:
     assert not failures
     for cache in caches:
         cache.check(held=[])
-
-
-# What is launched, and what waits.
-
-
-class Call(SimpleNamespace):
-    """A call, how often it copies down and up, and how many kernels it starts."""
-
-    run: Callable[[Any, Any], Any]
-    down = 0
-    up = 0
-    starts = 1
-
-
-CALLS: dict[str, Call] = {
-    "append_batch": Call(run=lambda c, at: c.append_batch(at.rows, tokens=at.tokens)),
-    "append_batch that copies": Call(run=lambda c, at: c.append_batch(at.fork)),
-    "fork_batch": Call(run=lambda c, at: c.fork_batch(at.rows, at.empty)),
-    "reorder": Call(run=lambda c, at: c.reorder(at.rows, at.swapped)),
-    "truncate_batch": Call(run=lambda c, at: c.truncate_batch(at.rows, 9)),
-    "apply_window_batch": Call(run=lambda c, at: c.apply_window_batch(at.rows, 3)),
-    "free_batch, not committed": Call(run=lambda c, at: c.free_batch(at.rows, commit=False)),
-    "free_batch": Call(run=lambda c, at: c.free_batch(at.single), down=1, up=1, starts=4),
-    "free_batch of what has forks": Call(
-        run=lambda c, at: c.free_batch(at.rows), down=3, up=1, starts=4
-    ),
-    "commit": Call(run=lambda c, at: c.commit("a"), down=1, up=2, starts=3),
-    "commit of nothing new": Call(run=lambda c, at: c.commit("old"), down=1, up=1, starts=2),
-    "commit of tokens on the GPU": Call(
-        run=lambda c, at: c.commit("a", at.told), down=1, up=2, starts=3
-    ),
-    "free": Call(run=lambda c, at: c.free("a"), down=1, up=2, starts=4),
-    "free, not committed": Call(run=lambda c, at: c.free("a", commit=False), down=1, up=1),
-    "allocate": Call(run=lambda c, at: c.allocate("x", tokens=TEXT[:9]), down=1, up=1, starts=2),
-    "allocate, tokens on the GPU": Call(
-        run=lambda c, at: c.allocate("x", tokens=at.prompt), down=1, up=1, starts=3
-    ),
-    "allocate without tokens": Call(run=lambda c, at: c.allocate("x", 9), down=1, up=1, starts=2),
-    "allocate where cached pages give way": Call(
-        run=lambda c, at: c.allocate("x", 24), down=4, up=2, starts=5
-    ),
-    "make_room": Call(run=lambda c, at: c.make_room(1), down=1),
-    "num_reclaimable": Call(run=lambda c, at: c.num_reclaimable, down=1),
-}
-
-
-@pytest.mark.skipif(not _cuda.SIMULATED, reason="a GPU does not tell who waits")
-@pytest.mark.parametrize("name", CALLS)
-def test_what_a_call_launches_and_copies(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    gpu = RecordingDevice()
-    monkeypatch.setattr("jitalloc.cuda.slab.device", lambda: gpu)
-    pool: Any = PagePool(20, 4, device="cuda")
-    cache: Any = PagedKVCache(pool, 10, 8, prefix_cache=PrefixCache(pool))  # type: ignore[arg-type]
-    cache.allocate("old", tokens=TEXT)
-    cache.commit("old")
-    for seq_id, text in (("a", 100), ("b", 200)):
-        cache.allocate(seq_id, tokens=[text + token for token in TEXT[:9]])
-    cache.fork("b", "c")
-    for seq_id in "de":
-        cache.allocate(seq_id, 0)
-    cache.allocate("gone", tokens=[7] * 8)
-    cache.free("gone")
-    for each in (cache.append_batch, lambda rows: cache.reorder(rows, rows)):
-        each(cache.rows(["a", "b"]))  # what the first call keeps for those behind
-    cache.truncate_batch(cache.rows(["a", "b"]), drop=1)
-    cache.truncate_batch(cache.rows(["a", "b"]), 9)
-    cache._follow()
-    tokens = np.array([5, 6], np.int32)
-    at = SimpleNamespace(
-        rows=cache.rows(["a", "b"]),
-        single=cache.rows(["a", "old"]),
-        swapped=cache.rows(["b", "a"]),
-        fork=cache.rows(["c"]),
-        empty=cache.rows(["d", "e"]),
-        tokens=gpu.upload(tokens),
-        told=gpu.upload(np.array([100 + token for token in TEXT[:8]], np.int32)),
-        prompt=gpu.upload(np.array(TEXT[:9], np.int32)),
-    )
-    cache.truncate_batch(at.rows, 9)
-    cache.pool.step  # noqa: B018  (both clocks are the same)
-    gpu.waits.clear()
-    gpu.starts.clear()
-    call = CALLS[name]
-    call.run(cache, at)
-    done = gpu.waits.count("download"), gpu.waits.count("upload"), len(gpu.starts)
-    assert done == (call.down, call.up, call.starts), gpu.starts
-    assert set(gpu.waits) <= {"download", "upload"}
