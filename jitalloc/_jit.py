@@ -37,7 +37,6 @@ CACHE_ENABLED: Final = os.environ.get("JITALLOC_CACHE", "1") != "0" and not JIT_
 
 _compiling = threading.RLock()
 _kernels: dict[str, Kernel] = {}
-views: Final[set[Callable[..., Any]]] = set()  # what `view` was given
 
 
 def _cache_folder() -> str:
@@ -150,29 +149,10 @@ def helper(function: F) -> F:
 
 
 def counting(function: F) -> F:
-    """Make a function that asks for scratch, or hands views on, a helper: it counts references."""
+    """Make a function that makes scratch or a view a helper: it counts references."""
     options = {"nogil": True, "no_cpython_wrapper": True, "no_cfunc_wrapper": True, "_nrt": True}
     made: F = njit(**options)(function)
     return made
-
-
-def view(function: F) -> F:
-    """Make a function that returns one view into a slab a helper."""
-    made = counting(function)
-    views.add(function)
-    return made
-
-
-@view
-def page_scratch(prefix, size):  # type: ignore[no-untyped-def]
-    """Return int32[size], at most one a page, for the loop that asks; contents undefined."""
-    return np.empty(size, np.int32)
-
-
-@view
-def zero_counts(prefix, size):  # type: ignore[no-untyped-def]
-    """Return int64[size] of zeros, at most one a page and one more, for the loop that asks."""
-    return np.zeros(size, np.int64)
 
 
 def kernels() -> dict[str, Kernel]:

@@ -1,7 +1,7 @@
 """Where tests of the GPU run, by `pytest -m gpu`: on a real one, or on a stand-in.
 
-`JITALLOC_GPU=machine`: on the machine of `tests/ptx`, which runs the compiled PTX on the CPU, in the
-geometry of a real GPU. `NUMBA_ENABLE_CUDASIM=1 NUMBA_DISABLE_JIT=1`: in numba's simulator.
+`JITALLOC_GPU=machine`: on the machine of `tests/ptx`, which runs the compiled PTX on the CPU, in
+the geometry of a real GPU. `NUMBA_ENABLE_CUDASIM=1 NUMBA_DISABLE_JIT=1`: in numba's simulator.
 """
 
 from __future__ import annotations

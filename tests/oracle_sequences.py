@@ -8,35 +8,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 from jitalloc import errors
 from jitalloc.errors import InvalidArgument, OutOfRows, SequenceTooLong
 from tests.oracle import Moves, Pool, pages_of
 from tests.oracle_layouts import Layouts
-
-
-@dataclass
-class Row:
-    """One sequence: its pages in order, its tokens, and what eviction looks at."""
-
-    born: int
-    priority: int = 0
-    length: int = 0
-    pages: list[int] = field(default_factory=list)
-    last_used: int = 0
-    uses: int = 0
-    pinned: bool = False
-
-
-@dataclass
-class Eviction:
-    """What one eviction gave back."""
-
-    seq_id: Hashable
-    pages_released: int
-    tokens_dropped: int
+from tests.oracle_rows import Eviction, Row
 
 
 class Cache(Layouts):

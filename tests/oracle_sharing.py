@@ -13,7 +13,8 @@ from typing import Any
 from jitalloc.errors import InvalidArgument, OutOfPages, SequenceTooLong
 from tests.oracle import Moves, Pool, pages_of
 from tests.oracle_prefix import Node, Prefixes
-from tests.oracle_sequences import Cache, Eviction, Row
+from tests.oracle_rows import Eviction, Row
+from tests.oracle_sequences import Cache
 
 
 @dataclass

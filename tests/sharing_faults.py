@@ -144,6 +144,9 @@ SHARING_FAULTS = {
     "negative token, nothing cached to append": refused(
         lambda at: at.cache.append("a", tokens=[-5]), "tokens", -5, 0
     ),
+    "room below none": refused(lambda at: at.shared.make_room(-1), "num_pages", -1),
+    "half a page of room": refused(lambda at: at.shared.make_room(0.5), "num_pages", 0.5),
+    "room past what can be reclaimed": Fault(lambda at: at.shared.make_room(10**6), OutOfPages),
     "appended past what can be reclaimed": Fault(
         lambda at: at.shared.append_batch([0, 1], [11, 11]), OutOfPages
     ),

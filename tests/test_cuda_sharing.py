@@ -5,6 +5,7 @@ NUMBA_ENABLE_CUDASIM=1 NUMBA_DISABLE_JIT=1 pytest tests/test_cuda_sharing.py
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from random import Random
 from types import SimpleNamespace
@@ -85,6 +86,17 @@ def test_forks_of_what_is_not_cached_yet_lock_what_they_share(both: Both) -> Non
     for seq_id in "cab":
         both.must("free", seq_id)
     assert both.device.prefix_cache.num_locked == 0
+
+
+def test_a_fork_that_was_told_nothing_knows_what_is_cached(both: Both) -> None:
+    both.must("allocate", "a", 10)
+    both.must("fork", "a", "b")
+    assert both.must("commit", "a", TEXT[:8]) == 8
+    assert both.must("commit", "b") == 8
+    assert both.do("commit", "b", [0, 1, 9])[0] is InvalidArgument
+    assert both.must("commit", "b", TEXT[:4]) == 8
+    both.must("apply_streaming_llm", "b", 0, 2)
+    assert both.must("commit", "b") == 0
 
 
 def test_two_that_compute_the_same_meet_at_the_commit(both: Both) -> None:
@@ -242,6 +254,61 @@ def test_a_state_moves_between_devices(tmp_path: Any) -> None:
     assert (again.pool.snapshot().slab == on_cpu.pool.snapshot().slab).all()
 
 
+def test_two_caches_on_one_index() -> None:
+    pool: Any = PagePool(**TWO, device="cuda")  # type: ignore[arg-type]
+    prefix: Any = PrefixCache(pool)
+    caches: list[Any] = [PagedKVCache(pool, 4, 8, prefix_cache=prefix) for _ in range(2)]
+    one, two = caches
+    one.allocate("a", tokens=TEXT)
+    one.commit("a")
+    assert two.allocate("a", tokens=TEXT) == 24
+    two.fork("a", "b")
+    two.free_batch(two.rows(["a"]), commit=False)
+    one.free("a")
+    assert (one.num_reclaimable, prefix.num_locked) == (0, 6)
+    two.truncate_batch(two.rows(["b"]), 8)
+    for i in range(3):
+        one.allocate(i, 7 * 4)
+    with pytest.raises(OutOfPages):
+        one.allocate("more", 7 * 4)
+    assert (len(one), prefix.num_cached, prefix.num_locked) == (3, 3, 2)
+    one.clear()
+    two.free_batch(two.rows(["b"]))
+    assert prefix.evict(9) == 3
+    for cache in caches:
+        cache.check(held=[])
+
+
+def test_threads_share_one_index() -> None:
+    pool: Any = PagePool(90, 4, device="cuda")
+    prefix: Any = PrefixCache(pool)
+    caches: list[Any] = [PagedKVCache(pool, 4, 16, prefix_cache=prefix) for _ in range(2)]
+    failures: list[BaseException] = []
+
+    def serve(cache: Any, seed: int) -> None:
+        random = Random(seed)
+        try:
+            for i in range(8):
+                tokens = np.repeat(random.choices(range(3), k=12), 4)[: random.randrange(49)]
+                cache.allocate(i, tokens=tokens)
+                cache.commit(i)
+                cache.append_batch(cache.rows([i]), 1, tokens=up([5]))
+                prefix.release(prefix.match(tokens))
+                cache.free(i)
+                prefix.evict(2)
+        except BaseException as error:
+            failures.append(error)
+
+    workers = [threading.Thread(target=serve, args=(each, i)) for i, each in enumerate(caches)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert not failures
+    for cache in caches:
+        cache.check(held=[])
+
+
 # What is launched, and what waits.
 
 
@@ -279,7 +346,7 @@ CALLS: dict[str, Call] = {
     ),
     "allocate without tokens": Call(run=lambda c, at: c.allocate("x", 9), down=1, up=1, starts=2),
     "allocate where cached pages give way": Call(
-        run=lambda c, at: c.allocate("x", 24), down=3, up=2, starts=4
+        run=lambda c, at: c.allocate("x", 24), down=4, up=2, starts=5
     ),
     "make_room": Call(run=lambda c, at: c.make_room(1), down=1),
     "num_reclaimable": Call(run=lambda c, at: c.num_reclaimable, down=1),

@@ -171,6 +171,22 @@ def test_append_makes_room() -> None:
     assert both.do("append", "b")[0] is OutOfPages
 
 
+def test_room_is_made_when_it_is_asked_for() -> None:
+    both = SharingPair(max_pages=16)
+    for text in (ONE, TWO):
+        both.must("allocate", "a", tokens=text)
+        both.must("free", "a")
+    assert both.must("make_room", 12) == 0
+    both.must("allocate", "held", 11 * 4)
+    assert both.must("make_room", 3) == 2
+    assert both.do("make_room", 6) == (OutOfPages, 6, 5, None)
+    assert both.prefix.num_cached == 2
+    alone = PagedKVCache(PagePool(4, 4), 2, 4)
+    assert alone.make_room(4) == 0
+    with pytest.raises(OutOfPages):
+        alone.make_room(5)
+
+
 def test_evict_to_counts_what_is_held(both: SharingPair) -> None:
     for i in range(4):
         both.must("allocate", i, tokens=[i] * 16)

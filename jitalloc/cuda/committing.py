@@ -61,10 +61,11 @@ class CudaSequenceCommits(CudaSequenceCalls):
     prefix_cache: CudaPrefixCache | None
     _held: NDArray[np.int64]  # what the index has locked: pages of each row, then ends of paths
     _rows_here: RowsHere | None
+    _opening: int  # a row whose path the index has locked before the row does, or -1
 
     def _make_tables(self, max_sequences: int, max_pages_per_sequence: int) -> BlockTables:
         self._held = np.zeros(2 * max_sequences, INT64)
-        self._rows_here = None
+        self._rows_here, self._opening = None, -1
         return super()._make_tables(max_sequences, max_pages_per_sequence)
 
     @property
@@ -106,13 +107,25 @@ class CudaSequenceCommits(CudaSequenceCalls):
         """Bring rows down, and let the index lock what all rows lock by now. Waits."""
         got = self._here.fetch(self._known, rows, tokens, rule)
         self._count_ended(got.words, 0)
-        self._index._run(sharing_follow_cpu, self._held, got.locks.copy())
+        locks = got.locks.copy()
+        if self._opening >= 0:
+            both = [self._opening, self.tables.max_sequences + self._opening]
+            locks[both] = self._held[both]
+        self._index._run(sharing_follow_cpu, self._held, locks)
         return got
 
     def _follow(self) -> Fetched:
         """Let the index lock what the rows lock by now; tell of the pool. Waits."""
         with self.pool._shape, self.pool._calls:
             return self._fetch(self._no_tokens, self._no_tokens, 0)
+
+    def _follow_all(self) -> Fetched:
+        """Let the index lock what the rows of all caches lock by now. Waits, for each cache."""
+        with self.pool._shape, self.pool._calls:
+            for other in self._index._sequences():
+                if other is not self:
+                    other._follow()
+            return self._follow()
 
     # What is computed enters the cache.
 

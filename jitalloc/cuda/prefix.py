@@ -182,10 +182,13 @@ class CudaPrefixCache(PrefixCache, device="cuda"):
 
     def _follow(self) -> None:
         """Let the index lock what sequences on the GPU lock by now; waits where there are any."""
-        for holder in self.pool._holders:
-            caller: Any = holder
-            if getattr(caller, "prefix_cache", None) is self:
-                caller._follow()
+        for each in self._sequences():
+            each._follow()
+
+    def _sequences(self) -> list[Any]:
+        """Return the caches of sequences that stand on this one."""
+        mine = (each for each in self.pool._holders if getattr(each, "prefix_cache", None) is self)
+        return sorted(mine, key=lambda each: each.rank)
 
     @property
     def num_locked(self) -> int:

@@ -46,6 +46,14 @@ class CudaPagedKVCache(CudaSequenceSharing, device="cuda"):
       and `evict_to` look at a copy of the state first, so they wait twice). They raise an earlier
       failure before they begin, and their own at once. `pin`, `unpin` and `set_priority` do not
       wait.
+    - Behind a prefix cache the batch calls are what they are without one, and wait for nothing, but
+      for `free_batch` with `commit`, which waits once. Pages that would give way for them on the
+      CPU do not here: `make_room` before. `allocate`, `commit`, `free`, `make_room` and what counts
+      pages fetch once what the loops of the host run on; `allocate` waits three times more where
+      cached pages have to give way, a commit once more where forks hold a page that is to enter.
+      Token ids may lie on the host, where they are looked up. What rows have locked or given back
+      since is locked and given back in the index when one of these calls next looks, in the order
+      of rows: among pages given back meanwhile, who gives way first may differ from the CPU.
     - The ids are known to the host alone. Behind `free_batch` the next call that looks at an id
       waits, to learn which sequences have ended. Those that end in a CUDA graph are forgotten by
       the next call that waits, for example `stats`; until then their rows are not given away. So

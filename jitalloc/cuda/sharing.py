@@ -75,7 +75,7 @@ class CudaSequenceSharing(CudaSequenceCommits):
         if self.prefix_cache is None:
             return super()._pages()
         with self.lock:
-            got = self._follow()
+            got = self._follow_all()
             reclaimable = self._evictable()
         header = got.words[RECORD_SLOTS:]
         held = int(header[NUM_PAGES] - header[FIRST_PAGE]) - got.available - reclaimable
@@ -89,22 +89,23 @@ class CudaSequenceSharing(CudaSequenceCommits):
         if self.prefix_cache is None:
             free = self._pages()[0]
             return 0 if need <= free else pack_status(OUT_OF_PAGES, free)
-        gone = self._whole(lambda: self._evict_for(need, self._follow().available))
+        gone = self._whole(lambda: self._evict_for(need))
         if gone >= 0:
             self.pool._shadow.advance(1)
         return gone
 
     def _make_room_for(self, need: int) -> None:
         """Make room for a call that has failed for want of pages, and comes again."""
-        gone = self._whole(lambda: self._evict_for(need, self._follow().available))
+        gone = self._whole(lambda: self._evict_for(need))
         if gone < 0:
             raise OutOfPages(need, unpack_status(gone)[1])
 
-    def _evict_for(self, need: int, available: int) -> int:
+    def _evict_for(self, need: int) -> int:
         """Let cached pages give way until `need` are available; how many, or a status word.
 
-        Waits where some do. Nothing gives way where that could not suffice.
+        Waits, and once more where some do. Nothing gives way where that could not suffice.
         """
+        available = self._follow_all().available
         gone, evictable = 0, self._evictable()
         if need > available + evictable:
             return pack_status(OUT_OF_PAGES, available + evictable)
@@ -139,7 +140,7 @@ class CudaSequenceSharing(CudaSequenceCommits):
         """Let a sequence begin in `row`; return the row, or a status word.
 
         `root`: where its prefix is looked up, or None where its tokens are not known. Waits once
-        for what is available, and twice more where cached pages have to give way.
+        for what is available, and three times more where cached pages have to give way.
         """
         size, index, held = self.pool.page_size, self._index, self._held
         there = type(tokens) is not np.ndarray
@@ -156,10 +157,15 @@ class CudaSequenceSharing(CudaSequenceCommits):
             status = 0
             if need <= got.available:
                 self._launch(rows_allocate_cuda, self._known, *arrays, self._unseen(), 0)
+            else:
+                self._opening = row
         if need > got.available:
-            status = self._whole(lambda: self._evict_for(need, got.available))
-            if status >= 0:
-                status, _need = self._ask(rows_allocate_cuda, self._known, *arrays)
+            try:
+                status = self._whole(lambda: self._evict_for(need))
+                if status >= 0:
+                    status, _need = self._ask(rows_allocate_cuda, self._known, *arrays)
+            finally:
+                self._opening = -1
         if root is not None:
             index._run(sharing_use_cpu, held, row, root, ids, int(status >= 0))
         if status < 0 and unpack_status(status)[0] == OUT_OF_PAGES:

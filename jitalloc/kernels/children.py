@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from jitalloc._jit import helper, int32_column, mix, view
+from jitalloc._jit import counting, helper, int32_column, mix
 from jitalloc.kernels.runs import prev_pages, run_of, run_records, token_column
 from jitalloc.prefix_state import (
     BUCKET_MASK,
@@ -41,7 +41,7 @@ def page_hash(prefix, end, tokens, at):
     return np.int64(folded >> np.uint64(33)) & prefix[HASH_MASK]
 
 
-@view
+@counting
 def bucket_column(prefix):
     """Return the first run of each bucket of the hash table."""
     return int32_column(prefix, prefix[BUCKETS_AT], prefix[BUCKET_MASK] + 1)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from jitalloc._jit import bit, counting, helper, page_scratch
+from jitalloc._jit import bit, counting, helper
 from jitalloc.kernels.children import hash_link
 from jitalloc.kernels.insertion import grow_run, link_new, refresh
 from jitalloc.kernels.joints import split_after
@@ -104,7 +104,7 @@ def row_adopt(pool, tables, prefix, row, depth, full, end):
     """
     _free_pages, refcount, _released = pool_views(pool)
     pages = tables_row(tables, row)[depth:full]
-    canonical = page_scratch(prefix, pages.size)
+    canonical = np.empty(pages.size, np.int32)
     split_after(prefix, end)
     present, last = descend(prefix, end, token_column(prefix), pages, pages.size, canonical)
     duplicates = np.int64(0)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from jitalloc._jit import helper, int32_rows, trailing_zeros, view
+from jitalloc._jit import counting, helper, int32_rows, trailing_zeros
 from jitalloc.kernels.runs import FIRST, LAST, run_class, run_expiries, run_records, run_stamps
 from jitalloc.kernels.wheel import arm, wheel_due
 from jitalloc.prefix_state import (
@@ -36,7 +36,7 @@ from jitalloc.prefix_state import (
 )
 
 
-@view
+@counting
 def queue_ends(prefix):
     """Return the first (row FIRST) and the last run (row LAST) of each queue."""
     return int32_rows(prefix, QUEUES_AT, 2, QUEUES)

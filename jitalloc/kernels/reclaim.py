@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from jitalloc._jit import counting, fail, helper, kernel, page_scratch, try_lock, unlock
+from jitalloc._jit import counting, fail, helper, kernel, try_lock, unlock
 from jitalloc.errors import BUSY, STILL_LOCKED
 from jitalloc.kernels.children import child_unlink, hash_unlink
 from jitalloc.kernels.owners import pool_release
@@ -84,7 +84,7 @@ def give_way(prefix, victims, reason):
 @counting
 def evict(pool, prefix, n, reason):
     """Evict `n` pages, or as many as can be; return how many, or a status word."""
-    victims = page_scratch(prefix, min(n, prefix_evictable(prefix)))
+    victims = np.empty(min(n, prefix_evictable(prefix)), np.int32)
     give_way(prefix, victims, reason)
     status = pool_release(pool, victims)
     return status if status < 0 else np.int64(victims.size)

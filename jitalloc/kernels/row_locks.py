@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from jitalloc._jit import bit, counting, helper, zero_counts
+from jitalloc._jit import bit, counting, helper
 from jitalloc.kernels.joints import split_after
 from jitalloc.kernels.paths import NO_PAGE, UNUSED, path_lock, path_release
 from jitalloc.kernels.pool import pool_views
@@ -124,7 +124,7 @@ def lockable(pool, tables, prefix, row, depth, start, full, end):
     """
     _free_pages, refcount, _released = pool_views(pool)
     pages = tables_row(tables, row)
-    parting = zero_counts(prefix, full - depth + 1)  # how many forks have so many pages in common
+    parting = np.zeros(full - depth + 1, np.int64)  # how many forks have so many pages in common
     forks = np.int64(0)
     for other in range(tables[NUM_ROWS]):
         same = same_pages(tables, row, other, depth, full, end)

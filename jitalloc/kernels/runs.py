@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from jitalloc._jit import helper, int32_column, int32_rows, int64_column, view
+from jitalloc._jit import counting, helper, int32_column, int32_rows, int64_column
 from jitalloc.prefix_state import (
     EXPIRIES_AT,
     NEXT_AT,
@@ -26,37 +26,37 @@ FIRST = 0  # rows of `queues` and of `wheel`
 LAST = 1
 
 
-@view
+@counting
 def next_pages(prefix):
     """Return the column of the pages behind each page in its run."""
     return int32_column(prefix, prefix[NEXT_AT], prefix[PAGES])
 
 
-@view
+@counting
 def prev_pages(prefix):
     """Return the column of the pages before each page on its path."""
     return int32_column(prefix, prefix[PREV_AT], prefix[PAGES])
 
 
-@view
+@counting
 def run_records(prefix):
     """Return the records of the runs, by their first pages."""
     return int32_rows(prefix, prefix[RUNS_AT], prefix[PAGES], RUN_FIELDS)
 
 
-@view
+@counting
 def run_stamps(prefix):
     """Return the stamps of the runs' first pages."""
     return int64_column(prefix, prefix[STAMPS_AT], prefix[PAGES])
 
 
-@view
+@counting
 def run_expiries(prefix):
     """Return the expiries of the runs (policy `priority` only)."""
     return int64_column(prefix, prefix[EXPIRIES_AT], prefix[NEXT_AT] - prefix[EXPIRIES_AT])
 
 
-@view
+@counting
 def token_column(prefix):
     """Return the tokens of all pages, one page behind the other."""
     return int32_column(prefix, prefix[TOKENS_AT], prefix[PAGES] * prefix[ROW])

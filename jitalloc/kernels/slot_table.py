@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from jitalloc._jit import (
+    counting,
     fail,
     helper,
     int32_rows,
@@ -12,7 +13,6 @@ from jitalloc._jit import (
     kernel,
     try_lock,
     unlock,
-    view,
 )
 from jitalloc.errors import BUSY, ENTRY_PINNED, NO_ENTRY
 from jitalloc.slot_prefix_state import (
@@ -63,7 +63,7 @@ def prefix_views(slab):
     )
 
 
-@view
+@counting
 def tokens_of(slab, entry):
     """Return the row of tokens of an entry."""
     records = slab[CAPACITY] * (ENTRY_COLUMNS + NODE_COLUMNS)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from jitalloc._jit import bit, bit_count, fail, helper, kernel, view
+from jitalloc._jit import bit, bit_count, counting, fail, helper, kernel
 from jitalloc.errors import (
     BAD_ROW_COLUMN,
     BAD_ROW_COUNT,
@@ -54,20 +54,20 @@ from jitalloc.state import (
 )
 
 
-@view
+@counting
 def tables_taken(tables):
     """Return the bitmap of rows that a sequence lives in."""
     return tables[HEADER_SLOTS : HEADER_SLOTS + ((tables[NUM_ROWS] + 63) >> 6)].view(np.uint64)
 
 
-@view
+@counting
 def tables_marks(tables):
     """Return the scratch bitmap of rows."""
     w = (tables[NUM_ROWS] + 63) >> 6
     return tables[HEADER_SLOTS + w : HEADER_SLOTS + 2 * w].view(np.uint64)
 
 
-@view
+@counting
 def tables_column(tables, column):
     """Return one column of facts, `int64[rows]`."""
     rows = tables[NUM_ROWS]
@@ -75,7 +75,7 @@ def tables_column(tables, column):
     return tables[start : start + rows]
 
 
-@view
+@counting
 def tables_pages(tables):
     """Return the page ids of all rows, `int32[rows * max_pages]`.
 
@@ -85,7 +85,7 @@ def tables_pages(tables):
     return tables[HEADER_SLOTS + 2 * ((rows + 63) >> 6) + ROW_COLUMNS * rows :].view(np.int32)
 
 
-@view
+@counting
 def tables_row(tables, row):
     """Return the page ids of `row`, `int32[max_pages]`."""
     width = tables[MAX_PAGES]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from jitalloc._jit import helper, int32_rows, view
+from jitalloc._jit import counting, helper, int32_rows
 from jitalloc.kernels.runs import FIRST, LAST, run_expiries
 from jitalloc.prefix_state import (
     BUCKETS_AT,
@@ -23,13 +23,13 @@ from jitalloc.prefix_state import (
 )
 
 
-@view
+@counting
 def wheel_ends(prefix):
     """Return the first (row FIRST) and the last run (row LAST) of each list."""
     return int32_rows(prefix, WHEEL_AT, 2, WHEEL_LISTS)
 
 
-@view
+@counting
 def wheel_links(prefix):
     """Return for each run those before (column 0) and behind it (column 1) in its list."""
     return int32_rows(prefix, prefix[LINKS_AT], prefix[BUCKETS_AT] - prefix[LINKS_AT], 2)

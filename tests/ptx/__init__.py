@@ -2,9 +2,9 @@
 
     JITALLOC_GPU=machine pytest -m gpu
 
-`JITALLOC_GPU_MODE`: `order` (default), `reversed`, or `random` by `JITALLOC_GPU_SEED`, where threads
-are left at barriers, atomics and accesses of global memory, and streams do their work late.
-`JITALLOC_GPU_WATCH`: `race`, accesses that nothing orders; `weak`, stores that other blocks see late.
+`JITALLOC_GPU_MODE`: `order` (default), `reversed`, or `random` by `JITALLOC_GPU_SEED`, where
+threads are left at barriers, atomics and accesses of global memory, and streams do their work late.
+`JITALLOC_GPU_WATCH`: `race`, accesses that nothing orders; `weak`, stores that others see late.
 `JITALLOC_GPU_QUANTUM`: mean number of accesses until a thread is left; `JITALLOC_GPU_LIMIT`:
 instructions of a thread that are thought to be an endless loop. See `settings`.
 

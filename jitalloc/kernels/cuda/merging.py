@@ -32,19 +32,20 @@ SPAN = 8  # pages of a thread at a time: so many loads are under way at once
 
 # Scratch behind the slab of a pool on the GPU. Words that are 0 between calls: how many parts are
 # taken, and what each holds; what one launch leaves for the next: its verdict, what a batch sums up
-# to before each block's part. In `fifo` and `lifo` also int32[N], 0 between calls, by page: where a
-# batch names it.
+# to before each block's part. In `fifo` and `lifo` also int64[N]: where a batch has named a page
+# last, counted through all batches, of which USED says how many elements they had.
 MOST_BLOCKS = 512
 PARTS = 0
 SUMS = 1
 VERDICT = SUMS + MOST_BLOCKS  # sum of the batch or a status word; faults; or a key
-BATCH = VERDICT + 1
+USED = VERDICT + 1
+BATCH = USED + 1
 SCRATCH_WORDS = BATCH + MOST_BLOCKS
 
 
 def scratch_words(num_pages: int, order: str) -> int:
     """Return how many words of scratch stand behind the slab of a pool on the GPU."""
-    return SCRATCH_WORDS + (0 if order == ORDERS[0] else (num_pages + 1) // 2)
+    return SCRATCH_WORDS + (0 if order == ORDERS[0] else num_pages)
 
 
 @device_helper
@@ -67,7 +68,7 @@ def pool_scratch(slab):
     start = HEADER_SLOTS + 2 * ((n + 63) >> 6) + 2 * ((n >> 1) + 1)
     return (
         int64_column(slab, start, SCRATCH_WORDS),
-        int32_column(slab, start + SCRATCH_WORDS, n),
+        int64_column(slab, start + SCRATCH_WORDS, n),
     )
 
 

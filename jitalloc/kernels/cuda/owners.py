@@ -10,7 +10,7 @@ import numpy as np
 
 from jitalloc._cuda import cuda_kernel, device_helper, gpu
 from jitalloc.errors import PAGE_FREE, PAGE_RANGE, REFCOUNT_OVERFLOW, STATUS_BITS
-from jitalloc.kernels.cuda.merging import VERDICT, end_parts, pool_scratch, pool_views
+from jitalloc.kernels.cuda.merging import USED, VERDICT, end_parts, pool_scratch, pool_views
 from jitalloc.kernels.cuda.page_frees import free_in_order, free_unordered, page_fault, release_part
 from jitalloc.kernels.cuda.pool import end_call, end_read, fault_key, fill_null, page_of
 from jitalloc.kernels.cuda.releasing import end_release, marks_of, mentions
@@ -80,13 +80,13 @@ def owners_take_off_cuda(slab, record, pages):
     _free_pages, refcount, _released = pool_views(slab)
     scratch, places = pool_scratch(slab)
     lowest, size, n = slab[FIRST_PAGE], slab[NUM_PAGES], np.int64(pages.size)
-    i, bad = np.int64(gpu.grid(1)), False
+    i, used, bad = np.int64(gpu.grid(1)), scratch[USED], False
     while i < n:
         page = np.int64(pages[i])
         owners = np.int32(0)
         if lowest <= page < size:
             owners = gpu.atomic.sub(refcount, page, np.int32(1))
-            gpu.atomic.max(places, page, np.int32(i + 1))
+            gpu.atomic.max(places, page, used + i + 1)
         bad |= owners <= 0
         i += gpu.gridsize(1)
     last, faults = last_block(record, shared, np.int64(any_thread(bad)))
@@ -98,7 +98,7 @@ def owners_take_off_cuda(slab, record, pages):
 def owners_free_ring_cuda(slab, record, pages, out, group):
     """Put what has no owner left into the ring: behind `owners_take_off_cuda`."""
     shared = gpu.shared.array(SHARED_WORDS, np.int64)
-    scratch, places = pool_scratch(slab)
+    scratch, _places = pool_scratch(slab)
     lowest, size, n = slab[FIRST_PAGE], slab[NUM_PAGES], np.int64(pages.size)
     faulty, count = scratch[VERDICT] > 0, np.int64(0)
     if faulty:
@@ -108,7 +108,6 @@ def owners_free_ring_cuda(slab, record, pages, out, group):
             page = np.int64(pages[i])
             if lowest <= page < size:
                 gpu.atomic.add(refcount, page, np.int32(1))
-                places[page] = 0
             i += gpu.gridsize(1)
     else:
         count = release_part(slab, shared, pages)
@@ -120,6 +119,7 @@ def owners_free_ring_cuda(slab, record, pages, out, group):
     else:
         end_parts(slab)
     if gpu.threadIdx.x == 0:
+        scratch[USED] += n
         end_free(slab, record, RELEASE, pages, out, count, group)
 
 
@@ -247,7 +247,7 @@ def owners_mark_slots_cuda(slab, record, slots):
     shared = gpu.shared.array(SHARED_WORDS, np.int64)
     scratch, places = pool_scratch(slab)
     size, shift, n = slab[PAGE_SIZE], slab[PAGE_SHIFT], np.int64(slots.size)
-    i, key = np.int64(gpu.grid(1)), NONE
+    i, used, key = np.int64(gpu.grid(1)), scratch[USED], NONE
     while i < n:
         slot = slots[i]
         fault = slot_fault(slab, slot, i)
@@ -255,7 +255,7 @@ def owners_mark_slots_cuda(slab, record, slots):
         if fault != NONE:
             key = min(key, fault)
         elif i == 0 or page_of(slots[i - 1], size, shift) != page:
-            gpu.atomic.max(places, page, np.int32(n - i))
+            gpu.atomic.max(places, page, used + n - i)
         i += gpu.gridsize(1)
     last, key = call_min(record, shared, key)
     if last and gpu.threadIdx.x == 0:
@@ -266,16 +266,9 @@ def owners_mark_slots_cuda(slab, record, slots):
 def owners_free_slots_ring_cuda(slab, record, slots, out):
     """Take the owners off and put what has none left into the ring: behind the marks."""
     shared = gpu.shared.array(SHARED_WORDS, np.int64)
-    scratch, places = pool_scratch(slab)
-    size, n = slab[PAGE_SIZE], np.int64(slots.size)
+    scratch, _places = pool_scratch(slab)
     key, count = scratch[VERDICT], np.int64(0)
-    if key != NONE:
-        i = np.int64(gpu.grid(1))
-        while i < n:
-            if slab[FIRST_PAGE] * size <= slots[i] < slab[NUM_PAGES] * size:
-                places[page_of(slots[i], size, slab[PAGE_SHIFT])] = 0
-            i += gpu.gridsize(1)
-    else:
+    if key == NONE:
         count = release_slots_part(slab, shared, slots)
     last, count = last_block(record, shared, count)
     if not last:
@@ -283,4 +276,5 @@ def owners_free_slots_ring_cuda(slab, record, slots, out):
     if key == NONE:
         end_parts(slab)
     if gpu.threadIdx.x == 0:
+        scratch[USED] += slots.size
         end_free(slab, record, FREE_SLOTS, slots, out, count if key == NONE else -key, np.int64(0))

@@ -14,7 +14,7 @@ import numpy as np
 
 from jitalloc._cuda import device_helper, gpu
 from jitalloc.errors import DOUBLE_FREE, PAGE_RANGE, PAGE_RESERVED
-from jitalloc.kernels.cuda.merging import PARTS, SUMS, pool_scratch, pool_views
+from jitalloc.kernels.cuda.merging import PARTS, SUMS, USED, pool_scratch, pool_views
 from jitalloc.kernels.cuda.pool import fault_key
 from jitalloc.kernels.cuda.releasing import (
     FAULTY,
@@ -125,12 +125,12 @@ def free_in_order(slab, shared, pages):
 
 
 @device_helper
-def is_gone(refcount, places, pages, i, end):
+def is_gone(refcount, places, used, pages, i, end):
     """Return whether the page that `pages[i]` names has no owner left, and is not named again."""
     if i >= end:
         return False
     page = np.int64(pages[i])
-    return places[page] == i + 1 and refcount[page] == 0
+    return places[page] == used + i + 1 and refcount[page] == 0
 
 
 @device_helper
@@ -138,23 +138,21 @@ def release_part(slab, shared, pages):
     """Put the pages that this block's part names last into the ring; returns how many."""
     free_pages, refcount, _released = pool_views(slab)
     scratch, places = pool_scratch(slab)
-    part = take_part(scratch, shared, PARTS)
+    part, used = take_part(scratch, shared, PARTS), scratch[USED]
     begin, end = part_of(np.int64(pages.size), part)
     i, mine = begin + gpu.threadIdx.x, np.int64(0)
     while i < end:
-        mine += np.int64(is_gone(refcount, places, pages, i, end))
+        mine += np.int64(is_gone(refcount, places, used, pages, i, end))
         i += gpu.blockDim.x
     _before, mine = block_scan(shared, mine)
     put = sum_before(scratch, shared, SUMS, part, mine)
     tile = begin
     while tile < end:
         i = tile + gpu.threadIdx.x
-        gone = is_gone(refcount, places, pages, i, end)
+        gone = is_gone(refcount, places, used, pages, i, end)
         before, total = block_rank(shared, gone)
         if gone:
             ring_put(slab, free_pages, put + before, pages[i])
-        if i < end and places[pages[i]] == i + 1:
-            places[pages[i]] = 0  # others that name it find neither this nor their own place
         put += total
         tile += gpu.blockDim.x
     return mine

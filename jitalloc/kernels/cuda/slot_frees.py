@@ -6,7 +6,7 @@ import numpy as np
 
 from jitalloc._cuda import device_helper, gpu
 from jitalloc.errors import SLOT_FREE, SLOT_RANGE
-from jitalloc.kernels.cuda.merging import PARTS, SUMS, pool_scratch, pool_views
+from jitalloc.kernels.cuda.merging import PARTS, SUMS, USED, pool_scratch, pool_views
 from jitalloc.kernels.cuda.pool import bit, fault_key, page_of
 from jitalloc.kernels.cuda.releasing import (
     FAULTY,
@@ -124,10 +124,10 @@ def free_slots_in_order(slab, shared, slots):
 
 
 @device_helper
-def place_of(slab, places, slots, i, end):
+def place_of(slab, places, used, slots, i, end):
     """Return `(page of slots[i], whether that slot names it first)`."""
     page = page_of(slots[i], slab[PAGE_SIZE], slab[PAGE_SHIFT]) if i < end else np.int64(0)
-    return page, i < end and places[page] == slots.size - i
+    return page, i < end and places[page] == used + slots.size - i
 
 
 @device_helper
@@ -135,23 +135,22 @@ def release_slots_part(slab, shared, slots):
     """Take an owner off each page that this block's part names first; returns how many are gone."""
     free_pages, refcount, _released = pool_views(slab)
     scratch, places = pool_scratch(slab)
-    part = take_part(scratch, shared, PARTS)
+    part, used = take_part(scratch, shared, PARTS), scratch[USED]
     begin, end = part_of(np.int64(slots.size), part)
     i, mine = begin + gpu.threadIdx.x, np.int64(0)
     while i < end:
-        page, first = place_of(slab, places, slots, i, end)
+        page, first = place_of(slab, places, used, slots, i, end)
         mine += np.int64(first and refcount[page] == 1)
         i += gpu.blockDim.x
     _before, mine = block_scan(shared, mine)
     put = sum_before(scratch, shared, SUMS, part, mine)
     tile = begin
     while tile < end:
-        page, first = place_of(slab, places, slots, tile + gpu.threadIdx.x, end)
+        page, first = place_of(slab, places, used, slots, tile + gpu.threadIdx.x, end)
         gone = first and refcount[page] == 1
         before, total = block_rank(shared, gone)
         if first:
             refcount[page] -= np.int32(1)
-            places[page] = 0
         if gone:
             ring_put(slab, free_pages, put + before, page)
         put += total
