@@ -153,11 +153,13 @@ def append_end(pool, tables, shape, known, row, n, told):
 
 
 @device_helper
-def append_rows(pool, tables, known, rows, counts, news, copied, place):
+def append_rows(pool, tables, known, pairs, news, copied, place, shares):
     """Write slots, pages and facts of a valid batch.
 
-    `news`: the token ids and the slots of what is new; `place`: where the rows of a thread begin.
+    `pairs`: rows and counts; `news`: the token ids and the slots of what is new; `place`: where the
+    rows of a thread begin; `shares`: whether pages are copied.
     """
+    rows, counts = pairs
     tokens, slots = news
     shape, batch = table_shape(tables), np.int64(rows.size)
     src, dst = copied[:batch], copied[batch:]
@@ -185,9 +187,10 @@ def append_rows(pool, tables, known, rows, counts, news, copied, place):
         gpu.syncthreads()
         append_teams(pool, tables, rows, counts, slots, src, dst)
     if known.size > 0:
-        gpu.syncthreads()
-        copy_known(shape, known, src, dst)
-        gpu.syncthreads()
+        if shares:
+            gpu.syncthreads()
+            copy_known(shape, known, src, dst)
+            gpu.syncthreads()
         tell_rows(tables, known, rows, counts, news, many, place)
     if many:
         gpu.syncthreads()

@@ -84,11 +84,19 @@ def order_dropped(pool, shared, tables, shape, rows, starts, firsts):
     _free_pages, refcount, _released = pool_views(pool)
     (pages,) = table_pages(tables, shape)
     me, step, total = np.int64(gpu.threadIdx.x), gpu.blockDim.x, starts[rows.size]
-    at = me
-    while at < total:
-        page = pages[dropped_place(shape, rows, starts, firsts, at)]
-        mention(refcount, np.int64(page), at)
-        at += step
+    if are_short(rows, starts):
+        at = me
+        while at < total:
+            page = pages[dropped_place(shape, rows, starts, firsts, at)]
+            mention(refcount, np.int64(page), at)
+            at += step
+    else:
+        team, teams, place, size = team_place(rows.size)
+        for i in range(team, rows.size, teams):
+            at, j = np.int64(rows[i]) * shape[1] + firsts[i], place
+            while j < starts[i + 1] - starts[i]:
+                mention(refcount, np.int64(pages[at + j]), starts[i] + j)
+                j += size
     gpu.syncthreads()
     count, begin = np.int64(0), np.int64(0)
     while begin < total:
@@ -97,6 +105,7 @@ def order_dropped(pool, shared, tables, shape, rows, starts, firsts):
         if at < total:
             page = np.int64(pages[dropped_place(shape, rows, starts, firsts, at)])
             gone = refcount[page] == -1 - at
+        gpu.syncthreads()  # all have read the counts, some of them the same one
         if gone:
             refcount[page] = 0
         count += release_tile(pool, shared, page, gone, count)

@@ -131,9 +131,9 @@ def append_merges(pool, shared, tables, rows, counts, news, src):
 
 
 @device_helper
-def append_block(pool, words, shared, tables, known, batch, news, copied):
-    """Do an append by one block; `batch`: rows and their counts, `news`: tokens and slots."""
-    rows, counts = batch
+def append_block(pool, words, shared, tables, known, pairs, news, copied):
+    """Do an append by one block; `pairs`: rows and their counts, `news`: tokens and slots."""
+    rows, counts = pairs
     tokens, slots = news
     me, step = gpu.threadIdx.x, gpu.blockDim.x
     src, dst = copied[: rows.size], copied[rows.size :]
@@ -159,7 +159,7 @@ def append_block(pool, words, shared, tables, known, batch, news, copied):
         return
     if need > pool[FREE]:
         block_merge(pool, shared)
-    append_rows(pool, tables, known, rows, counts, news, copied, place)
+    append_rows(pool, tables, known, pairs, news, copied, place, shares)
     fill_null(slots, total, me, step)
     copies = np.int64(0)
     if shares:
