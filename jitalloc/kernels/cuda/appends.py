@@ -37,6 +37,8 @@ from jitalloc.state import (
     NUM_ROWS,
 )
 
+KEPT = -2  # less a page: what a row that keeps it has noted meanwhile
+
 
 @device_helper
 def growth(tables, shape, row, n):

@@ -97,6 +97,7 @@ def order_dropped(pool, shared, tables, shape, rows, starts, firsts):
         if at < total:
             page = np.int64(pages[dropped_place(shape, rows, starts, firsts, at)])
             gone = refcount[page] == -1 - at
+        gpu.syncthreads()  # all have read the counts, some of them the same one
         if gone:
             refcount[page] = 0
         count += release_tile(pool, shared, page, gone, count)
