@@ -23,14 +23,13 @@ from jitalloc import (
     PagePool,
     PrefixCache,
     UnknownSequence,
-    _cuda,
 )
 from jitalloc.cuda import CudaPagedKVCache
 from jitalloc.state import LOCKED
 from tests.cuda_cache_pairs import Both
 from tests.cuda_prefix_pairs import up
 from tests.cuda_sharing_pairs import CudaSharingPair
-from tests.gpu import ON_DEVICE
+from tests.gpu import ON_DEVICE, recorded
 from tests.sharing_pairs import random_turn
 from tests.sharing_steps import SHARING_BACKGROUND, SHARING_STEPS
 from tests.test_cuda_waits import RecordingDevice
@@ -353,7 +352,7 @@ CALLS: dict[str, Call] = {
 }
 
 
-@pytest.mark.skipif(not _cuda.SIMULATED, reason="a GPU does not tell who waits")
+@recorded
 @pytest.mark.parametrize("name", CALLS)
 def test_what_a_call_launches_and_copies(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     gpu = RecordingDevice()
