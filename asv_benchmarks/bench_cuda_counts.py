@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from jitalloc import NULL, PagedKVCache, PagePool, PrefixCache
+from asv_benchmarks.counts import Counted
+from jitalloc import NULL, PagePool
 
 PAGES = 1 << 20
 SIZE = 16  # tokens of a page
@@ -97,18 +98,6 @@ def extend(at: Pool, sequences: int, tokens: int, due: bool = False) -> Callable
     return lambda: at.pool.alloc_extend(*prompts, out=out)
 
 
-def append(at: Pool, cached: bool) -> Callable[[], object]:
-    pool: Any = PagePool(SEQUENCES * SIZE, SIZE, device="cuda")  # a large one takes long to fill
-    at.pool = pool
-    prefix = PrefixCache(pool) if cached else None
-    cache: Any = PagedKVCache(pool, SEQUENCES, SIZE, prefix_cache=prefix)
-    for i in range(SEQUENCES):  # a sixteenth of them begin a page
-        cache.allocate(i, 100 + i % SIZE)
-    rows, out = cache.rows(range(SEQUENCES)), at.up(np.zeros(SEQUENCES), np.int64)
-    copies = at.up(np.zeros((2, SEQUENCES)))
-    return lambda: cache.append_batch(rows, 1, out=out, copies=copies)
-
-
 CASES: dict[str, Callable[[Pool], Callable[[], object]]] = {
     "alloc 1 M": lambda at: alloc(at, PAGES),
     "alloc 10, merge due": lambda at: alloc(at, 10, due=True),
@@ -124,8 +113,6 @@ CASES: dict[str, Callable[[Pool], Callable[[], object]]] = {
     "extend 256 x 256": lambda at: extend(at, 256, 256),
     "extend 1 x 65,536": lambda at: extend(at, 1, 65_536),
     "extend 256 x 256, merge due": lambda at: extend(at, 256, 256, due=True),
-    "append 1,024": lambda at: append(at, cached=False),
-    "append 1,024 behind a prefix cache": lambda at: append(at, cached=True),
 }
 RING = ("share 4,096", "free 4,096", "free 1 M", "decode 1,024", "extend 256 x 256")
 
@@ -142,7 +129,7 @@ def launches_of(case: str, order: str) -> Any:
     return launches
 
 
-class Counts:
+class Counts(Counted):
     """A call on a pool of a million pages."""
 
     params = (tuple(CASES), ("sorted", "fifo", "lifo"))
@@ -156,36 +143,9 @@ class Counts:
         install()
         self.launches = launches_of(case, order)
 
-    def track_longest_thread(self, case: str, order: str) -> int:
-        return sum(each.most_instructions for each in self.launches)
-
-    def track_memory_operations(self, case: str, order: str) -> int:
-        return sum(each.loads + each.stores + each.atomics for each in self.launches)
-
-    def track_bytes(self, case: str, order: str) -> int:
-        return sum(each.bytes for each in self.launches)
-
-    def track_barriers(self, case: str, order: str) -> int:
-        return sum(each.barriers for each in self.launches)
-
-    def track_launches(self, case: str, order: str) -> int:
-        return len(self.launches)
-
-    track_longest_thread.unit = "instructions"  # type: ignore[attr-defined]
-    track_memory_operations.unit = "operations"  # type: ignore[attr-defined]
-    track_bytes.unit = "bytes"  # type: ignore[attr-defined]
-    track_barriers.unit = "barriers"  # type: ignore[attr-defined]
-    track_launches.unit = "launches"  # type: ignore[attr-defined]
-
 
 if __name__ == "__main__":
     for case in CASES:
         found = Counts()
         found.setup(case, "sorted")
-        print(
-            f"{case:36s} {found.track_longest_thread(case, 'sorted'):8,d} instructions,"
-            f" {found.track_memory_operations(case, 'sorted'):12,d} memory operations,"
-            f" {found.track_bytes(case, 'sorted'):12,d} bytes,"
-            f" {found.track_barriers(case, 'sorted'):6,d} barriers,"
-            f" {found.track_launches(case, 'sorted')} launches"
-        )
+        print(f"{case:36s}", found)

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from asv_benchmarks.counts import Counted
 from jitalloc import NULL, PagedKVCache, PagePool, PageTableCSR, PrefixCache
 
 PAGES = 1 << 20
@@ -119,7 +120,7 @@ def launches_of(case: str) -> Any:
     return launches
 
 
-class RowCounts:
+class RowCounts(Counted):
     """A call on 1,024 sequences, on a pool of a million pages."""
 
     params = tuple(CASES)
@@ -131,11 +132,9 @@ class RowCounts:
         install()
         self.launches = launches_of(case)
 
-    def track_longest_thread(self, case: str) -> int:
-        return sum(each.most_instructions for each in self.launches)
 
-    def track_launches(self, case: str) -> int:
-        return len(self.launches)
-
-    track_longest_thread.unit = "instructions"  # type: ignore[attr-defined]
-    track_launches.unit = "launches"  # type: ignore[attr-defined]
+if __name__ == "__main__":
+    for case in CASES:
+        found = RowCounts()
+        found.setup(case)
+        print(f"{case:36s}", found)

@@ -31,8 +31,6 @@ MOST = {
     "extend 256 x 256": 830,
     "extend 1 x 65,536": 690,
     "extend 256 x 256, merge due": 11_600,
-    "append 1,024": 1_730,
-    "append 1,024 behind a prefix cache": 3_180,
 }
 MOST_RING = {"free 4,096": 1_740, "free 1 M": 1_750}
 TWO_LAUNCHES = [("alloc_batch of 1 M single pages", "sorted")]
