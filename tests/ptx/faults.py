@@ -24,7 +24,6 @@ TEXTS = {
     Error.BARRIER_KINDS: "barriers of two kinds meet; the other is at line {a}",
     Error.BARRIER_LINES: "lanes of a warp are at different barriers; the other is at line {a}",
     Error.DEADLOCK: "deadlock: {a} of {b} threads live",
-    Error.WATCH_FULL: "more is touched than can be watched",
 }
 VERBS = {0: "read", 1: "write"}
 

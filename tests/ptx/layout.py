@@ -63,7 +63,7 @@ class Launch(IntEnum):
     NUM_LOCATIONS = 49
     WEAK = 50  # hash table of (block, word)
     WEAK_ROOM = 51
-    WEAK_USED = 52
+    NUMBER = 52  # no other launch has it
     WORDS = 53
 
 
@@ -82,7 +82,7 @@ class Block(IntEnum):
     SHARED = 9  # addresses
     WRITTEN = 10
     SHADOW = 11
-    WEAK_FIRST = 12  # of the stores that nobody else sees yet; chained
+    STORED = 12  # chain of what its threads have stored before the last barrier; see `weak`
     GENERATION = 13  # of what it has read
     WORDS = 14
 
@@ -107,7 +107,8 @@ class Thread(IntEnum):
     FENCES = 14
     FENCE_EPOCH = 15
     ACQUIRED_EPOCH = 16
-    REGISTERS = 17
+    STORED = 17  # chain of what it has stored since the last barrier; see `weak`
+    REGISTERS = 18
 
 
 class Run(IntEnum):
@@ -184,7 +185,6 @@ class Error(IntEnum):
     BARRIER_KINDS = 15
     BARRIER_LINES = 16
     DEADLOCK = 17
-    WATCH_FULL = 18
 
 
 class Table(IntEnum):
@@ -195,10 +195,11 @@ class Table(IntEnum):
     MASK = 2  # bytes stored that nobody else sees yet
     WRITER = 3
     EPOCH = 4
-    NEXT = 5  # of the block's stores
+    NEXT = 5  # of its chain: a place plus one; -1 of the last one, 0 in no chain
     READ = 6  # generation in which it was read, plus one
     SEEN = 7  # what was read then
-    WORDS = 8
+    LAUNCH = 8  # which one the entry is of; that of another counts as none
+    WORDS = 9
 
 
 # Of four bytes: the last write and three reads, each of these fields; valid if BLOCK > 0.

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -21,9 +23,11 @@ from tests.ptx.layout import (
 )
 from tests.ptx.races import CLOCKS_A_BLOCK
 
-MOST_LOCATIONS = 1 << 12  # atomics that hand on what lies before a fence
-MOST_WEAK = 1 << 22
+MOST_LOCATIONS = 1 << 16  # words whose atomics hand on what lies before a fence
+MOST_CLOCKS = 1 << 22  # of all such words and blocks
+MOST_WEAK = 1 << 20  # words of blocks that are seen late
 
+_numbers = itertools.count(1)
 _kept: dict[str, Any] = {}  # launches run one after the other: what one has used, the next takes
 
 
@@ -33,6 +37,12 @@ def room(name: str, size: int, dtype: Any) -> Any:
     if found is None or found.size < size:
         found = _kept[name] = np.empty(2 * size, dtype)
     return found[:size]
+
+
+@cache
+def _weak() -> Any:
+    """Return the table of weak memory; what other launches have left in it does not count."""
+    return np.zeros(MOST_WEAK * Table.WORDS, np.int64)
 
 
 def spans_of(ranges: Sequence[tuple[int, int]]) -> tuple[Any, int]:
@@ -119,13 +129,16 @@ class Rooms:
         self.words[Launch.NUM_SPANS] = len(spans)
         if self.watched & Watch.RACE:
             clocks = self.grid**2 * CLOCKS_A_BLOCK * CLOCK_FIELDS
-            size = MOST_LOCATIONS >> 1
+            most = min(4 * count + 64, MOST_CLOCKS // self.grid, MOST_LOCATIONS)
+            places = 1 << max(most.bit_length() - 1, 1)
+            handed_on = places // 2 * self.grid * CLOCK_FIELDS
             self.point(Launch.GLOBAL_SHADOWS, np.zeros(count * SHADOW_FIELDS + 1, np.int32))
             self.point(Launch.CLOCKS, np.zeros(clocks, np.int64))
-            self.point(Launch.LOCATIONS, np.zeros(2 * MOST_LOCATIONS, np.int64))
-            self.words[Launch.LOCATION_ROOM] = MOST_LOCATIONS
-            self.point(Launch.LOCATION_CLOCKS, np.zeros(size * self.grid * CLOCK_FIELDS, np.int64))
+            self.point(Launch.LOCATIONS, np.zeros(2 * places, np.int64))
+            self.point(Launch.LOCATION_CLOCKS, np.zeros(handed_on, np.int64))
+            self.words[Launch.LOCATION_ROOM] = places
         if self.watched & Watch.WEAK:
-            size = min(1 << (4 * self.grid * count + 64).bit_length(), MOST_WEAK)
+            size = min(1 << (2 * self.grid * count + 64).bit_length(), MOST_WEAK)
             self.words[Launch.WEAK_ROOM] = size
-            self.point(Launch.WEAK, np.zeros(size * Table.WORDS, np.int64))
+            self.words[Launch.NUMBER] = next(_numbers)
+            self.point(Launch.WEAK, _weak())

@@ -24,7 +24,7 @@ from tests.ptx.layout import (
     Watch,
 )
 from tests.ptx.warps import pass_barrier, pass_points
-from tests.ptx.weak import flush
+from tests.ptx.weak import flush, settle
 
 NEVER = 1 << 62  # accesses until a thread is left
 TURNS = 8  # of a block, at most, until another one has its turn
@@ -99,6 +99,8 @@ def end_block(L, B):  # type: ignore[no-untyped-def]
         L[Launch.INSTRUCTIONS] += done
         L[Launch.MOST_INSTRUCTIONS] = max(L[Launch.MOST_INSTRUCTIONS], done)
         L[Launch.MOST_ACCESSES] = max(L[Launch.MOST_ACCESSES], accesses)
+    if L[Launch.WATCH] & Watch.WEAK:
+        settle(L, B, T)
 
 
 @helper
@@ -239,7 +241,6 @@ def run_grid(L, blocks, running, order, template, step):  # type: ignore[no-unty
     for n in range(L[Launch.GRID]):
         blocks[n] = 0
         blocks[n, Block.ID] = n
-        blocks[n, Block.WEAK_FIRST] = -1
     if L[Launch.MODE] == Mode.RANDOM:
         fine = grid_at_random(L, blocks, running, order, template, step)
     else:
@@ -247,7 +248,7 @@ def run_grid(L, blocks, running, order, template, step):  # type: ignore[no-unty
     if L[Launch.WATCH] & Watch.WEAK:
         start = draw(L, L[Launch.GRID])
         for n in range(L[Launch.GRID]):
-            flush(L, blocks[(start + n) % L[Launch.GRID]], -1)
+            flush(L, blocks[(start + n) % L[Launch.GRID], Block.STORED])
     return int(fine and L[Launch.ERROR] == 0)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from tests.ptx.compiled import fail, helper
 from tests.ptx.layout import WARP, Block, Error, Kind, Launch, State, Thread, Watch
 from tests.ptx.races import race_barrier
+from tests.ptx.weak import settle
 
 
 @helper
@@ -163,6 +164,8 @@ def pass_barrier(L, B, T):  # type: ignore[no-untyped-def]
     B[Block.READY], B[Block.WAITING] = B[Block.LIVE], 0
     if L[Launch.WATCH] & Watch.RACE:
         race_barrier(L, B)
+    if L[Launch.WATCH] & Watch.WEAK:
+        settle(L, B, T)
     B[Block.EPOCH] += 1
     L[Launch.BARRIERS] += 1
     return True

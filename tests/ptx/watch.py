@@ -21,7 +21,7 @@ def watch_load(launch, block, thread, at, size, line):  # type: ignore[no-untype
     if L[Launch.WATCH] & Watch.RACE:
         race_check(L, B, T, at, size, 0, 0, line, 0)
     if L[Launch.WATCH] & Watch.WEAK:
-        return weak_load(L, B, T, at, size, line)
+        return weak_load(L, B, at, size)
     return load_bytes(at, size)
 
 
@@ -34,13 +34,11 @@ def watch_store(launch, block, thread, at, value, size, line):  # type: ignore[n
         carray(thread, (THREAD_HEAD,)),
     )
     if L[Launch.WATCH] & Watch.RACE:
-        if L[Launch.WATCH] & Watch.WEAK:
-            seen = weak_load(L, B, T, at, size, line)
-        else:
-            seen = load_bytes(at, size)
+        weak = L[Launch.WATCH] & Watch.WEAK
+        seen = weak_load(L, B, at, size) if weak else load_bytes(at, size)
         race_check(L, B, T, at, size, 1, 0, line, int(seen == value))
     if L[Launch.WATCH] & Watch.WEAK:
-        weak_store(L, B, T, at, value, size, line)
+        weak_store(L, B, T, at, value, size)
     else:
         store_bytes(at, value, size)
     return 0
@@ -56,9 +54,9 @@ def watch_atomic(launch, block, thread, at, size, line):  # type: ignore[no-unty
     )
     if L[Launch.WATCH] & Watch.RACE:
         race_check(L, B, T, at, size, 1, 1, line, 0)
-        meet_at_atomic(L, B, T, at, line)
+        meet_at_atomic(L, B, T, at)
     if L[Launch.WATCH] & Watch.WEAK:
-        weak_atomic(L, B, T, at, size)
+        weak_atomic(L, B, at, size)
     return 0
 
 
