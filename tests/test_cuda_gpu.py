@@ -159,14 +159,14 @@ def test_a_stream_of_the_pools_own_in_a_graph_that_stops_when_a_call_has_failed(
     assert pool.num_used == 0
     for _ in range(2):
         steps, fault = 0, pool.fault
-        while int(fault[0]) == 0:
-            graph.launch(stream)
-            stream.synchronize()
-            steps += 1
-        assert (steps, out.tolist()) == (3, [-1] * 3)
-        with pytest.raises(jitalloc.OutOfPages, match="3 pages requested, 2 available"):
-            pool.check()
-        assert fault.tolist() == [0] * 5
+        with stream:
+            while int(fault[0]) == 0:
+                graph.launch(stream)
+                steps += 1
+            assert (steps, out.tolist()) == (3, [-1] * 3)
+            with pytest.raises(jitalloc.OutOfPages, match="3 pages requested, 2 available"):
+                pool.check()
+            assert fault.tolist() == [0] * 5
         pool.clear()
     pool.restore(saved)
     pool.check()
