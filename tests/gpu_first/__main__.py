@@ -12,6 +12,7 @@ from pathlib import Path
 
 from tests.gpu_first import images
 from tests.gpu_first.sections import SECTIONS
+from tests.ptx import install
 
 ROOT = Path(__file__).parents[2]
 
@@ -79,6 +80,8 @@ def main() -> int:
         print(images.build(given.folder, (int(major), int(minor))), "images in", given.folder)
         return 0
     if given.kind == "section":
+        if install.ASKED:  # a rehearsal
+            install.install()
         SECTIONS[given.name].work(given.results, given.images)
         return 0
     return run_all(given.results, given.images, given.seconds, given.only)
