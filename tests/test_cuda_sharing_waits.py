@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from jitalloc import PagedKVCache, PagePool, PrefixCache, _cuda
-from tests.gpu import ON_DEVICE
+from jitalloc import PagedKVCache, PagePool, PrefixCache
+from tests.gpu import ON_DEVICE, recorded
 from tests.test_cuda_waits import RecordingDevice
 
 pytestmark = [*ON_DEVICE, pytest.mark.usefixtures("few_threads")]
@@ -61,7 +61,7 @@ CALLS: dict[str, Call] = {
 }
 
 
-@pytest.mark.skipif(not _cuda.SIMULATED, reason="a GPU does not tell who waits")
+@recorded
 @pytest.mark.parametrize("name", CALLS)
 def test_what_a_call_launches_and_copies(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     gpu = RecordingDevice()
