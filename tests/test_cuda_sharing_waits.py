@@ -14,7 +14,7 @@ import pytest
 
 from jitalloc import PagedKVCache, PagePool, PrefixCache
 from tests.gpu import ON_DEVICE, recorded
-from tests.test_cuda_waits import RecordingDevice
+from tests.recording import RecordingDevice
 
 pytestmark = [*ON_DEVICE, pytest.mark.usefixtures("few_threads")]
 TEXT = list(range(24))  # six pages of four tokens
