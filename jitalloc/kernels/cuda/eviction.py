@@ -94,10 +94,10 @@ def cut_facts(tables, shape, row, start, needs_path):
     kept, known = tables[column_start(shape, LENGTH) + row], column_start(shape, KNOWN) + row
     tables[known] = min(tables[known], start * size)
     # What stands behind a gap has seen tokens that are gone: it never enters the cache.
-    if tables[gap] == 0 or start * size + 1 < tables[gap]:
-        tables[gap] = start * size + 1
-    if kept < tables[gap]:
-        tables[gap] = 0
+    begins = tables[gap]
+    if begins == 0 or start * size + 1 < begins:
+        begins = start * size + 1
+    tables[gap] = begins if kept >= begins else np.int64(0)
     (pages,) = table_pages(tables, shape)
     if not needs_path:
         shorten_lock(tables, shape, pages, row, start)
