@@ -17,6 +17,7 @@ import gc
 import hashlib
 import os
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -26,7 +27,7 @@ import numpy as np
 from numba import njit, types
 from numba.extending import intrinsic
 
-from jitalloc.errors import STATUS_BITS
+from jitalloc.errors import BUSY, STATUS_BITS, pack_status
 from jitalloc.state import LOCK
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -34,6 +35,8 @@ F = TypeVar("F", bound=Callable[..., Any])
 MIX_FACTOR: Final = 0x9E3779B97F4A7C15  # 2**64 / golden ratio: odd, and no bit pattern repeats
 JIT_DISABLED: Final = bool(numba.config.DISABLE_JIT)
 CACHE_ENABLED: Final = os.environ.get("JITALLOC_CACHE", "1") != "0" and not JIT_DISABLED
+
+BUSY_STATUS: Final = pack_status(BUSY, 0)  # another thread has the lock of the slab
 
 _compiling = threading.RLock()
 _kernels: dict[str, Kernel] = {}
@@ -153,6 +156,17 @@ def counting(function: F) -> F:
     options = {"nogil": True, "no_cpython_wrapper": True, "no_cfunc_wrapper": True, "_nrt": True}
     made: F = njit(**options)(function)
     return made
+
+
+def wait_for_lock(run: Callable[[], int]) -> int:
+    """Return the status of `run`, a kernel's, once it does not find the lock of its slab taken."""
+    pause = 1e-6
+    while True:
+        time.sleep(pause)
+        pause = min(2 * pause, 1e-3)
+        status = run()
+        if status != BUSY_STATUS:
+            return status
 
 
 def kernels() -> dict[str, Kernel]:

@@ -11,6 +11,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from jitalloc._jit import BUSY_STATUS
 from jitalloc.arguments import as_lengths, as_pages
 from jitalloc.errors import InvalidPage, NestedFreeGroup, argument_error
 from jitalloc.kernels.owners import (
@@ -19,7 +20,6 @@ from jitalloc.kernels.owners import (
     owners_free_slots_cpu,
     owners_share_cpu,
 )
-from jitalloc.slab import BUSY_STATUS
 from jitalloc.state import INT32
 from jitalloc.upkeep import PoolUpkeep
 

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from jitalloc._jit import BUSY_STATUS
 from jitalloc.arguments import as_count, as_lengths, as_out
 from jitalloc.errors import (
     NO_RUN,
@@ -24,7 +25,6 @@ from jitalloc.kernels.pool import (
     pool_merge_cpu,
     pool_total_cpu,
 )
-from jitalloc.slab import BUSY_STATUS
 from jitalloc.state import INT32
 from jitalloc.tokens import TokenSlots
 

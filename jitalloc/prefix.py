@@ -7,6 +7,7 @@ from collections.abc import Hashable, Sequence
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from jitalloc._jit import BUSY_STATUS
 from jitalloc.arguments import as_lengths
 from jitalloc.errors import (
     NEGATIVE_TOKEN,
@@ -29,7 +30,6 @@ from jitalloc.prefix_state import (
     MATCH_PAGES,
     PIN_BUDGET,
 )
-from jitalloc.slab import BUSY_STATUS
 from jitalloc.state import INT32
 
 

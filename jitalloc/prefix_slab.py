@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Hashable
 from typing import Any, Final, Self, cast
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from jitalloc._jit import Kernel
+from jitalloc._jit import BUSY_STATUS, Kernel, wait_for_lock
 from jitalloc.arguments import as_choice, as_count, as_fraction, as_tokens
 from jitalloc.devices import OnDevice
 from jitalloc.epochs import Epoch
@@ -33,7 +32,6 @@ from jitalloc.prefix_state import (
     prefix_arrays,
     prefix_header,
 )
-from jitalloc.slab import BUSY_STATUS
 from jitalloc.state import INT32, INT32_MAX
 
 MAIN_ROOT: Final = -2  # the namespace None
@@ -103,11 +101,8 @@ class PrefixSlab(OnDevice):
         """Run `kernel` on the pool's slab and ours, waiting while another thread is inside."""
         # Who replaces both slabs installs ours first: no call sees a new pool with an old cache.
         status: int = kernel.run(self.pool._host, self._slab, *args)
-        pause = 1e-6
-        while status == BUSY_STATUS:
-            time.sleep(pause)
-            pause = min(2 * pause, 1e-3)
-            status = kernel.run(self.pool._host, self._slab, *args)
+        if status == BUSY_STATUS:
+            status = wait_for_lock(lambda: kernel.run(self.pool._host, self._slab, *args))
         return status
 
     def _as_tokens(self, tokens: ArrayLike) -> NDArray[np.int32]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -12,10 +11,10 @@ from typing import Any, Self, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from jitalloc._jit import Kernel
+from jitalloc._jit import BUSY_STATUS, Kernel, wait_for_lock
 from jitalloc.arguments import as_choice, as_count
 from jitalloc.devices import OnDevice
-from jitalloc.errors import BUSY, InvalidArgument, InvalidPage, WrongDevice, pack_status, page_error
+from jitalloc.errors import InvalidArgument, InvalidPage, WrongDevice, page_error
 from jitalloc.interrupts import uninterrupted
 from jitalloc.kernels.upkeep import upkeep_clear_cpu
 from jitalloc.moves import PageHolder
@@ -36,8 +35,6 @@ from jitalloc.state import (
 )
 
 T = TypeVar("T")
-
-BUSY_STATUS = pack_status(BUSY, 0)
 
 
 class PoolSlab(OnDevice):
@@ -119,11 +116,8 @@ class PoolSlab(OnDevice):
     def _run(self, kernel: Kernel, *args: Any) -> int:
         """Run `kernel` on the slab, waiting while another thread is inside the pool."""
         status: int = kernel.run(self._slab, *args)
-        pause = 1e-6
-        while status == BUSY_STATUS:
-            time.sleep(pause)
-            pause = min(2 * pause, 1e-3)
-            status = kernel.run(self._slab, *args)  # the slab may be another one by now
+        if status == BUSY_STATUS:  # the slab may be another one by and by
+            status = wait_for_lock(lambda: kernel.run(self._slab, *args))
         return status
 
     @contextmanager
@@ -138,11 +132,6 @@ class PoolSlab(OnDevice):
     def _uninterrupted(self, work: Callable[[], T]) -> T:
         """Run `work`, which changes the arrays of several holders, to its end whatever arrives."""
         return uninterrupted(work)
-
-    def _on_cpu_only(self, call: str) -> None:
-        """Refuse a call that pools on other devices do not have."""
-        if self.device != "cpu":
-            raise WrongDevice("pool.device", self.device, f"{call} needs a pool on the 'cpu'")
 
     def _page_error(self, status: int, pages: NDArray[np.int32]) -> InvalidPage:
         return page_error(status, pages, int(self.null_page), self.num_pages - 1)

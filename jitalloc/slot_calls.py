@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import operator
-import time
 from typing import Any
 
 import numpy as np
 
-from jitalloc._jit import Kernel
 from jitalloc.errors import (
     SLOT_IS_FREE,
     InvalidArgument,
@@ -16,18 +14,6 @@ from jitalloc.errors import (
     SlotFree,
     unpack_status,
 )
-from jitalloc.slab import BUSY_STATUS
-
-
-def run_patiently(kernel: Kernel, *args: Any) -> int:
-    """Run `kernel`, waiting while another thread holds the lock of its slab."""
-    status: int = kernel.run(*args)
-    pause = 1e-6
-    while status == BUSY_STATUS:
-        time.sleep(pause)
-        pause = min(2 * pause, 1e-3)
-        status = kernel.run(*args)
-    return status
 
 
 def slots_error(status: int, slots: Any, num_slots: int) -> InvalidSlot:

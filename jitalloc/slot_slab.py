@@ -7,13 +7,12 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from jitalloc._jit import Kernel
+from jitalloc._jit import BUSY_STATUS, Kernel, wait_for_lock
 from jitalloc.arguments import as_count
 from jitalloc.devices import OnDevice
 from jitalloc.errors import CorruptState, WrongDevice, corrupt_error
 from jitalloc.kernels.slots import slots_check_cpu, slots_clear_cpu, slots_look_cpu
-from jitalloc.slab import BUSY_STATUS
-from jitalloc.slot_calls import as_slot, run_patiently
+from jitalloc.slot_calls import as_slot
 from jitalloc.slot_state import (
     FREE_SLOTS,
     NUM_SLOTS,
@@ -52,7 +51,9 @@ class SlotSlab(OnDevice):
     def _run(self, kernel: Kernel, *args: Any) -> int:
         """Run `kernel` on the slab, waiting while another thread holds its lock."""
         status: int = kernel.run(self._slab, *args)
-        return status if status != BUSY_STATUS else run_patiently(kernel, self._slab, *args)
+        if status == BUSY_STATUS:
+            status = wait_for_lock(lambda: kernel.run(self._slab, *args))
+        return status
 
     def __repr__(self) -> str:
         free = self.free_count

@@ -7,12 +7,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from jitalloc._jit import Kernel
+from jitalloc._jit import BUSY_STATUS, Kernel, wait_for_lock
 from jitalloc.arguments import as_count, as_tokens
 from jitalloc.errors import EntryPinned, WrongDevice, unpack_status
 from jitalloc.kernels.slot_table import slot_table_clear_cpu, slot_table_look_cpu
-from jitalloc.slab import BUSY_STATUS
-from jitalloc.slot_calls import as_slot, run_patiently
+from jitalloc.slot_calls import as_slot
 from jitalloc.slot_prefix_state import (
     CAPACITY,
     ENTRIES,
@@ -58,7 +57,9 @@ class SlotTable:
     def _run(self, kernel: Kernel, *args: Any) -> int:
         """Run `kernel` on the slab, waiting while another thread holds its lock."""
         status: int = kernel.run(self._slab, *args)
-        return status if status != BUSY_STATUS else run_patiently(kernel, self._slab, *args)
+        if status == BUSY_STATUS:
+            status = wait_for_lock(lambda: kernel.run(self._slab, *args))
+        return status
 
     def _tokens(self, tokens: Any) -> NDArray[np.int32]:
         """Return token ids as what kernels take."""

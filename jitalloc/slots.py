@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from jitalloc._jit import BUSY_STATUS
 from jitalloc.arguments import as_count, as_integers, as_out
 from jitalloc.errors import OutOfSlots, SlotFree, SlotTaken, unpack_status
 from jitalloc.kernels.slots import (
@@ -15,8 +16,7 @@ from jitalloc.kernels.slots import (
     slots_free_cpu,
     slots_occupy_cpu,
 )
-from jitalloc.slab import BUSY_STATUS
-from jitalloc.slot_calls import as_slot, run_patiently, slots_error
+from jitalloc.slot_calls import as_slot, slots_error
 from jitalloc.slot_slab import SlotSlab
 from jitalloc.state import INT32
 
@@ -82,7 +82,7 @@ class SlotAllocator(SlotSlab):
         """
         slot: int = slots_alloc_cpu.run(self._slab)
         if slot == BUSY_STATUS:
-            slot = run_patiently(slots_alloc_cpu, self._slab)
+            slot = self._run(slots_alloc_cpu)
         return slot if slot >= 0 else -1
 
     def alloc_batch(self, n: int, *, out: NDArray[np.int32] | None = None) -> NDArray[np.int32]:
@@ -111,7 +111,7 @@ class SlotAllocator(SlotSlab):
         if n > self.num_slots:
             raise OutOfSlots(n, self.free_count)
         slots = np.empty(n, np.int32) if out is None else as_out(out, INT32, n)
-        status = run_patiently(slots_alloc_batch_cpu, self._slab, slots)
+        status = self._run(slots_alloc_batch_cpu, slots)
         if status < 0:
             raise OutOfSlots(n, int(unpack_status(status)[1]))
         return slots
@@ -135,7 +135,7 @@ class SlotAllocator(SlotSlab):
         status: int = slots_free_cpu.run(self._slab, slot)
         if status < 0:
             if status == BUSY_STATUS:
-                status = run_patiently(slots_free_cpu, self._slab, slot)
+                status = self._run(slots_free_cpu, slot)
             if status < 0:
                 raise SlotFree("slot", slot, "the slot is free already")
 
@@ -156,7 +156,7 @@ class SlotAllocator(SlotSlab):
             `slots` is no flat sequence of integers.
         """
         named = as_integers("slots", slots, INT32)
-        status = run_patiently(slots_free_batch_cpu, self._slab, named)
+        status = self._run(slots_free_batch_cpu, named)
         if status < 0:
             raise slots_error(status, named, self.num_slots)
 
@@ -180,4 +180,4 @@ class SlotAllocator(SlotSlab):
 
     def clear(self) -> None:
         """Give all slots back. Versions and `peak_used` stay as they are."""
-        run_patiently(slots_clear_cpu, self._slab)
+        self._run(slots_clear_cpu)

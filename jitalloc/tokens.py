@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from jitalloc._jit import BUSY_STATUS
 from jitalloc.arguments import as_lengths, as_out
 from jitalloc.errors import (
     LAST_SLOT_FREE,
@@ -19,7 +20,6 @@ from jitalloc.errors import (
 )
 from jitalloc.kernels.tokens import tokens_decode_cpu, tokens_extend_cpu, tokens_total_cpu
 from jitalloc.owners import PageOwners
-from jitalloc.slab import BUSY_STATUS
 from jitalloc.state import INT64
 
 _empty, _ndarray = np.empty, np.ndarray

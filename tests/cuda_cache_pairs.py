@@ -26,8 +26,7 @@ from jitalloc.state import table_arrays
 from tests.cache_pairs import CachePair
 from tests.cuda_pairs import HostView
 from tests.cuda_prefix_pairs import PrefixView
-from tests.oracle_sequences import Cache
-from tests.pairs import PoolPair, plain
+from tests.pairs import plain
 from tests.prefix_pairs import cached
 
 INT32, INT64 = np.dtype(np.int32), np.dtype(np.int64)
@@ -188,38 +187,32 @@ class HostCache:
         self.settle(lambda: self.device_cache.reorder(rows, parents))
 
 
+def on_gpu(cache: PagedKVCache) -> Any:
+    """Return an empty cache on the GPU with the options of one on the CPU, and of what it has."""
+    pool, prefix, tables = cache.pool, cache.prefix_cache, cache.tables
+    there: Any = PagePool(
+        pool.num_pages, pool.page_size, order=pool.order, null_page=pool.null_page, device="cuda"
+    )
+    return PagedKVCache(
+        there,
+        tables.max_sequences,
+        tables.max_pages_per_sequence,
+        eviction=cache.eviction,
+        eviction_threshold=cache.eviction_threshold,
+        sink_tokens=cache.sink_tokens,
+        window_tokens=cache.window_tokens,
+        prefix_cache=None if prefix is None else PrefixCache(there, **prefix._options()),
+    )
+
+
 class CudaCachePair(CachePair):
     """A pool and a cache on the GPU, each with its model."""
 
-    def __init__(
-        self,
-        num_pages: int = 16,
-        page_size: int = 4,
-        order: str = "sorted",
-        null_page: bool = False,
-        max_sequences: int = 6,
-        max_pages: int = 8,
-        eviction: str = "lru",
-        threshold: float = 0.9,
-        sink: int = 4,
-        window: int = 8,
-    ) -> None:
-        PoolPair.__init__(self, num_pages, page_size, order, null_page)
-        made: Any = PagePool(num_pages, page_size, order=order, null_page=null_page, device="cuda")
-        self.pool: Any = HostView(made)
-        cache: Any = PagedKVCache(
-            made,
-            max_sequences,
-            max_pages,
-            eviction=eviction,
-            eviction_threshold=threshold,
-            sink_tokens=sink,
-            window_tokens=window,
-        )
+    def __init__(self, *sizes: Any, **options: Any) -> None:
+        super().__init__(*sizes, **options)
+        cache = on_gpu(self.cache)
+        self.pool: Any = HostView(cache.pool)
         self.cache: Any = HostCache(cache)
-        self.cache_model = Cache(
-            self.model, max_sequences, max_pages, eviction, threshold, sink, window
-        )
 
 
 def told(call: Callable[[], Any]) -> tuple[Any, ...]:

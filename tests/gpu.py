@@ -13,6 +13,7 @@ import pytest
 
 from jitalloc import WrongDevice, _cuda, _cuda_device
 from tests.ptx import install
+from tests.ptx.settings import settings
 
 
 @cache
@@ -45,3 +46,11 @@ recorded = pytest.mark.skipif(
     not (_cuda.SIMULATED or install.ASKED), reason="neither the simulator nor the PTX machine"
 )
 RECORDED = [pytest.mark.gpu, recorded, *([] if _cuda.SIMULATED else _compiled)]
+# What launches execute is counted by the machine alone, and is the same each time in order alone.
+COUNTED = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(
+        not install.ASKED or settings.mode != "order", reason="counted on the PTX machine, in order"
+    ),
+    *_compiled,
+]

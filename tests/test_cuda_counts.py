@@ -8,12 +8,9 @@ from __future__ import annotations
 import pytest
 
 from asv_benchmarks.bench_cuda_counts import CASES, RING, launches_of
-from tests.ptx.install import ASKED
+from tests.gpu import COUNTED
 
-pytestmark = [
-    pytest.mark.skipif(not ASKED, reason="JITALLOC_GPU is not machine"),
-    pytest.mark.filterwarnings("ignore"),  # numba-cuda's own, as it compiles
-]
+pytestmark = COUNTED
 
 # Instructions of the longest thread, of all launches together, with a tenth to spare.
 MOST = {

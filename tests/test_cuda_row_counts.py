@@ -8,12 +8,9 @@ from __future__ import annotations
 import pytest
 
 from asv_benchmarks.bench_cuda_row_counts import CASES, launches_of
-from tests.ptx.install import ASKED
+from tests.gpu import COUNTED
 
-pytestmark = [
-    pytest.mark.skipif(not ASKED, reason="JITALLOC_GPU is not machine"),
-    pytest.mark.filterwarnings("ignore"),  # numba-cuda's own, as it compiles
-]
+pytestmark = COUNTED
 
 # Instructions of the longest thread, with a tenth to spare. All is one launch.
 MOST = {

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from jitalloc._jit import Kernel
+from jitalloc._jit import BUSY_STATUS, Kernel, wait_for_lock
 from jitalloc.arguments import as_tokens
 from jitalloc.cuda.fetching import Fetched, RowsHere
 from jitalloc.cuda.prefix import CudaPrefixCache
@@ -33,7 +33,6 @@ from jitalloc.kernels.sharing import (
     sharing_follow_cpu,
 )
 from jitalloc.prefix_state import UNCACHED
-from jitalloc.slab import BUSY_STATUS
 from jitalloc.state import (
     INT32,
     INT64,
@@ -131,11 +130,14 @@ class CudaSequenceCommits(CudaSequenceCalls):
 
     def _run_here(self, kernel: Kernel, *arguments: Any) -> int:
         """Run a loop of sequences on the rows that have come down."""
-        status = BUSY_STATUS
-        while status == BUSY_STATUS:
+
+        def run() -> int:
             slabs = self.pool._host, self._here.slab, self._index._slab
-            status = kernel.run(*slabs, *arguments)
-        return status
+            status: int = kernel.run(*slabs, *arguments)
+            return status
+
+        status = run()
+        return status if status != BUSY_STATUS else wait_for_lock(run)
 
     def _committed(self, got: Fetched, run: Callable[[], int], told: Any) -> int:
         """Run a loop that lets rows enter the cache, and bring what it changes to the GPU.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Final
@@ -11,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jitalloc._cuda import CudaKernel
+from jitalloc._jit import BUSY_STATUS, wait_for_lock
 from jitalloc.kernels.cuda import owners, pool, prefix, sharing
 from jitalloc.kernels.prefix import prefix_advance_cpu
 from jitalloc.kernels.upkeep import upkeep_retire_cpu, upkeep_unlock_cpu
-from jitalloc.slab import BUSY_STATUS
 from jitalloc.state import (
     HEADER_SLOTS,
     LOCK,
@@ -96,8 +95,8 @@ class PoolShadow:
 
     def _locked(self, kernel: Any, *arguments: Any) -> None:
         """Run a kernel that takes the lock, waiting while another thread has it."""
-        while kernel.run(self.slab, *arguments) == BUSY_STATUS:
-            time.sleep(1e-6)
+        if kernel.run(self.slab, *arguments) == BUSY_STATUS:
+            wait_for_lock(lambda: kernel.run(self.slab, *arguments))
 
     def start(self) -> None:
         """Follow a launch that is a step, and about to come."""

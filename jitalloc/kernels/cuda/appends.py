@@ -19,7 +19,7 @@ from jitalloc.errors import (
     TOO_MANY,
 )
 from jitalloc.kernels.cuda.merging import pool_views
-from jitalloc.kernels.cuda.pool import fail, fault_key, page_of
+from jitalloc.kernels.cuda.pool import block_total, fail, fault_key, page_of
 from jitalloc.kernels.cuda.row_batches import count_of, rows_fault
 from jitalloc.kernels.cuda.row_facts import (
     claims,
@@ -28,7 +28,7 @@ from jitalloc.kernels.cuda.row_facts import (
     row_code,
     table_pages,
 )
-from jitalloc.kernels.cuda.scan import NONE, any_thread, block_min, block_scan, own_part
+from jitalloc.kernels.cuda.scan import NONE, block_min, own_part
 from jitalloc.state import (
     INT32_MAX,
     LENGTH,
@@ -133,21 +133,13 @@ def unsettle(pool, src):
 @device_helper
 def counts_total(shared, rows, counts):
     """Return the sum of the counts, or a status word where one is negative or it is past int32."""
-    total = np.int64(0)
-    for tile in range(0, rows.size, gpu.blockDim.x):
-        i = np.int64(tile + gpu.threadIdx.x)
-        count = count_of(counts, rows.size, i) if i < rows.size else np.int64(0)
-        mine = min(max(count, np.int64(0)), np.int64(INT32_MAX + 1))
-        before, tile_total = block_scan(shared, mine)
-        key = NONE
-        if count < 0:
-            key = fault_key(NEGATIVE, i)
-        elif total + before + mine > INT32_MAX:
-            key = fault_key(TOO_MANY, i)
-        total += tile_total
-        if any_thread(key != NONE):
-            return -block_min(shared, key)
-    return total
+    batch = np.int64(rows.size)
+    if counts.size != 1:
+        return block_total(shared, counts, 1 if counts.size > batch else 0, batch)
+    each = block_total(shared, counts, 0, min(batch, np.int64(1)))  # one for all
+    if each > 0 and each * batch > INT32_MAX:
+        return -fault_key(TOO_MANY, INT32_MAX // each)
+    return each * batch if each > 0 else each
 
 
 @device_helper

@@ -152,14 +152,6 @@ def own_part(n):
 
 
 @device_helper
-def warp_place():
-    """Return `(warp, warps, lane, lanes)` of this thread in its block."""
-    lanes = min(np.int64(32), np.int64(gpu.blockDim.x))
-    me = np.int64(gpu.threadIdx.x)
-    return me // lanes, gpu.blockDim.x // lanes, me % lanes, lanes
-
-
-@device_helper
 def any_thread(condition):
     """Return whether the condition holds for a thread of the block."""
     return gpu.syncthreads_or(np.int32(1) if condition else np.int32(0)) != 0
