@@ -30,6 +30,7 @@ NOUNS = [noun for noun in KERNEL_FILES if noun not in SHARED_KERNELS]
 # The flow of data: a module imports only what stands above it. Modules of one line, of each
 # other as well.
 ORDER = [
+    ["_sources"],
     ["errors"],
     ["state"],
     ["prefix_state"],
