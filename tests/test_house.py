@@ -1,4 +1,4 @@
-"""The rules of the house: import order, sizes, backends behind one door, one noun four places."""
+"""The rules of the house: import order, sizes, one door to backends, names, chains of classes."""
 
 from __future__ import annotations
 
@@ -11,11 +11,15 @@ import sys
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
 import jitalloc
-from jitalloc import _cuda, _jit
+from jitalloc import PagePool, _cuda, _jit
+from jitalloc.cuda import CudaPagePool
+from jitalloc.devices import OnDevice
+from jitalloc.errors import DoubleFree
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "jitalloc"
@@ -49,10 +53,7 @@ ORDER = [
     ["stats"],
     ["interrupts"],
     ["snapshot"],
-    ["slab"],
     ["upkeep"],
-    ["owners"],
-    ["tokens"],
     ["pool"],
     ["namespaces"],
     ["matches"],
@@ -237,6 +238,51 @@ def test_what_counts_as_code() -> None:
     )
     (function,) = (each for each in ast.parse(text).body if isinstance(each, ast.FunctionDef))
     assert code_lines(text) == code_lines(text, function) == 4
+
+
+def arrows(cls: type) -> int:
+    """How many classes of the package stand above `cls`, one above the other."""
+    above = [each for each in cls.__bases__ if of_package(each) and each is not OnDevice]
+    return max((1 + arrows(each) for each in above), default=0)
+
+
+def of_package(cls: type) -> bool:
+    return cls.__module__.split(".")[0] == "jitalloc"
+
+
+def module_of(path: Path) -> ModuleType:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return importlib.import_module(".".join(parts).removesuffix(".__init__"))
+
+
+# Those of the package, but for exceptions.
+CLASSES = [
+    each
+    for module in (module_of(path) for path in MODULES if path.stem != "__main__")
+    for each in vars(module).values()
+    if isinstance(each, type) and each.__module__ == module.__name__
+    if not issubclass(each, BaseException)
+]
+# Chains that have to become shorter still.
+LONG_CHAINS = {
+    *("PrefixInsertion", "PrefixLocks", "PrefixCache", "CudaPrefixCache"),
+    *("SequenceRows", "SequenceSaving", "SequenceSharing", "SequenceEviction"),
+    *("SequenceTruncation", "PagedKVCache", "CudaSequenceState", "CudaSequenceCalls"),
+    *("CudaSequenceCommits", "CudaSequenceSharing", "CudaPagedKVCache"),
+    *("SlotEntries", "SlotPrefixCache"),
+}
+
+
+@pytest.mark.parametrize("cls", CLASSES, ids=lambda cls: cls.__name__)
+def test_a_method_is_found_two_classes_up_at_most(cls: type) -> None:
+    assert arrows(cls) <= 2 or cls.__name__ in LONG_CHAINS
+
+
+def test_what_counts_as_a_chain() -> None:
+    assert arrows(DoubleFree) == 3  # InvalidPage, InvalidArgument, JitallocError
+    assert arrows(CudaPagePool) == 2
+    assert arrows(PagePool) == 1
+    assert {PagePool, CudaPagePool} < {*CLASSES}
 
 
 TOP_LEVEL = {"pyproject.toml", "README.md", "LICENSE", "jitalloc", "tests", "asv_benchmarks"}
