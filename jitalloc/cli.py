@@ -345,7 +345,7 @@ def sweep(
 @main.command()
 def info() -> None:
     """Show versions, devices and the folder of compiled kernels."""
-    from jitalloc.machine import describe_machine
+    from jitalloc.info import describe_machine
 
     for label, value in ({"jitalloc": _version()} | describe_machine()).items():
         click.echo(f"{label:<15}{value}")

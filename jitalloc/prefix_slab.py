@@ -11,11 +11,11 @@ from numpy.typing import ArrayLike, NDArray
 
 from jitalloc._jit import BUSY_STATUS, Kernel, wait_for_lock
 from jitalloc.arguments import as_choice, as_count, as_fraction, as_tokens
-from jitalloc.devices import OnDevice
 from jitalloc.epochs import Epoch
 from jitalloc.errors import InvalidArgument, WrongDevice
 from jitalloc.kernels.prefix_upkeep import prefix_upkeep_roots_cpu
 from jitalloc.moves import PageHolder, ranks
+from jitalloc.on_device import OnDevice
 from jitalloc.pool import PagePool
 from jitalloc.prefix_state import (
     CAPACITY,

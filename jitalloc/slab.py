@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 
 from jitalloc._jit import BUSY_STATUS, Kernel, wait_for_lock
 from jitalloc.arguments import as_choice, as_count
-from jitalloc.devices import OnDevice
 from jitalloc.errors import InvalidArgument, InvalidPage, WrongDevice, page_error
 from jitalloc.interrupts import uninterrupted
 from jitalloc.kernels.upkeep import upkeep_clear_cpu
 from jitalloc.moves import PageHolder
+from jitalloc.on_device import OnDevice
 from jitalloc.state import (
     FIRST_PAGE,
     FREE,

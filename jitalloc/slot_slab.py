@@ -9,9 +9,9 @@ from numpy.typing import NDArray
 
 from jitalloc._jit import BUSY_STATUS, Kernel, wait_for_lock
 from jitalloc.arguments import as_count
-from jitalloc.devices import OnDevice
 from jitalloc.errors import CorruptState, WrongDevice, corrupt_error
 from jitalloc.kernels.slots import slots_check_cpu, slots_clear_cpu, slots_look_cpu
+from jitalloc.on_device import OnDevice
 from jitalloc.slot_calls import as_slot
 from jitalloc.slot_state import (
     FREE_SLOTS,

@@ -13,7 +13,7 @@ import numpy as np
 from jitalloc._jit import bit, counting, helper
 from jitalloc.kernels.children import hash_link
 from jitalloc.kernels.insertion import grow_run, link_new, refresh
-from jitalloc.kernels.joints import split_after
+from jitalloc.kernels.nodes import token_column
 from jitalloc.kernels.owners import pool_release
 from jitalloc.kernels.paths import UNUSED, path_join, path_lock
 from jitalloc.kernels.pool import pool_views
@@ -25,8 +25,8 @@ from jitalloc.kernels.row_locks import (
     lock_sharers,
     lockable,
 )
-from jitalloc.kernels.runs import token_column
 from jitalloc.kernels.search import descend
+from jitalloc.kernels.split_join import split_after
 from jitalloc.kernels.tables import tables_column, tables_pages_of, tables_row, tables_taken
 from jitalloc.prefix_state import DEFAULT, NEVER
 from jitalloc.state import KNOWN, LOCK_END, LOCKED, NAMESPACE, NUM_ROWS, ROW_PAGE_SIZE, STEP

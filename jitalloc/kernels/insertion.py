@@ -10,17 +10,17 @@ import numpy as np
 from jitalloc._jit import fail, helper
 from jitalloc.errors import PAGE_CACHED, PAGE_FREE, REFCOUNT_OVERFLOW
 from jitalloc.kernels.children import child_link
-from jitalloc.kernels.owners import page_fault
-from jitalloc.kernels.paths import demote, path_raise, path_touch, path_use
-from jitalloc.kernels.pool import pool_views
-from jitalloc.kernels.queues import expire, push
-from jitalloc.kernels.runs import (
+from jitalloc.kernels.nodes import (
     next_pages,
     prev_pages,
     run_expiries,
     run_of,
     run_records,
 )
+from jitalloc.kernels.owners import page_fault
+from jitalloc.kernels.paths import demote, path_raise, path_touch, path_use
+from jitalloc.kernels.pool import pool_views
+from jitalloc.kernels.queues import expire, push
 from jitalloc.prefix_state import (
     BY_FIFO,
     BY_PRIORITY,

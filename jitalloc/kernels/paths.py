@@ -10,7 +10,7 @@ import numpy as np
 
 from jitalloc._jit import helper
 from jitalloc.kernels.children import child_to_front
-from jitalloc.kernels.joints import join_runs, may_join, split_run
+from jitalloc.kernels.nodes import prev_pages, run_class, run_of, run_records
 from jitalloc.kernels.queues import (
     expire,
     oldest_protected,
@@ -20,7 +20,7 @@ from jitalloc.kernels.queues import (
     queue_unlink,
     raise_priority,
 )
-from jitalloc.kernels.runs import prev_pages, run_class, run_of, run_records
+from jitalloc.kernels.split_join import join_runs, may_join, split_run
 from jitalloc.prefix_state import (
     BY_FIFO,
     BY_SLRU,

@@ -8,6 +8,7 @@ from jitalloc._jit import fail, helper, kernel, try_lock, unlock
 from jitalloc.errors import BUSY, NEGATIVE_TOKEN, NOT_LOCKED, OVER_PIN_BUDGET, RENAMED
 from jitalloc.kernels.children import hash_link
 from jitalloc.kernels.insertion import expiry_at, link_new, refresh
+from jitalloc.kernels.nodes import prev_pages, run_of, run_records, token_column
 from jitalloc.kernels.paths import (
     NO_PAGE,
     UNUSED,
@@ -17,7 +18,6 @@ from jitalloc.kernels.paths import (
     path_release,
     path_use,
 )
-from jitalloc.kernels.runs import prev_pages, run_of, run_records, token_column
 from jitalloc.kernels.search import find, find_partial
 from jitalloc.prefix_state import (
     EPOCH,

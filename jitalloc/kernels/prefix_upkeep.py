@@ -8,12 +8,11 @@ from jitalloc._jit import fail, helper, kernel, try_lock, unlock
 from jitalloc.errors import (
     BUSY,
 )
+from jitalloc.kernels.check_lists import prefix_fault
+from jitalloc.kernels.check_nodes import is_run
 from jitalloc.kernels.children import bucket_column, hash_link
-from jitalloc.kernels.invariants import is_run
-from jitalloc.kernels.list_invariants import prefix_fault
-from jitalloc.kernels.paths import demote
-from jitalloc.kernels.queues import put_in_order, queue_ends
-from jitalloc.kernels.runs import (
+from jitalloc.kernels.expiries import wheel_ends, wheel_links
+from jitalloc.kernels.nodes import (
     next_pages,
     prev_pages,
     run_class,
@@ -22,7 +21,8 @@ from jitalloc.kernels.runs import (
     run_stamps,
     token_column,
 )
-from jitalloc.kernels.wheel import wheel_ends, wheel_links
+from jitalloc.kernels.paths import demote
+from jitalloc.kernels.queues import put_in_order, queue_ends
 from jitalloc.prefix_state import (
     BY_PRIORITY,
     BY_SLRU,

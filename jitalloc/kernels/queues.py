@@ -10,8 +10,8 @@ from __future__ import annotations
 import numpy as np
 
 from jitalloc._jit import counting, helper, int32_rows, trailing_zeros
-from jitalloc.kernels.runs import FIRST, LAST, run_class, run_expiries, run_records, run_stamps
-from jitalloc.kernels.wheel import arm, wheel_due
+from jitalloc.kernels.expiries import arm, wheel_due
+from jitalloc.kernels.nodes import FIRST, LAST, run_class, run_expiries, run_records, run_stamps
 from jitalloc.prefix_state import (
     BY_LFU,
     BY_MRU,

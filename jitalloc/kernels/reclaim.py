@@ -7,10 +7,10 @@ import numpy as np
 from jitalloc._jit import counting, fail, helper, kernel, try_lock, unlock
 from jitalloc.errors import BUSY, STILL_LOCKED
 from jitalloc.kernels.children import child_unlink, hash_unlink
+from jitalloc.kernels.expiries import wheel_unlink
+from jitalloc.kernels.nodes import next_pages, prev_pages, run_class, run_of, run_records
 from jitalloc.kernels.owners import pool_release
 from jitalloc.kernels.queues import expire, next_victim, put_back, queue_unlink
-from jitalloc.kernels.runs import next_pages, prev_pages, run_class, run_of, run_records
-from jitalloc.kernels.wheel import wheel_unlink
 from jitalloc.prefix_state import (
     BY_SLRU,
     CLEARED,

@@ -8,10 +8,10 @@ from __future__ import annotations
 import numpy as np
 
 from jitalloc._jit import bit, counting, helper
-from jitalloc.kernels.joints import split_after
+from jitalloc.kernels.nodes import next_pages, prev_pages
 from jitalloc.kernels.paths import NO_PAGE, UNUSED, path_lock, path_release
 from jitalloc.kernels.pool import pool_views
-from jitalloc.kernels.runs import next_pages, prev_pages
+from jitalloc.kernels.split_join import split_after
 from jitalloc.kernels.tables import tables_column, tables_row, tables_taken
 from jitalloc.prefix_state import UNCACHED
 from jitalloc.state import (

@@ -11,9 +11,9 @@ import numpy as np
 
 from jitalloc._jit import helper, int32_column
 from jitalloc.kernels.children import bucket_column, first_child, page_hash
-from jitalloc.kernels.comparing import agreement, consecutive, page_agrees
-from jitalloc.kernels.joints import split_run
-from jitalloc.kernels.runs import next_pages, prev_pages, run_records, token_column
+from jitalloc.kernels.compare import agreement, consecutive, page_agrees
+from jitalloc.kernels.nodes import next_pages, prev_pages, run_records, token_column
+from jitalloc.kernels.split_join import split_run
 from jitalloc.prefix_state import (
     BUCKET_MASK,
     CHAIN_NEXT,

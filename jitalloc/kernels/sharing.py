@@ -18,7 +18,7 @@ from jitalloc.errors import (
     TOKEN_DIFFERS,
 )
 from jitalloc.kernels.committing import commit_rows, first_difference, row_commit, write_tokens
-from jitalloc.kernels.joints import split_after
+from jitalloc.kernels.nodes import next_pages, run_records
 from jitalloc.kernels.paths import (
     NO_PAGE,
     UNUSED,
@@ -38,8 +38,8 @@ from jitalloc.kernels.row_locks import (
     is_cut,
     row_lock_fault,
 )
-from jitalloc.kernels.runs import next_pages, run_records
 from jitalloc.kernels.search import find
+from jitalloc.kernels.split_join import split_after
 from jitalloc.kernels.tables import tables_column, tables_pages_of, tables_row
 from jitalloc.prefix_state import (
     PRESSURE,

@@ -19,14 +19,14 @@ from jitalloc.errors import (
     BAD_RUN,
     CACHED_FREE,
 )
-from jitalloc.kernels.pool import pool_views
-from jitalloc.kernels.runs import (
+from jitalloc.kernels.nodes import (
     next_pages,
     prev_pages,
     run_class,
     run_records,
     run_stamps,
 )
+from jitalloc.kernels.pool import pool_views
 from jitalloc.prefix_state import (
     BY_LFU,
     BY_PRIORITY,

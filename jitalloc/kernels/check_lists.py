@@ -1,6 +1,6 @@
 """What must hold in the lists of a prefix cache: hash table, queues, wheel.
 
-Shared by the loops of the prefix cache; `invariants.py` comes first.
+Shared by the loops of the prefix cache; `check_nodes.py` comes first.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from jitalloc.errors import (
     BAD_QUEUE,
     BAD_WHEEL,
 )
+from jitalloc.kernels.check_nodes import count_fault, is_run, link_fault, runs_fault
 from jitalloc.kernels.children import bucket_column, page_hash
-from jitalloc.kernels.invariants import count_fault, is_run, link_fault, runs_fault
-from jitalloc.kernels.queues import queue_ends
-from jitalloc.kernels.runs import (
+from jitalloc.kernels.expiries import is_armed, wheel_ends, wheel_links, wheel_list
+from jitalloc.kernels.nodes import (
     FIRST,
     LAST,
     prev_pages,
@@ -28,7 +28,7 @@ from jitalloc.kernels.runs import (
     run_stamps,
     token_column,
 )
-from jitalloc.kernels.wheel import is_armed, wheel_ends, wheel_links, wheel_list
+from jitalloc.kernels.queues import queue_ends
 from jitalloc.prefix_state import (
     BUCKET_MASK,
     BUCKETS_AT,

@@ -9,9 +9,9 @@ import numpy as np
 
 from jitalloc._jit import helper
 from jitalloc.kernels.children import hash_link, hash_unlink
+from jitalloc.kernels.expiries import is_armed, wheel_link, wheel_links, wheel_unlink
+from jitalloc.kernels.nodes import next_pages, run_expiries, run_of, run_records, run_stamps
 from jitalloc.kernels.queues import queue_link, queue_unlink
-from jitalloc.kernels.runs import next_pages, run_expiries, run_of, run_records, run_stamps
-from jitalloc.kernels.wheel import is_armed, wheel_link, wheel_links, wheel_unlink
 from jitalloc.prefix_state import (
     BY_PRIORITY,
     POLICY,

@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from jitalloc._jit import helper
-from jitalloc.kernels.runs import token_column
+from jitalloc.kernels.nodes import token_column
 from jitalloc.prefix_state import ROW
 
 BLOCK = 64  # elements that are compared without a way out

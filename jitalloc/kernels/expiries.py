@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from jitalloc._jit import counting, helper, int32_rows
-from jitalloc.kernels.runs import FIRST, LAST, run_expiries
+from jitalloc.kernels.nodes import FIRST, LAST, run_expiries
 from jitalloc.prefix_state import (
     BUCKETS_AT,
     BY_PRIORITY,
