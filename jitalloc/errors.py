@@ -91,7 +91,7 @@ BAD_LOCKS = 90
 BAD_CHILDREN = 91
 BAD_BUCKET = 92
 BAD_QUEUE = 93
-BAD_WHEEL = 94
+BAD_EXPIRY = 94
 
 
 def pack_status(code: int, detail: int) -> int:
@@ -321,7 +321,7 @@ CORRUPT_REASONS = {
     BAD_CHILDREN: "the list of runs behind run {} is broken",
     BAD_BUCKET: "bucket {} of the hash table is broken, or tokens have changed",
     BAD_QUEUE: "run {} stands in the wrong place of its queue, or should stand in one",
-    BAD_WHEEL: "the expiry of run {} does not fit the wheel",
+    BAD_EXPIRY: "the expiry of run {} does not fit its list",
     ROW_PAGE_FREE: "row {} holds a page that is free, or more rows hold it than it has owners",
 }
 

@@ -8,15 +8,15 @@ Prefix slab of N pages of S tokens, B buckets (the largest power of two that is 
 
     header      int64[48]        the scalars, by the constants below
     filled      int64[4]         bit c: queue c holds a run
-    queues      int32[2, 256]    first and last run of each queue, NULL where it is empty
-    wheel       int32[2, 66]     first and last run of each list of the wheel of expiries
+    queue_ends  int32[2, 256]    first and last run of each queue, NULL where it is empty
+    expiry_ends int32[2, 66]     first and last run of each list of expiries
     stamps      int64[N]         position of the run's first page in the order of all pushes
     expiries    int64[N or 0]    step at which the run's priority ends (policy `priority` only)
     next_pages  int32[N]         the page behind p in its run; at its end ~(first page of the run);
                                  UNCACHED where p is not in the cache
     prev_pages  int32[N]         the page before p on its path, or -2 - namespace at the root
     runs        int32[N, 11]     the record of each run, by the constants below
-    wheel_links int32[N or 0, 2] runs before and behind in the list of the wheel
+    expiry_links int32[N or 0, 2] runs before and behind in the list of its expiry
     buckets     int32[B]         hash table of runs by (page before, tokens of the first page)
     tokens      int32[N, S]      tokens of each page; rows of uncached pages belong to others
 
@@ -64,7 +64,7 @@ NUM_PINNED: Final = 11
 NUM_PROTECTED: Final = 12
 CLOCK: Final = 13  # the last stamp given
 TOP: Final = 14  # first of the list of runs at a root, the most recently used first
-WHEEL_NOW: Final = 15  # every expiry in the wheel is at or past it
+EXPIRY_NOW: Final = 15  # every expiry in the lists is at or past it
 LOOKUPS: Final = 16
 TOKENS_ASKED: Final = 17
 PAGES_ASKED: Final = 18
@@ -80,17 +80,17 @@ EXPIRIES_AT: Final = 25
 NEXT_AT: Final = 26
 PREV_AT: Final = 27
 RUNS_AT: Final = 28
-LINKS_AT: Final = 29
+EXPIRY_LINKS_AT: Final = 29
 BUCKETS_AT: Final = 30
 TOKENS_AT: Final = 31
 SLAB_END: Final = 32
 
 QUEUES: Final = 256
-WHEEL_LISTS: Final = 66
+EXPIRY_LISTS: Final = 66
 FILLED_AT: Final = PREFIX_SLOTS
 QUEUES_AT: Final = FILLED_AT + QUEUES // 64
-WHEEL_AT: Final = QUEUES_AT + QUEUES
-COLUMNS_AT: Final = WHEEL_AT + WHEEL_LISTS
+EXPIRY_ENDS_AT: Final = QUEUES_AT + QUEUES
+COLUMNS_AT: Final = EXPIRY_ENDS_AT + EXPIRY_LISTS
 
 # Record of a run.
 RUN_END: Final = 0  # last page
@@ -173,7 +173,7 @@ def prefix_header(num_pages: int, page_size: int, policy: int) -> NDArray[np.int
         NEXT_AT: half,
         PREV_AT: half,
         RUNS_AT: (num_pages * RUN_FIELDS + 1) // 2,
-        LINKS_AT: timed,
+        EXPIRY_LINKS_AT: timed,
         BUCKETS_AT: (buckets + 1) // 2,
         TOKENS_AT: (num_pages * page_size + 1) // 2,
     }

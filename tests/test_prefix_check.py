@@ -157,12 +157,12 @@ def test_check_finds_corrupt_queues(policy: str) -> None:
     filled = slab[prefix_state.FILLED_AT : prefix_state.QUEUES_AT].view(np.uint64)
     for queue in (0, 1, 35, 63, 64, 255):
         assert_all_found(pair, filled, queue // 64, [int(filled[queue // 64]) ^ 1 << queue % 64])
-    ends = slab[prefix_state.QUEUES_AT : prefix_state.WHEEL_AT].view(np.int32)
+    ends = slab[prefix_state.QUEUES_AT : prefix_state.EXPIRY_ENDS_AT].view(np.int32)
     for i in range(0, ends.size, 5 if JIT_DISABLED else 1):
         assert_all_found(pair, ends, i, [-7, -1, 40, (int(ends[i]) + 1) % 40])
 
 
-def test_check_finds_a_corrupt_wheel() -> None:
+def test_check_finds_a_corrupt_list_of_expiries() -> None:
     pair = PrefixPair(20, 2, policy="priority")
     for text, lifetime in (("ab", 50), ("cde", 3000), ("f", 50), ("abg", None), ("ah", 90)):
         pair.store(spell(text, 2), priority=60, lifetime=lifetime)
@@ -170,10 +170,10 @@ def test_check_finds_a_corrupt_wheel() -> None:
     expiries = slab[slab[prefix_state.EXPIRIES_AT] : slab[prefix_state.NEXT_AT]]
     for first in firsts(pair):
         assert_all_found(pair, expiries, first, [-7, 0, 2**40, NEVER, NEVER + 1])
-    ends = slab[prefix_state.WHEEL_AT : prefix_state.COLUMNS_AT].view(np.int32)
+    ends = slab[prefix_state.EXPIRY_ENDS_AT : prefix_state.COLUMNS_AT].view(np.int32)
     for i in range(ends.size):
         assert_all_found(pair, ends, i, [-7, 20, (int(ends[i]) + 1) % 20])
-    links = slab[slab[prefix_state.LINKS_AT] : slab[prefix_state.BUCKETS_AT]].view(np.int32)
+    links = slab[slab[prefix_state.EXPIRY_LINKS_AT] : slab[prefix_state.BUCKETS_AT]].view(np.int32)
     for first in firsts(pair):
         if expiries[first] != NEVER:
             for i in (2 * first, 2 * first + 1):

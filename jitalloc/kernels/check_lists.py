@@ -1,4 +1,4 @@
-"""What must hold in the lists of a prefix cache: hash table, queues, wheel.
+"""What must hold in the lists of a prefix cache: hash table, queues, expiries.
 
 Shared by the loops of the prefix cache; `check_nodes.py` comes first.
 """
@@ -10,14 +10,14 @@ import numpy as np
 from jitalloc._jit import fail, helper
 from jitalloc.errors import (
     BAD_BUCKET,
+    BAD_EXPIRY,
     BAD_PREFIX_COUNT,
     BAD_PREFIX_HEADER,
     BAD_QUEUE,
-    BAD_WHEEL,
 )
 from jitalloc.kernels.check_nodes import count_fault, is_run, link_fault, runs_fault
 from jitalloc.kernels.children import bucket_column, page_hash
-from jitalloc.kernels.expiries import is_armed, wheel_ends, wheel_links, wheel_list
+from jitalloc.kernels.expiries import expiry_ends, expiry_links, expiry_list, is_armed
 from jitalloc.kernels.nodes import (
     FIRST,
     LAST,
@@ -35,6 +35,8 @@ from jitalloc.prefix_state import (
     BY_PRIORITY,
     CHAIN_NEXT,
     CHAIN_PREV,
+    EXPIRY_LISTS,
+    EXPIRY_NOW,
     FILLED_AT,
     NEVER,
     PAGES,
@@ -46,8 +48,6 @@ from jitalloc.prefix_state import (
     ROW,
     RUN_LENGTH,
     RUN_STATE,
-    WHEEL_LISTS,
-    WHEEL_NOW,
 )
 
 
@@ -99,30 +99,30 @@ def queue_fault(prefix):
 
 
 @helper
-def wheel_fault(prefix):
-    """Check every list of the wheel; return 0 or the fault."""
-    ends, links = wheel_ends(prefix), wheel_links(prefix)
+def expiry_fault(prefix):
+    """Check every list of expiries; return 0 or the fault."""
+    ends, links = expiry_ends(prefix), expiry_links(prefix)
     count = np.int64(0)
     if prefix[POLICY] == BY_PRIORITY:
         expiries = run_expiries(prefix)
         for page in range(prefix[PAGES]):
             if is_run(prefix, np.int64(page)):
-                if expiries[page] < prefix[WHEEL_NOW] or expiries[page] > NEVER:
-                    return fail(BAD_WHEEL, page)
+                if expiries[page] < prefix[EXPIRY_NOW] or expiries[page] > NEVER:
+                    return fail(BAD_EXPIRY, page)
                 count += is_armed(prefix, np.int64(page))
-    for at in range(WHEEL_LISTS):
+    for at in range(EXPIRY_LISTS):
         run, before = np.int64(ends[FIRST, at]), np.int64(-1)
         while run != -1:
             if count == 0 or not is_run(prefix, run) or not is_armed(prefix, run):
-                return fail(BAD_WHEEL, max(run, np.int64(0)))
-            if links[run, 0] != before or wheel_list(prefix, run_expiries(prefix)[run]) != at:
-                return fail(BAD_WHEEL, run)
+                return fail(BAD_EXPIRY, max(run, np.int64(0)))
+            if links[run, 0] != before or expiry_list(prefix, run_expiries(prefix)[run]) != at:
+                return fail(BAD_EXPIRY, run)
             count -= 1
             before = run
             run = np.int64(links[run, 1])
         if ends[LAST, at] != before:
-            return fail(BAD_WHEEL, max(before, np.int64(0)))
-    return np.int64(0) if count == 0 else fail(BAD_PREFIX_COUNT, WHEEL_NOW)
+            return fail(BAD_EXPIRY, max(before, np.int64(0)))
+    return np.int64(0) if count == 0 else fail(BAD_PREFIX_COUNT, EXPIRY_NOW)
 
 
 @helper
@@ -139,5 +139,5 @@ def prefix_fault(pool, prefix, seen):
     if status >= 0:
         status = queue_fault(prefix)
     if status >= 0:
-        status = wheel_fault(prefix)
+        status = expiry_fault(prefix)
     return status

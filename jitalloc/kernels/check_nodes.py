@@ -33,6 +33,7 @@ from jitalloc.prefix_state import (
     BY_SLRU,
     CLOCK,
     EVICTED,
+    EXPIRY_NOW,
     HIT_PAGES,
     INSERTED,
     LOOKUPS,
@@ -60,7 +61,6 @@ from jitalloc.prefix_state import (
     TOP,
     UNCACHED,
     USES_SHIFT,
-    WHEEL_NOW,
 )
 from jitalloc.state import FIRST_PAGE, STEP
 
@@ -78,7 +78,7 @@ def is_run(prefix, page):
 @helper
 def count_fault(pool, prefix):
     """Return the first header slot that is out of its range, or -1."""
-    for slot in (CLOCK, LOOKUPS, TOKENS_ASKED, PAGES_ASKED, HIT_PAGES, WHEEL_NOW):
+    for slot in (CLOCK, LOOKUPS, TOKENS_ASKED, PAGES_ASKED, HIT_PAGES, EXPIRY_NOW):
         if prefix[slot] < 0:
             return slot
     gone = np.int64(0)
@@ -92,8 +92,8 @@ def count_fault(pool, prefix):
         return HIT_PAGES
     if prefix[PAGES_ASKED] > prefix[TOKENS_ASKED] // prefix[ROW]:
         return PAGES_ASKED
-    if prefix[WHEEL_NOW] > (pool[STEP] if prefix[POLICY] == BY_PRIORITY else 0):
-        return WHEEL_NOW
+    if prefix[EXPIRY_NOW] > (pool[STEP] if prefix[POLICY] == BY_PRIORITY else 0):
+        return EXPIRY_NOW
     if prefix[TOP] < -1 or prefix[TOP] >= prefix[PAGES]:
         return TOP
     return -1

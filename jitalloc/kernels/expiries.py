@@ -1,7 +1,7 @@
-"""The wheel of expiries: which runs lose their priority by a given step, in O(1) each.
+"""When priorities expire: which runs lose their priority by a given step, in O(1) each.
 
-Shared by the loops of the prefix cache. A radix heap: list 0 holds what expires at WHEEL_NOW, list
-b what differs from it first in bit b - 1. WHEEL_NOW only grows, so a run goes down the lists at
+Shared by the loops of the prefix cache. A radix heap: list 0 holds what expires at EXPIRY_NOW, list
+b what differs from it first in bit b - 1. EXPIRY_NOW only grows, so a run goes down the lists at
 most 64 times, and runs of equal expiry stay in the order in which they were armed.
 """
 
@@ -14,31 +14,33 @@ from jitalloc.kernels.nodes import FIRST, LAST, run_expiries
 from jitalloc.prefix_state import (
     BUCKETS_AT,
     BY_PRIORITY,
-    LINKS_AT,
+    EXPIRY_ENDS_AT,
+    EXPIRY_LINKS_AT,
+    EXPIRY_LISTS,
+    EXPIRY_NOW,
     NEVER,
     POLICY,
-    WHEEL_AT,
-    WHEEL_LISTS,
-    WHEEL_NOW,
 )
 
 
 @counting
-def wheel_ends(prefix):
+def expiry_ends(prefix):
     """Return the first (row FIRST) and the last run (row LAST) of each list."""
-    return int32_rows(prefix, WHEEL_AT, 2, WHEEL_LISTS)
+    return int32_rows(prefix, EXPIRY_ENDS_AT, 2, EXPIRY_LISTS)
 
 
 @counting
-def wheel_links(prefix):
+def expiry_links(prefix):
     """Return for each run those before (column 0) and behind it (column 1) in its list."""
-    return int32_rows(prefix, prefix[LINKS_AT], prefix[BUCKETS_AT] - prefix[LINKS_AT], 2)
+    return int32_rows(
+        prefix, prefix[EXPIRY_LINKS_AT], prefix[BUCKETS_AT] - prefix[EXPIRY_LINKS_AT], 2
+    )
 
 
 @helper
-def wheel_list(prefix, expiry):
+def expiry_list(prefix, expiry):
     """Return the list that `expiry` belongs to."""
-    different = expiry ^ prefix[WHEEL_NOW]
+    different = expiry ^ prefix[EXPIRY_NOW]
     bits = np.int64(0)
     while different != 0:
         different >>= 1
@@ -53,10 +55,10 @@ def is_armed(prefix, run):
 
 
 @helper
-def wheel_link(prefix, run, behind):
+def expiry_link(prefix, run, behind):
     """Put `run`, whose expiry stands already, in front of the run `behind`; -1: at the end."""
-    ends, links = wheel_ends(prefix), wheel_links(prefix)
-    at = wheel_list(prefix, run_expiries(prefix)[run])
+    ends, links = expiry_ends(prefix), expiry_links(prefix)
+    at = expiry_list(prefix, run_expiries(prefix)[run])
     before = np.int64(ends[LAST, at] if behind < 0 else links[behind, 0])
     links[run, 0] = before
     links[run, 1] = behind
@@ -71,12 +73,12 @@ def wheel_link(prefix, run, behind):
 
 
 @helper
-def wheel_unlink(prefix, run):
-    """Take `run` out of the wheel, where it is in it."""
+def expiry_unlink(prefix, run):
+    """Take `run` out of the list of its expiry, where it is in one."""
     if not is_armed(prefix, run):
         return
-    ends, links = wheel_ends(prefix), wheel_links(prefix)
-    at = wheel_list(prefix, run_expiries(prefix)[run])
+    ends, links = expiry_ends(prefix), expiry_links(prefix)
+    at = expiry_list(prefix, run_expiries(prefix)[run])
     before, behind = np.int64(links[run, 0]), np.int64(links[run, 1])
     if before >= 0:
         links[before, 1] = behind
@@ -91,34 +93,34 @@ def wheel_unlink(prefix, run):
 @helper
 def arm(prefix, run, expiry):
     """Let the priority of `run` end at `expiry`."""
-    wheel_unlink(prefix, run)
+    expiry_unlink(prefix, run)
     run_expiries(prefix)[run] = expiry
     if expiry < NEVER:
-        wheel_link(prefix, run, np.int64(-1))
+        expiry_link(prefix, run, np.int64(-1))
 
 
 @helper
-def wheel_due(prefix, now):
+def expiry_due(prefix, now):
     """Return the run whose expiry comes first, or -1 where none is at or before `now`."""
-    ends, links = wheel_ends(prefix), wheel_links(prefix)
+    ends, links = expiry_ends(prefix), expiry_links(prefix)
     at = np.int64(0)
-    while at < WHEEL_LISTS:
+    while at < EXPIRY_LISTS:
         run = np.int64(ends[FIRST, at])
         if run < 0:
             at += 1
             continue
         if at == 0:
-            return run if prefix[WHEEL_NOW] <= now else np.int64(-1)
+            return run if prefix[EXPIRY_NOW] <= now else np.int64(-1)
         # The earliest that could stand here. Seen from there, all of it goes further down.
-        earliest = ((prefix[WHEEL_NOW] >> (at - 1)) | 1) << (at - 1)
+        earliest = ((prefix[EXPIRY_NOW] >> (at - 1)) | 1) << (at - 1)
         if earliest > now:
             return np.int64(-1)
         ends[FIRST, at] = -1
         ends[LAST, at] = -1
-        prefix[WHEEL_NOW] = earliest
+        prefix[EXPIRY_NOW] = earliest
         while run >= 0:
             behind = np.int64(links[run, 1])
-            wheel_link(prefix, run, np.int64(-1))
+            expiry_link(prefix, run, np.int64(-1))
             run = behind
         at = np.int64(0)
     return np.int64(-1)

@@ -22,7 +22,7 @@ from jitalloc.prefix_state import (
     TOKENS_AT,
 )
 
-FIRST = 0  # rows of `queues` and of `wheel`
+FIRST = 0  # rows of `queue_ends` and of `expiry_ends`
 LAST = 1
 
 

@@ -11,7 +11,7 @@ from jitalloc.errors import (
 from jitalloc.kernels.check_lists import prefix_fault
 from jitalloc.kernels.check_nodes import is_run
 from jitalloc.kernels.children import bucket_column, hash_link
-from jitalloc.kernels.expiries import wheel_ends, wheel_links
+from jitalloc.kernels.expiries import expiry_ends, expiry_links
 from jitalloc.kernels.nodes import (
     next_pages,
     prev_pages,
@@ -109,7 +109,7 @@ def copy_row(source, page, out, to):
     if source[POLICY] == BY_PRIORITY:
         run_expiries(out)[to] = run_expiries(source)[page]
         for side in range(2):
-            wheel_links(out)[to, side] = wheel_links(source)[page, side]
+            expiry_links(out)[to, side] = expiry_links(source)[page, side]
     size = source[ROW]
     mine, theirs = token_column(source), token_column(out)
     for j in range(size):
@@ -134,10 +134,10 @@ def prefix_upkeep_rename_cpu(prefix, names, src, dst):
                 if runs[page, field] >= 0:
                     runs[page, field] = names[runs[page, field]]
             if prefix[POLICY] == BY_PRIORITY:
-                rename_all(wheel_links(prefix)[page], names)
+                rename_all(expiry_links(prefix)[page], names)
     for side in range(2):
         rename_all(queue_ends(prefix)[side], names)
-        rename_all(wheel_ends(prefix)[side], names)
+        rename_all(expiry_ends(prefix)[side], names)
     if prefix[TOP] >= 0:
         prefix[TOP] = names[prefix[TOP]]
     for page in range(prefix[PAGES]):

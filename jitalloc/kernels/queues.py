@@ -1,4 +1,4 @@
-"""The order in which runs give way: queues by class, and the wheel of expiring priorities.
+"""The order in which runs give way: queues by class, and what expires.
 
 Shared by the loops of the prefix cache. Locking a run leaves it in its queue; an eviction that
 meets it there takes it out (it is *parked*), and it comes back when it is pushed again, or when
@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from jitalloc._jit import counting, helper, int32_rows, trailing_zeros
-from jitalloc.kernels.expiries import arm, wheel_due
+from jitalloc.kernels.expiries import arm, expiry_due
 from jitalloc.kernels.nodes import FIRST, LAST, run_class, run_expiries, run_records, run_stamps
 from jitalloc.prefix_state import (
     BY_LFU,
@@ -191,10 +191,10 @@ def expire(prefix, now):
     """Let every priority that ends at or before `now` fall back to the default."""
     if prefix[POLICY] != BY_PRIORITY:
         return
-    run = wheel_due(prefix, now)
+    run = expiry_due(prefix, now)
     while run >= 0:
         arm(prefix, run, np.int64(NEVER))
         queue_unlink(prefix, run)
         set_class(prefix, run, prefix[DEFAULT])
         push(prefix, run)
-        run = wheel_due(prefix, now)
+        run = expiry_due(prefix, now)

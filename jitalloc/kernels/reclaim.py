@@ -7,7 +7,7 @@ import numpy as np
 from jitalloc._jit import counting, fail, helper, kernel, try_lock, unlock
 from jitalloc.errors import BUSY, STILL_LOCKED
 from jitalloc.kernels.children import child_unlink, hash_unlink
-from jitalloc.kernels.expiries import wheel_unlink
+from jitalloc.kernels.expiries import expiry_unlink
 from jitalloc.kernels.nodes import next_pages, prev_pages, run_class, run_of, run_records
 from jitalloc.kernels.owners import pool_release
 from jitalloc.kernels.queues import expire, next_victim, put_back, queue_unlink
@@ -39,7 +39,7 @@ def drop_run(prefix, run):
     hash_unlink(prefix, run)
     child_unlink(prefix, run)
     queue_unlink(prefix, run)
-    wheel_unlink(prefix, run)
+    expiry_unlink(prefix, run)
     if end >= 0:
         put_back(prefix, run_of(prefix, end))
 

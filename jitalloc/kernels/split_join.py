@@ -9,7 +9,7 @@ import numpy as np
 
 from jitalloc._jit import helper
 from jitalloc.kernels.children import hash_link, hash_unlink
-from jitalloc.kernels.expiries import is_armed, wheel_link, wheel_links, wheel_unlink
+from jitalloc.kernels.expiries import expiry_link, expiry_links, expiry_unlink, is_armed
 from jitalloc.kernels.nodes import next_pages, run_expiries, run_of, run_records, run_stamps
 from jitalloc.kernels.queues import queue_link, queue_unlink
 from jitalloc.prefix_state import (
@@ -54,7 +54,7 @@ def split_run(prefix, run, end, kept):
     if prefix[POLICY] == BY_PRIORITY:
         run_expiries(prefix)[tail] = run_expiries(prefix)[run]
         if is_armed(prefix, run):
-            wheel_link(prefix, tail, run)
+            expiry_link(prefix, tail, run)
 
 
 @helper
@@ -87,7 +87,7 @@ def may_join(prefix, run, child):
         return True
     expiries = run_expiries(prefix)
     return expiries[run] == expiries[child] and (
-        not is_armed(prefix, child) or wheel_links(prefix)[child, 1] == run
+        not is_armed(prefix, child) or expiry_links(prefix)[child, 1] == run
     )
 
 
@@ -97,7 +97,7 @@ def join_runs(prefix, run, child):
     runs, nexts = run_records(prefix), next_pages(prefix)
     hash_unlink(prefix, child)
     queue_unlink(prefix, child)
-    wheel_unlink(prefix, child)
+    expiry_unlink(prefix, child)
     last = np.int64(runs[child, RUN_END])
     nexts[runs[run, RUN_END]] = child
     nexts[last] = ~run
