@@ -86,7 +86,7 @@ BAD_PREFIX_HEADER = 85
 BAD_PREFIX_COUNT = 86
 CACHED_FREE = 87
 BAD_LINK = 88
-BAD_RUN = 89
+BAD_NODE = 89
 BAD_LOCKS = 90
 BAD_CHILDREN = 91
 BAD_BUCKET = 92
@@ -313,15 +313,15 @@ CORRUPT_REASONS = {
     BAD_ROW_LOCK: "row {} does not fit the cached pages that it locks",
     LOCKS_MISSING: "page {} is locked by more sequences than its locks say",
     BAD_PREFIX_HEADER: "prefix header[{}] contradicts the arrays or the cache's own sizes",
-    BAD_PREFIX_COUNT: "runs or pages are missing in the lists of the prefix cache ({})",
+    BAD_PREFIX_COUNT: "nodes or pages are missing in the lists of the prefix cache ({})",
     CACHED_FREE: "cached page {} has no owner in refcount, or is reserved",
     BAD_LINK: "next_pages and prev_pages of page {} do not fit together",
-    BAD_RUN: "the record of run {} does not fit its pages",
-    BAD_LOCKS: "run {} has fewer locks or pins than the runs behind it, or more pins than locks",
-    BAD_CHILDREN: "the list of runs behind run {} is broken",
+    BAD_NODE: "the record of node {} does not fit its pages",
+    BAD_LOCKS: "node {} has fewer locks or pins than its children, or more pins than locks",
+    BAD_CHILDREN: "the list of children of node {} is broken",
     BAD_BUCKET: "bucket {} of the hash table is broken, or tokens have changed",
-    BAD_QUEUE: "run {} stands in the wrong place of its queue, or should stand in one",
-    BAD_EXPIRY: "the expiry of run {} does not fit its list",
+    BAD_QUEUE: "node {} stands in the wrong place of its queue, or should stand in one",
+    BAD_EXPIRY: "the expiry of node {} does not fit its list",
     ROW_PAGE_FREE: "row {} holds a page that is free, or more rows hold it than it has owners",
 }
 

@@ -92,7 +92,7 @@ class PrefixUpkeep(PrefixSlab):
         Raises
         ------
         CorruptState
-            An invariant of `jitalloc.prefix_state` is broken; the message names the page or run.
+            An invariant of `jitalloc.prefix_state` is broken; the message names the page or node.
         """
         with self.pool._everyone():
             self._check_header()

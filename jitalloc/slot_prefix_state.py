@@ -89,7 +89,7 @@ BAD_ENTRY: Final = 105
 BAD_ENTRY_TOKENS: Final = 106
 BAD_ENTRY_STACK: Final = 107
 BAD_SLOT_QUEUE: Final = 108
-BAD_NODE: Final = 109
+BAD_SLOT_NODE: Final = 109
 BAD_NODE_STACK: Final = 110
 BAD_NODE_NEWEST: Final = 111
 BAD_SLOT_CHILDREN: Final = 112
@@ -102,7 +102,7 @@ SLOT_PREFIX_CORRUPT_REASONS: Final = {
     BAD_ENTRY_TOKENS: "the tokens of entry {} are not those of its node",
     BAD_ENTRY_STACK: "the stack of free entries is broken at entry {}",
     BAD_SLOT_QUEUE: "the queue is broken at entry {}",
-    BAD_NODE: "a column of node {} is out of its range, or the node should not be there",
+    BAD_SLOT_NODE: "a column of node {} is out of its range, or the node should not be there",
     BAD_NODE_STACK: "the stack of free nodes is broken at node {}",
     BAD_NODE_NEWEST: "node {} does not name the entry used last below it",
     BAD_SLOT_CHILDREN: "the children of node {} are not linked in the order of their use",

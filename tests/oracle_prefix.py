@@ -1,7 +1,7 @@
 """What a prefix cache must do, in plain Python: one node a page, victims by sorting them all.
 
 Read this beside `oracle.py`. The index is a dictionary from (namespace, all tokens up to here) to
-the page that holds the last of them. There are no runs, no queues and no hashes: a victim is the
+the page that holds the last of them. There are no nodes, no queues and no hashes: a victim is the
 smallest of a list. A call looks at everything before it changes anything.
 """
 

@@ -20,7 +20,7 @@ from jitalloc import (
     PagePool,
     PrefixCache,
 )
-from jitalloc.prefix_state import NUM_CACHED, RUNS_AT, TOKENS_AT
+from jitalloc.prefix_state import NODES_AT, NUM_CACHED, TOKENS_AT
 from tests.cuda_prefix_pairs import CudaPrefixPair, PrefixView, state, stored, up
 from tests.gpu import ON_DEVICE
 from tests.prefix_pairs import spell
@@ -187,12 +187,12 @@ def test_a_snapshot_that_does_not_fit_changes_nothing() -> None:
     cache.check()
 
 
-@pytest.mark.parametrize("at", [NUM_CACHED, RUNS_AT, TOKENS_AT, "run", "token", "name"])
+@pytest.mark.parametrize("at", [NUM_CACHED, NODES_AT, TOKENS_AT, "node", "token", "name"])
 def test_a_state_that_is_broken_shows(at: int | str) -> None:
     cache = stored(16, 4, "abc", "abd")
     cache.check()
-    if at == "run":
-        cache.arrays.runs[0, 0] += 1
+    if at == "node":
+        cache.arrays.nodes[0, 0] += 1
     elif at == "token":
         cache.arrays.tokens[0, 1] += 1
     elif at == "name":

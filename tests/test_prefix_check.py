@@ -11,7 +11,7 @@ import pytest
 from jitalloc import prefix_state, state
 from jitalloc._jit import JIT_DISABLED
 from jitalloc.errors import CorruptState
-from jitalloc.prefix_state import HASH_MASK, NEVER, RUN_FIELDS, SLAB_END, UNCACHED
+from jitalloc.prefix_state import HASH_MASK, NEVER, NODE_FIELDS, SLAB_END, UNCACHED
 from tests.oracle_prefix import POLICIES
 from tests.prefix_pairs import PrefixPair, random_turn, spell, stored
 
@@ -20,7 +20,7 @@ every_policy = pytest.mark.parametrize("policy", POLICIES)
 
 
 def worn(policy: str = "lru", mask: int = -1) -> PrefixPair:
-    """A cache with a history: branches, locks, pins, parked runs, several namespaces."""
+    """A cache with a history: branches, locks, pins, parked nodes, several namespaces."""
     random, pair = Random(9), PrefixPair(40, 3, policy=policy, protected_share=0.2)
     pair.force_collisions(mask)
     for text in ("abcde", "abxy", "abcq", "zz", "z", "m"):
@@ -68,7 +68,7 @@ EXACT = (
     "NUM_PINNED",
     "NUM_PROTECTED",
 )
-EXACT += ("CAPACITY", "DEFAULT", "PIN_BUDGET", "NEXT_AT", "RUNS_AT", "TOKENS_AT", "SLAB_END")
+EXACT += ("CAPACITY", "DEFAULT", "PIN_BUDGET", "NEXT_AT", "NODES_AT", "TOKENS_AT", "SLAB_END")
 EXACT += ("INSERTED", "EVICTED")
 
 
@@ -119,27 +119,27 @@ def test_check_finds_a_corrupt_stamp(policy: str) -> None:
     clock = int(arrays.header[prefix_state.CLOCK])
     for first in firsts(pair):
         assert_all_found(pair, arrays.stamps, first, [0, -3, clock + 1, 2**62])
-        behind = int(arrays.runs[first, prefix_state.QUEUE_NEXT])
+        behind = int(arrays.nodes[first, prefix_state.QUEUE_NEXT])
         if behind >= 0:  # the same place twice, and an order that does not ascend
             place = int(arrays.stamps[behind])
             assert_all_found(pair, arrays.stamps, first, [place, place + 1])
 
 
 @every_policy
-@pytest.mark.parametrize("field", range(RUN_FIELDS))
+@pytest.mark.parametrize("field", range(NODE_FIELDS))
 def test_check_finds_a_corrupt_record(policy: str, field: int) -> None:
     pair = worn(policy)
-    runs = pair.cache.arrays.runs
+    nodes = pair.cache.arrays.nodes
     for first in firsts(pair)[: 3 if JIT_DISABLED else 99]:
-        sound = int(runs[first, field])
+        sound = int(nodes[first, field])
         values = [-7, 40, sound + 1, sound - 1, first]
-        if field == prefix_state.RUN_LOCKS:
+        if field == prefix_state.NODE_LOCKS:
             values = [-7, 0] if sound else [-1, 1]
-        elif field == prefix_state.RUN_STATE:
+        elif field == prefix_state.NODE_STATE:
             pins = sound >> prefix_state.PINS_SHIFT
             other = sound - ((pins or -1) << prefix_state.PINS_SHIFT)  # none, or one
             values = [-7, sound ^ prefix_state.QUEUED, other]
-        assert_all_found(pair, runs, (first, field), values)
+        assert_all_found(pair, nodes, (first, field), values)
 
 
 @pytest.mark.parametrize("mask", [-1, 3])

@@ -15,17 +15,17 @@ from jitalloc.errors import (
     BAD_PREFIX_HEADER,
     BAD_QUEUE,
 )
-from jitalloc.kernels.check_nodes import count_fault, is_run, link_fault, runs_fault
+from jitalloc.kernels.check_nodes import count_fault, is_node, link_fault, nodes_fault
 from jitalloc.kernels.children import bucket_column, page_hash
 from jitalloc.kernels.expiries import expiry_ends, expiry_links, expiry_list, is_armed
 from jitalloc.kernels.nodes import (
     FIRST,
     LAST,
+    node_class,
+    node_expiries,
+    node_records,
+    node_stamps,
     prev_pages,
-    run_class,
-    run_expiries,
-    run_records,
-    run_stamps,
     token_column,
 )
 from jitalloc.kernels.queues import queue_ends
@@ -39,6 +39,8 @@ from jitalloc.prefix_state import (
     EXPIRY_NOW,
     FILLED_AT,
     NEVER,
+    NODE_LENGTH,
+    NODE_STATE,
     PAGES,
     POLICY,
     QUEUE_NEXT,
@@ -46,53 +48,53 @@ from jitalloc.prefix_state import (
     QUEUED,
     QUEUES,
     ROW,
-    RUN_LENGTH,
-    RUN_STATE,
 )
 
 
 @helper
 def bucket_fault(prefix, count):
-    """Check the hash table, which must hold `count` runs; return 0 or the fault."""
-    runs, prevs = run_records(prefix), prev_pages(prefix)
+    """Check the hash table, which must hold `count` nodes; return 0 or the fault."""
+    nodes, prevs = node_records(prefix), prev_pages(prefix)
     buckets = bucket_column(prefix)
     for at in range(buckets.size):
-        run, before = np.int64(buckets[at]), np.int64(~at)
-        while run != -1:
-            if count == 0 or not is_run(prefix, run):
+        node, before = np.int64(buckets[at]), np.int64(~at)
+        while node != -1:
+            if count == 0 or not is_node(prefix, node):
                 return fail(BAD_BUCKET, at)
-            code = page_hash(prefix, np.int64(prevs[run]), token_column(prefix), run * prefix[ROW])
-            if runs[run, CHAIN_PREV] != before or code & prefix[BUCKET_MASK] != at:
+            code = page_hash(
+                prefix, np.int64(prevs[node]), token_column(prefix), node * prefix[ROW]
+            )
+            if nodes[node, CHAIN_PREV] != before or code & prefix[BUCKET_MASK] != at:
                 return fail(BAD_BUCKET, at)
             count -= 1
-            before = run
-            run = np.int64(runs[run, CHAIN_NEXT])
+            before = node
+            node = np.int64(nodes[node, CHAIN_NEXT])
     return np.int64(0) if count == 0 else fail(BAD_PREFIX_COUNT, BUCKETS_AT)
 
 
 @helper
 def queue_fault(prefix):
     """Check every queue; return 0 or the fault."""
-    runs, ends, stamps = run_records(prefix), queue_ends(prefix), run_stamps(prefix)
+    nodes, ends, stamps = node_records(prefix), queue_ends(prefix), node_stamps(prefix)
     count = np.int64(0)
     for page in range(prefix[PAGES]):
-        if is_run(prefix, np.int64(page)) and runs[page, RUN_STATE] & QUEUED != 0:
+        if is_node(prefix, np.int64(page)) and nodes[page, NODE_STATE] & QUEUED != 0:
             count += 1
     for queue in range(QUEUES):
-        run, before = np.int64(ends[FIRST, queue]), np.int64(-1)
+        node, before = np.int64(ends[FIRST, queue]), np.int64(-1)
         filled = (prefix[FILLED_AT + (queue >> 6)] >> (queue & 63)) & 1
-        if (run != -1) != (filled == 1):
-            return fail(BAD_QUEUE, max(run, np.int64(0)))
-        while run != -1:
-            if count == 0 or not is_run(prefix, run) or runs[run, RUN_STATE] & QUEUED == 0:
-                return fail(BAD_QUEUE, max(run, np.int64(0)))
-            if run_class(prefix, run) != queue or runs[run, QUEUE_PREV] != before:
-                return fail(BAD_QUEUE, run)
-            if before >= 0 and stamps[run] - runs[run, RUN_LENGTH] < stamps[before]:
-                return fail(BAD_QUEUE, run)
+        if (node != -1) != (filled == 1):
+            return fail(BAD_QUEUE, max(node, np.int64(0)))
+        while node != -1:
+            if count == 0 or not is_node(prefix, node) or nodes[node, NODE_STATE] & QUEUED == 0:
+                return fail(BAD_QUEUE, max(node, np.int64(0)))
+            if node_class(prefix, node) != queue or nodes[node, QUEUE_PREV] != before:
+                return fail(BAD_QUEUE, node)
+            if before >= 0 and stamps[node] - nodes[node, NODE_LENGTH] < stamps[before]:
+                return fail(BAD_QUEUE, node)
             count -= 1
-            before = run
-            run = np.int64(runs[run, QUEUE_NEXT])
+            before = node
+            node = np.int64(nodes[node, QUEUE_NEXT])
         if ends[LAST, queue] != before:
             return fail(BAD_QUEUE, max(before, np.int64(0)))
     return np.int64(0) if count == 0 else fail(BAD_PREFIX_COUNT, FILLED_AT)
@@ -104,22 +106,22 @@ def expiry_fault(prefix):
     ends, links = expiry_ends(prefix), expiry_links(prefix)
     count = np.int64(0)
     if prefix[POLICY] == BY_PRIORITY:
-        expiries = run_expiries(prefix)
+        expiries = node_expiries(prefix)
         for page in range(prefix[PAGES]):
-            if is_run(prefix, np.int64(page)):
+            if is_node(prefix, np.int64(page)):
                 if expiries[page] < prefix[EXPIRY_NOW] or expiries[page] > NEVER:
                     return fail(BAD_EXPIRY, page)
                 count += is_armed(prefix, np.int64(page))
     for at in range(EXPIRY_LISTS):
-        run, before = np.int64(ends[FIRST, at]), np.int64(-1)
-        while run != -1:
-            if count == 0 or not is_run(prefix, run) or not is_armed(prefix, run):
-                return fail(BAD_EXPIRY, max(run, np.int64(0)))
-            if links[run, 0] != before or expiry_list(prefix, run_expiries(prefix)[run]) != at:
-                return fail(BAD_EXPIRY, run)
+        node, before = np.int64(ends[FIRST, at]), np.int64(-1)
+        while node != -1:
+            if count == 0 or not is_node(prefix, node) or not is_armed(prefix, node):
+                return fail(BAD_EXPIRY, max(node, np.int64(0)))
+            if links[node, 0] != before or expiry_list(prefix, node_expiries(prefix)[node]) != at:
+                return fail(BAD_EXPIRY, node)
             count -= 1
-            before = run
-            run = np.int64(links[run, 1])
+            before = node
+            node = np.int64(links[node, 1])
         if ends[LAST, at] != before:
             return fail(BAD_EXPIRY, max(before, np.int64(0)))
     return np.int64(0) if count == 0 else fail(BAD_PREFIX_COUNT, EXPIRY_NOW)
@@ -133,7 +135,7 @@ def prefix_fault(pool, prefix, seen):
         return fail(BAD_PREFIX_HEADER, slot)
     status = link_fault(pool, prefix)
     if status == 0:
-        status = runs_fault(prefix, seen)
+        status = nodes_fault(prefix, seen)
     if status >= 0:
         status = bucket_fault(prefix, status)
     if status >= 0:

@@ -1,4 +1,4 @@
-"""What must hold in a prefix cache, page by page and run by run.
+"""What must hold in a prefix cache, page by page and node by node.
 
 Shared by the loops of the prefix cache. No field is believed before it has been looked at: a broken
 one must neither lead out of an array nor round in a circle.
@@ -13,18 +13,18 @@ from jitalloc.errors import (
     BAD_CHILDREN,
     BAD_LINK,
     BAD_LOCKS,
+    BAD_NODE,
     BAD_PREFIX_COUNT,
     BAD_PREFIX_HEADER,
     BAD_QUEUE,
-    BAD_RUN,
     CACHED_FREE,
 )
 from jitalloc.kernels.nodes import (
     next_pages,
+    node_class,
+    node_records,
+    node_stamps,
     prev_pages,
-    run_class,
-    run_records,
-    run_stamps,
 )
 from jitalloc.kernels.pool import pool_views
 from jitalloc.prefix_state import (
@@ -38,6 +38,11 @@ from jitalloc.prefix_state import (
     INSERTED,
     LOOKUPS,
     MOST_USES,
+    NODE_CHILD,
+    NODE_END,
+    NODE_LENGTH,
+    NODE_LOCKS,
+    NODE_STATE,
     NUM_CACHED,
     NUM_LOCKED,
     NUM_PINNED,
@@ -50,11 +55,6 @@ from jitalloc.prefix_state import (
     QUEUE_PREV,
     QUEUED,
     ROW,
-    RUN_CHILD,
-    RUN_END,
-    RUN_LENGTH,
-    RUN_LOCKS,
-    RUN_STATE,
     SIBLING_NEXT,
     SIBLING_PREV,
     TOKENS_ASKED,
@@ -66,8 +66,8 @@ from jitalloc.state import FIRST_PAGE, STEP
 
 
 @helper
-def is_run(prefix, page):
-    """Return whether `page`, any number, is the first page of a run."""
+def is_node(prefix, page):
+    """Return whether `page`, any number, is the first page of a node."""
     nexts, prevs = next_pages(prefix), prev_pages(prefix)
     if page < 0 or page >= prefix[PAGES] or nexts[page] == UNCACHED:
         return False
@@ -121,13 +121,13 @@ def link_fault(pool, prefix):
 
 
 @helper
-def run_fault(prefix, run, seen):
-    """Mark the pages of `run` in `seen`; return the status word of the first fault, or 0."""
-    runs, nexts = run_records(prefix), next_pages(prefix)
-    length, state = np.int64(runs[run, RUN_LENGTH]), runs[run, RUN_STATE]
+def node_fault(prefix, node, seen):
+    """Mark the pages of `node` in `seen`; return the status word of the first fault, or 0."""
+    nodes, nexts = node_records(prefix), next_pages(prefix)
+    length, state = np.int64(nodes[node, NODE_LENGTH]), nodes[node, NODE_STATE]
     if length < 1 or length > prefix[PAGES] or state < 0:
-        return fail(BAD_RUN, run)
-    page = run
+        return fail(BAD_NODE, node)
+    page = node
     for i in range(length):
         if seen[page >> 6] & bit(page) != np.uint64(0):
             return fail(BAD_LINK, page)
@@ -135,78 +135,80 @@ def run_fault(prefix, run, seen):
         last = page
         page = np.int64(nexts[page])
         if (page < 0) != (i == length - 1):
-            return fail(BAD_RUN, run)
-    if page != ~run or runs[run, RUN_END] != last:
-        return fail(BAD_RUN, run)
-    stamp = run_stamps(prefix)[run]
+            return fail(BAD_NODE, node)
+    if page != ~node or nodes[node, NODE_END] != last:
+        return fail(BAD_NODE, node)
+    stamp = node_stamps(prefix)[node]
     uses, kind = (state >> USES_SHIFT) & MOST_USES, state & 255
     if stamp < length or stamp > prefix[CLOCK]:
-        return fail(BAD_RUN, run)
+        return fail(BAD_NODE, node)
     if prefix[POLICY] == BY_LFU or prefix[POLICY] == BY_SLRU:
         if kind > uses or (prefix[POLICY] == BY_SLRU and kind > 1):
-            return fail(BAD_RUN, run)
+            return fail(BAD_NODE, node)
     elif prefix[POLICY] != BY_PRIORITY and kind != 0:
-        return fail(BAD_RUN, run)
-    if runs[run, RUN_LOCKS] < state >> PINS_SHIFT:
-        return fail(BAD_LOCKS, run)
+        return fail(BAD_NODE, node)
+    if nodes[node, NODE_LOCKS] < state >> PINS_SHIFT:
+        return fail(BAD_LOCKS, node)
     if state & QUEUED == 0:
-        if runs[run, RUN_LOCKS] == 0 and runs[run, RUN_CHILD] < 0:
-            return fail(BAD_QUEUE, run)
-        if runs[run, QUEUE_NEXT] != -1 or runs[run, QUEUE_PREV] != -1:
-            return fail(BAD_QUEUE, run)
+        if nodes[node, NODE_LOCKS] == 0 and nodes[node, NODE_CHILD] < 0:
+            return fail(BAD_QUEUE, node)
+        if nodes[node, QUEUE_NEXT] != -1 or nodes[node, QUEUE_PREV] != -1:
+            return fail(BAD_QUEUE, node)
     return np.int64(0)
 
 
 @helper
-def children_fault(prefix, run, left):
-    """Walk the runs behind `run` (-1: the roots), at most `left`.
+def children_fault(prefix, node, left):
+    """Walk the nodes behind `node` (-1: the roots), at most `left`.
 
     Returns how many there are, or the status word of the first fault.
     """
-    runs, prevs = run_records(prefix), prev_pages(prefix)
-    child = np.int64(runs[run, RUN_CHILD]) if run >= 0 else prefix[TOP]
+    nodes, prevs = node_records(prefix), prev_pages(prefix)
+    child = np.int64(nodes[node, NODE_CHILD]) if node >= 0 else prefix[TOP]
     before = np.int64(-1)
     count, locks, pins = np.int64(0), np.int64(0), np.int64(0)
     while child != -1:
-        if count == left or not is_run(prefix, child) or runs[child, SIBLING_PREV] != before:
-            return fail(BAD_CHILDREN, max(run, np.int64(0)))
-        if prevs[child] >= 0 if run < 0 else prevs[child] != runs[run, RUN_END]:
-            return fail(BAD_CHILDREN, max(run, np.int64(0)))
+        if count == left or not is_node(prefix, child) or nodes[child, SIBLING_PREV] != before:
+            return fail(BAD_CHILDREN, max(node, np.int64(0)))
+        if prevs[child] >= 0 if node < 0 else prevs[child] != nodes[node, NODE_END]:
+            return fail(BAD_CHILDREN, max(node, np.int64(0)))
         count += 1
-        locks += runs[child, RUN_LOCKS]
-        pins += runs[child, RUN_STATE] >> PINS_SHIFT
+        locks += nodes[child, NODE_LOCKS]
+        pins += nodes[child, NODE_STATE] >> PINS_SHIFT
         before = child
-        child = np.int64(runs[child, SIBLING_NEXT])
-    if run >= 0 and (locks > runs[run, RUN_LOCKS] or pins > runs[run, RUN_STATE] >> PINS_SHIFT):
-        return fail(BAD_LOCKS, run)
+        child = np.int64(nodes[child, SIBLING_NEXT])
+    if node >= 0 and (
+        locks > nodes[node, NODE_LOCKS] or pins > nodes[node, NODE_STATE] >> PINS_SHIFT
+    ):
+        return fail(BAD_LOCKS, node)
     return count
 
 
 @helper
-def runs_fault(prefix, seen):
-    """Check every run and the counts of pages; return how many runs there are, or the fault."""
-    runs = run_records(prefix)
+def nodes_fault(prefix, seen):
+    """Check every node and the counts of pages; return how many nodes there are, or the fault."""
+    nodes = node_records(prefix)
     count, children = np.int64(0), np.int64(0)
     cached, locked, pinned, protected = np.int64(0), np.int64(0), np.int64(0), np.int64(0)
     for page in range(prefix[PAGES]):
-        run = np.int64(page)
-        if not is_run(prefix, run):
+        node = np.int64(page)
+        if not is_node(prefix, node):
             continue
-        status = run_fault(prefix, run, seen)
+        status = node_fault(prefix, node, seen)
         if status < 0:
             return status
         count += 1
-        cached += runs[run, RUN_LENGTH]
-        if runs[run, RUN_STATE] >> PINS_SHIFT > 0:
-            pinned += runs[run, RUN_LENGTH]
-        if runs[run, RUN_LOCKS] > 0:
-            locked += runs[run, RUN_LENGTH]
+        cached += nodes[node, NODE_LENGTH]
+        if nodes[node, NODE_STATE] >> PINS_SHIFT > 0:
+            pinned += nodes[node, NODE_LENGTH]
+        if nodes[node, NODE_LOCKS] > 0:
+            locked += nodes[node, NODE_LENGTH]
         elif prefix[POLICY] == BY_SLRU:
-            protected += run_class(prefix, run) * runs[run, RUN_LENGTH]
+            protected += node_class(prefix, node) * nodes[node, NODE_LENGTH]
     for page in range(-1, prefix[PAGES]):
-        run = np.int64(page)
-        if run < 0 or is_run(prefix, run):
-            found = children_fault(prefix, run, count - children)
+        node = np.int64(page)
+        if node < 0 or is_node(prefix, node):
+            found = children_fault(prefix, node, count - children)
             if found < 0:
                 return found
             children += found

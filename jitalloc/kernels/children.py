@@ -1,4 +1,4 @@
-"""What follows a page: the hash table of runs, and the list of the children of each page.
+"""What follows a page: the hash table of nodes, and the list of the children of each page.
 
 Shared by the loops of the prefix cache.
 """
@@ -8,15 +8,15 @@ from __future__ import annotations
 import numpy as np
 
 from jitalloc._jit import counting, helper, int32_column, mix
-from jitalloc.kernels.nodes import prev_pages, run_of, run_records, token_column
+from jitalloc.kernels.nodes import node_of, node_records, prev_pages, token_column
 from jitalloc.prefix_state import (
     BUCKET_MASK,
     BUCKETS_AT,
     CHAIN_NEXT,
     CHAIN_PREV,
     HASH_MASK,
+    NODE_CHILD,
     ROW,
-    RUN_CHILD,
     SIBLING_NEXT,
     SIBLING_PREV,
     TOP,
@@ -43,88 +43,88 @@ def page_hash(prefix, end, tokens, at):
 
 @counting
 def bucket_column(prefix):
-    """Return the first run of each bucket of the hash table."""
+    """Return the first node of each bucket of the hash table."""
     return int32_column(prefix, prefix[BUCKETS_AT], prefix[BUCKET_MASK] + 1)
 
 
 @helper
-def hash_link(prefix, run):
-    """Enter `run`, whose `prev_pages` and tokens stand already, into the hash table."""
-    runs, buckets = run_records(prefix), bucket_column(prefix)
-    end = np.int64(prev_pages(prefix)[run])
-    code = page_hash(prefix, end, token_column(prefix), run * prefix[ROW])
+def hash_link(prefix, node):
+    """Enter `node`, whose `prev_pages` and tokens stand already, into the hash table."""
+    nodes, buckets = node_records(prefix), bucket_column(prefix)
+    end = np.int64(prev_pages(prefix)[node])
+    code = page_hash(prefix, end, token_column(prefix), node * prefix[ROW])
     bucket = code & prefix[BUCKET_MASK]
     behind = np.int64(buckets[bucket])
-    runs[run, CHAIN_NEXT] = behind
-    runs[run, CHAIN_PREV] = ~bucket
+    nodes[node, CHAIN_NEXT] = behind
+    nodes[node, CHAIN_PREV] = ~bucket
     if behind >= 0:
-        runs[behind, CHAIN_PREV] = run
-    buckets[bucket] = run
+        nodes[behind, CHAIN_PREV] = node
+    buckets[bucket] = node
 
 
 @helper
-def hash_unlink(prefix, run):
-    """Take `run` out of the hash table.
+def hash_unlink(prefix, node):
+    """Take `node` out of the hash table.
 
     Linked both ways, so that an eviction only writes to what is not in a cache of the processor,
-    and does not wait for it: 0.1 us a page instead of 0.35 with a million runs.
+    and does not wait for it: 0.1 us a page instead of 0.35 with a million nodes.
     """
-    runs = run_records(prefix)
-    before, behind = np.int64(runs[run, CHAIN_PREV]), np.int64(runs[run, CHAIN_NEXT])
+    nodes = node_records(prefix)
+    before, behind = np.int64(nodes[node, CHAIN_PREV]), np.int64(nodes[node, CHAIN_NEXT])
     if before >= 0:
-        runs[before, CHAIN_NEXT] = behind
+        nodes[before, CHAIN_NEXT] = behind
     else:
         bucket_column(prefix)[~before] = behind
     if behind >= 0:
-        runs[behind, CHAIN_PREV] = before
+        nodes[behind, CHAIN_PREV] = before
 
 
 @helper
 def first_child(prefix, end):
-    """Return the most recently used run behind `end`, or -1; at a root, of any namespace."""
+    """Return the most recently used node behind `end`, or -1; at a root, of any namespace."""
     if end < 0:
         return prefix[TOP]
-    return np.int64(run_records(prefix)[run_of(prefix, end), RUN_CHILD])
+    return np.int64(node_records(prefix)[node_of(prefix, end), NODE_CHILD])
 
 
 @helper
-def set_first_child(prefix, end, run):
-    """Make `run` the first in the list of the runs behind `end`."""
+def set_first_child(prefix, end, node):
+    """Make `node` the first in the list of the nodes behind `end`."""
     if end < 0:
-        prefix[TOP] = run
+        prefix[TOP] = node
     else:
-        run_records(prefix)[run_of(prefix, end), RUN_CHILD] = run
+        node_records(prefix)[node_of(prefix, end), NODE_CHILD] = node
 
 
 @helper
-def child_link(prefix, run):
-    """Put `run` in front of the runs that follow the same page."""
-    runs = run_records(prefix)
-    end = np.int64(prev_pages(prefix)[run])
+def child_link(prefix, node):
+    """Put `node` in front of the nodes that follow the same page."""
+    nodes = node_records(prefix)
+    end = np.int64(prev_pages(prefix)[node])
     other = first_child(prefix, end)
-    runs[run, SIBLING_PREV] = -1
-    runs[run, SIBLING_NEXT] = other
+    nodes[node, SIBLING_PREV] = -1
+    nodes[node, SIBLING_NEXT] = other
     if other >= 0:
-        runs[other, SIBLING_PREV] = run
-    set_first_child(prefix, end, run)
+        nodes[other, SIBLING_PREV] = node
+    set_first_child(prefix, end, node)
 
 
 @helper
-def child_unlink(prefix, run):
-    """Take `run` out of the list of the runs that follow the same page."""
-    runs = run_records(prefix)
-    before, behind = np.int64(runs[run, SIBLING_PREV]), np.int64(runs[run, SIBLING_NEXT])
+def child_unlink(prefix, node):
+    """Take `node` out of the list of the nodes that follow the same page."""
+    nodes = node_records(prefix)
+    before, behind = np.int64(nodes[node, SIBLING_PREV]), np.int64(nodes[node, SIBLING_NEXT])
     if before >= 0:
-        runs[before, SIBLING_NEXT] = behind
+        nodes[before, SIBLING_NEXT] = behind
     else:
-        set_first_child(prefix, np.int64(prev_pages(prefix)[run]), behind)
+        set_first_child(prefix, np.int64(prev_pages(prefix)[node]), behind)
     if behind >= 0:
-        runs[behind, SIBLING_PREV] = before
+        nodes[behind, SIBLING_PREV] = before
 
 
 @helper
-def child_to_front(prefix, run):
-    """Make `run` the most recently used of those that follow the same page."""
-    if run_records(prefix)[run, SIBLING_PREV] >= 0:
-        child_unlink(prefix, run)
-        child_link(prefix, run)
+def child_to_front(prefix, node):
+    """Make `node` the most recently used of those that follow the same page."""
+    if node_records(prefix)[node, SIBLING_PREV] >= 0:
+        child_unlink(prefix, node)
+        child_link(prefix, node)

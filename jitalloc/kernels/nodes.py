@@ -1,7 +1,7 @@
-"""Runs of cached pages: the columns of the slab, and what stands in them for a run.
+"""Nodes of the tree of cached pages: the columns of the slab, and what stands in them for a node.
 
-Shared by the loops of the prefix cache. `end` stands for the last page of a run, or for the root
-of a namespace, `-2 - namespace`; `run` for the first page of one.
+Shared by the loops of the prefix cache. `end` stands for the last page of a node, or for the root
+of a namespace, `-2 - namespace`; `node` for the first page of one.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from jitalloc._jit import counting, helper, int32_column, int32_rows, int64_colu
 from jitalloc.prefix_state import (
     EXPIRIES_AT,
     NEXT_AT,
+    NODE_FIELDS,
+    NODE_STATE,
+    NODES_AT,
     PAGES,
     PREV_AT,
     ROW,
-    RUN_FIELDS,
-    RUN_STATE,
-    RUNS_AT,
     STAMPS_AT,
     TOKENS_AT,
 )
@@ -28,7 +28,7 @@ LAST = 1
 
 @counting
 def next_pages(prefix):
-    """Return the column of the pages behind each page in its run."""
+    """Return the column of the pages behind each page in its node."""
     return int32_column(prefix, prefix[NEXT_AT], prefix[PAGES])
 
 
@@ -39,20 +39,20 @@ def prev_pages(prefix):
 
 
 @counting
-def run_records(prefix):
-    """Return the records of the runs, by their first pages."""
-    return int32_rows(prefix, prefix[RUNS_AT], prefix[PAGES], RUN_FIELDS)
+def node_records(prefix):
+    """Return the records of the nodes, by their first pages."""
+    return int32_rows(prefix, prefix[NODES_AT], prefix[PAGES], NODE_FIELDS)
 
 
 @counting
-def run_stamps(prefix):
-    """Return the stamps of the runs' first pages."""
+def node_stamps(prefix):
+    """Return the stamps of the nodes' first pages."""
     return int64_column(prefix, prefix[STAMPS_AT], prefix[PAGES])
 
 
 @counting
-def run_expiries(prefix):
-    """Return the expiries of the runs (policy `priority` only)."""
+def node_expiries(prefix):
+    """Return the expiries of the nodes (policy `priority` only)."""
     return int64_column(prefix, prefix[EXPIRIES_AT], prefix[NEXT_AT] - prefix[EXPIRIES_AT])
 
 
@@ -63,12 +63,12 @@ def token_column(prefix):
 
 
 @helper
-def run_of(prefix, end):
-    """Return the run that ends with page `end`."""
+def node_of(prefix, end):
+    """Return the node that ends with page `end`."""
     return np.int64(~next_pages(prefix)[end])
 
 
 @helper
-def run_class(prefix, run):
-    """Return the class of `run`: the queue that it belongs to."""
-    return np.int64(run_records(prefix)[run, RUN_STATE] & 255)
+def node_class(prefix, node):
+    """Return the class of `node`: the queue that it belongs to."""
+    return np.int64(node_records(prefix)[node, NODE_STATE] & 255)

@@ -8,7 +8,7 @@ from jitalloc._jit import fail, helper, kernel, try_lock, unlock
 from jitalloc.errors import BUSY, NEGATIVE_TOKEN, NOT_LOCKED, OVER_PIN_BUDGET, RENAMED
 from jitalloc.kernels.children import hash_link
 from jitalloc.kernels.insertion import expiry_at, link_new, refresh
-from jitalloc.kernels.nodes import prev_pages, run_of, run_records, token_column
+from jitalloc.kernels.nodes import node_of, node_records, prev_pages, token_column
 from jitalloc.kernels.paths import (
     NO_PAGE,
     UNUSED,
@@ -32,13 +32,13 @@ from jitalloc.prefix_state import (
     MATCH_HELD,
     MATCH_PAGES,
     MOST_PINS,
+    NODE_LENGTH,
+    NODE_STATE,
     NUM_PINNED,
     PAGES_ASKED,
     PIN_BUDGET,
     PINS_SHIFT,
     ROW,
-    RUN_LENGTH,
-    RUN_STATE,
     TOKENS_ASKED,
 )
 from jitalloc.state import STEP
@@ -171,16 +171,16 @@ def prefix_release_cpu(pool, prefix, records, count, held):
 @helper
 def pin_fault(prefix, end):
     """Return the status word of why a path cannot be pinned, or 0; its detail: pages to pin."""
-    runs, prevs = run_records(prefix), prev_pages(prefix)
+    nodes, prevs = node_records(prefix), prev_pages(prefix)
     fresh = np.int64(0)
     full = False
     while end >= 0:
-        run = run_of(prefix, end)
-        pins = runs[run, RUN_STATE] >> PINS_SHIFT
+        node = node_of(prefix, end)
+        pins = nodes[node, NODE_STATE] >> PINS_SHIFT
         if pins == 0:
-            fresh += runs[run, RUN_LENGTH]
+            fresh += nodes[node, NODE_LENGTH]
         full = full or pins == MOST_PINS
-        end = np.int64(prevs[run])
+        end = np.int64(prevs[node])
     if full or prefix[NUM_PINNED] + fresh > prefix[PIN_BUDGET]:
         return fail(OVER_PIN_BUDGET, fresh)
     return np.int64(0)

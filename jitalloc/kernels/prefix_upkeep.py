@@ -9,16 +9,16 @@ from jitalloc.errors import (
     BUSY,
 )
 from jitalloc.kernels.check_lists import prefix_fault
-from jitalloc.kernels.check_nodes import is_run
+from jitalloc.kernels.check_nodes import is_node
 from jitalloc.kernels.children import bucket_column, hash_link
 from jitalloc.kernels.expiries import expiry_ends, expiry_links
 from jitalloc.kernels.nodes import (
     next_pages,
+    node_class,
+    node_expiries,
+    node_records,
+    node_stamps,
     prev_pages,
-    run_class,
-    run_expiries,
-    run_records,
-    run_stamps,
     token_column,
 )
 from jitalloc.kernels.paths import demote
@@ -29,6 +29,12 @@ from jitalloc.prefix_state import (
     COLUMNS_AT,
     FILLED_AT,
     HASH_MASK,
+    NODE_CHILD,
+    NODE_END,
+    NODE_FIELDS,
+    NODE_LENGTH,
+    NODE_LOCKS,
+    NODE_STATE,
     NUM_LOCKED,
     NUM_PINNED,
     NUM_PROTECTED,
@@ -38,12 +44,6 @@ from jitalloc.prefix_state import (
     QUEUE_NEXT,
     QUEUE_PREV,
     ROW,
-    RUN_CHILD,
-    RUN_END,
-    RUN_FIELDS,
-    RUN_LENGTH,
-    RUN_LOCKS,
-    RUN_STATE,
     SIBLING_NEXT,
     SIBLING_PREV,
     STAMPS_AT,
@@ -76,13 +76,13 @@ def prefix_upkeep_copy_cpu(pool, prefix, out):
 def prefix_upkeep_roots_cpu(pool, prefix, out):
     if not try_lock(pool):
         return fail(BUSY, 0)
-    runs, prevs = run_records(prefix), prev_pages(prefix)
+    nodes, prevs = node_records(prefix), prev_pages(prefix)
     count = np.int64(0)
-    run = prefix[TOP]
-    while run >= 0:
-        out[count] = prevs[run]
+    node = prefix[TOP]
+    while node >= 0:
+        out[count] = prevs[node]
         count += 1
-        run = np.int64(runs[run, SIBLING_NEXT])
+        node = np.int64(nodes[node, SIBLING_NEXT])
     unlock(pool)
     return count
 
@@ -94,7 +94,7 @@ def rehash(prefix):
     for at in range(buckets.size):
         buckets[at] = -1
     for page in range(prefix[PAGES]):
-        if is_run(prefix, np.int64(page)):
+        if is_node(prefix, np.int64(page)):
             hash_link(prefix, np.int64(page))
 
 
@@ -103,11 +103,11 @@ def copy_row(source, page, out, to):
     """Copy what stands in the columns of `source` for `page` to `to` in `out`."""
     next_pages(out)[to] = next_pages(source)[page]
     prev_pages(out)[to] = prev_pages(source)[page]
-    run_stamps(out)[to] = run_stamps(source)[page]
-    for field in range(RUN_FIELDS):
-        run_records(out)[to, field] = run_records(source)[page, field]
+    node_stamps(out)[to] = node_stamps(source)[page]
+    for field in range(NODE_FIELDS):
+        node_records(out)[to, field] = node_records(source)[page, field]
     if source[POLICY] == BY_PRIORITY:
-        run_expiries(out)[to] = run_expiries(source)[page]
+        node_expiries(out)[to] = node_expiries(source)[page]
         for side in range(2):
             expiry_links(out)[to, side] = expiry_links(source)[page, side]
     size = source[ROW]
@@ -127,12 +127,12 @@ def rename_all(pages, names):
 @kernel("int64(int64[::1], int32[::1], int32[::1], int32[::1])")
 def prefix_upkeep_rename_cpu(prefix, names, src, dst):
     # The caller is inside the pool. `names[p]` is the new id of page `p`; the pages `dst` are free.
-    runs, nexts, prevs = run_records(prefix), next_pages(prefix), prev_pages(prefix)
+    nodes, nexts, prevs = node_records(prefix), next_pages(prefix), prev_pages(prefix)
     for page in range(prefix[PAGES]):
-        if is_run(prefix, np.int64(page)):
-            for field in (RUN_END, RUN_CHILD, SIBLING_NEXT, SIBLING_PREV, QUEUE_NEXT, QUEUE_PREV):
-                if runs[page, field] >= 0:
-                    runs[page, field] = names[runs[page, field]]
+        if is_node(prefix, np.int64(page)):
+            for field in (NODE_END, NODE_CHILD, SIBLING_NEXT, SIBLING_PREV, QUEUE_NEXT, QUEUE_PREV):
+                if nodes[page, field] >= 0:
+                    nodes[page, field] = names[nodes[page, field]]
             if prefix[POLICY] == BY_PRIORITY:
                 rename_all(expiry_links(prefix)[page], names)
     for side in range(2):
@@ -174,20 +174,20 @@ def prefix_upkeep_unlock_cpu(prefix, alone):
     # Takes every lock and pin away; for a slab that nobody else has yet. What was parked for a
     # lock is queued again, children or not: `demote` finds there what is protected. It waits
     # for the locks of sequences, where there will be some (`alone` is 0).
-    runs = run_records(prefix)
+    nodes = node_records(prefix)
     prefix[NUM_LOCKED] = 0
     prefix[NUM_PINNED] = 0
     prefix[NUM_PROTECTED] = 0
-    for run in range(prefix[PAGES]):
-        if is_run(prefix, run):
-            runs[run, RUN_LOCKS] = 0
-            runs[run, RUN_STATE] &= (1 << PINS_SHIFT) - 1
-            prefix[NUM_PROTECTED] += run_class(prefix, run) * runs[run, RUN_LENGTH]
+    for node in range(prefix[PAGES]):
+        if is_node(prefix, node):
+            nodes[node, NODE_LOCKS] = 0
+            nodes[node, NODE_STATE] &= (1 << PINS_SHIFT) - 1
+            prefix[NUM_PROTECTED] += node_class(prefix, node) * nodes[node, NODE_LENGTH]
     if prefix[POLICY] != BY_SLRU:
         prefix[NUM_PROTECTED] = 0
-    for run in range(prefix[PAGES]):
-        if is_run(prefix, run):
-            put_in_order(prefix, np.int64(run))
+    for node in range(prefix[PAGES]):
+        if is_node(prefix, node):
+            put_in_order(prefix, np.int64(node))
     if alone != 0:
         demote(prefix)
     return np.int64(0)

@@ -8,19 +8,19 @@ from jitalloc._jit import counting, fail, helper, kernel, try_lock, unlock
 from jitalloc.errors import BUSY, STILL_LOCKED
 from jitalloc.kernels.children import child_unlink, hash_unlink
 from jitalloc.kernels.expiries import expiry_unlink
-from jitalloc.kernels.nodes import next_pages, prev_pages, run_class, run_of, run_records
+from jitalloc.kernels.nodes import next_pages, node_class, node_of, node_records, prev_pages
 from jitalloc.kernels.owners import pool_release
 from jitalloc.kernels.queues import expire, next_victim, put_back, queue_unlink
 from jitalloc.prefix_state import (
     BY_SLRU,
     CLEARED,
     EVICTED,
+    NODE_END,
+    NODE_LENGTH,
     NUM_CACHED,
     NUM_LOCKED,
     NUM_PROTECTED,
     POLICY,
-    RUN_END,
-    RUN_LENGTH,
     UNCACHED,
 )
 from jitalloc.state import STEP
@@ -33,34 +33,34 @@ def prefix_evictable(prefix):
 
 
 @helper
-def drop_run(prefix, run):
-    """Take a run without children, whose pages are dropped, out of all lists."""
-    end = np.int64(prev_pages(prefix)[run])
-    hash_unlink(prefix, run)
-    child_unlink(prefix, run)
-    queue_unlink(prefix, run)
-    expiry_unlink(prefix, run)
+def drop_node(prefix, node):
+    """Take a node without children, whose pages are dropped, out of all lists."""
+    end = np.int64(prev_pages(prefix)[node])
+    hash_unlink(prefix, node)
+    child_unlink(prefix, node)
+    queue_unlink(prefix, node)
+    expiry_unlink(prefix, node)
     if end >= 0:
-        put_back(prefix, run_of(prefix, end))
+        put_back(prefix, node_of(prefix, end))
 
 
 @helper
-def drop_pages_of(prefix, run, count, victims, put):
-    """Drop the last `count` pages of a run, writing them to `victims[put:]`."""
-    runs, nexts, prevs = run_records(prefix), next_pages(prefix), prev_pages(prefix)
+def drop_pages_of(prefix, node, count, victims, put):
+    """Drop the last `count` pages of a node, writing them to `victims[put:]`."""
+    nodes, nexts, prevs = node_records(prefix), next_pages(prefix), prev_pages(prefix)
     if prefix[POLICY] == BY_SLRU:
-        prefix[NUM_PROTECTED] -= run_class(prefix, run) * count
-    page = np.int64(runs[run, RUN_END])
+        prefix[NUM_PROTECTED] -= node_class(prefix, node) * count
+    page = np.int64(nodes[node, NODE_END])
     for i in range(count):
         victims[put + i] = page
         nexts[page] = UNCACHED
         page = np.int64(prevs[page])
-    if count == runs[run, RUN_LENGTH]:
-        drop_run(prefix, run)
+    if count == nodes[node, NODE_LENGTH]:
+        drop_node(prefix, node)
     else:
-        runs[run, RUN_END] = page
-        runs[run, RUN_LENGTH] -= count
-        nexts[page] = ~run
+        nodes[node, NODE_END] = page
+        nodes[node, NODE_LENGTH] -= count
+        nexts[page] = ~node
 
 
 @helper
@@ -70,12 +70,12 @@ def give_way(prefix, victims, reason):
     There are so many that can be evicted. `reason`: REQUESTED, PRESSURE or CLEARED. The caller
     has let priorities `expire` before, and takes the cache's share of each page away.
     """
-    runs = run_records(prefix)
+    nodes = node_records(prefix)
     done = np.int64(0)
     while done < victims.size:
-        run = next_victim(prefix)
-        count = min(victims.size - done, np.int64(runs[run, RUN_LENGTH]))
-        drop_pages_of(prefix, run, count, victims, done)
+        node = next_victim(prefix)
+        count = min(victims.size - done, np.int64(nodes[node, NODE_LENGTH]))
+        drop_pages_of(prefix, node, count, victims, done)
         done += count
     prefix[NUM_CACHED] -= done
     prefix[EVICTED + reason] += done

@@ -18,7 +18,7 @@ from jitalloc.errors import (
     TOKEN_DIFFERS,
 )
 from jitalloc.kernels.committing import commit_rows, first_difference, row_commit, write_tokens
-from jitalloc.kernels.nodes import next_pages, run_records
+from jitalloc.kernels.nodes import next_pages, node_records
 from jitalloc.kernels.paths import (
     NO_PAGE,
     UNUSED,
@@ -42,9 +42,9 @@ from jitalloc.kernels.search import find
 from jitalloc.kernels.split_join import split_after
 from jitalloc.kernels.tables import tables_column, tables_pages_of, tables_row
 from jitalloc.prefix_state import (
+    NODE_LOCKS,
     PRESSURE,
     ROW,
-    RUN_LOCKS,
     UNCACHED,
 )
 from jitalloc.state import (
@@ -288,10 +288,10 @@ def sharing_check_cpu(pool, tables, prefix, locks):
     for row in range(tables[NUM_ROWS]):
         if status == 0 and row_lock_fault(tables, prefix, row, locks):
             status = fail(BAD_ROW_LOCK, row)
-    runs, nexts = run_records(prefix), next_pages(prefix)
+    nodes, nexts = node_records(prefix), next_pages(prefix)
     for page in range(nexts.size):
         if status == 0 and nexts[page] != UNCACHED and nexts[page] < 0:
-            if runs[~nexts[page], RUN_LOCKS] < locks[page]:
+            if nodes[~nexts[page], NODE_LOCKS] < locks[page]:
                 status = fail(LOCKS_MISSING, page)
     unlock(pool)
     return status

@@ -18,10 +18,10 @@ from jitalloc.slot_prefix_state import (
     BAD_ENTRY,
     BAD_ENTRY_STACK,
     BAD_ENTRY_TOKENS,
-    BAD_NODE,
     BAD_NODE_NEWEST,
     BAD_NODE_STACK,
     BAD_SLOT_CHILDREN,
+    BAD_SLOT_NODE,
     BAD_SLOT_PREFIX_HEADER,
     BAD_SLOT_QUEUE,
     BAD_TABLE,
@@ -211,7 +211,7 @@ def nodes_fault(slab, entries, nodes):
         if nodes[node, NODE_PARENT] == GONE:
             continue
         if not node_is_sound(slab, entries, nodes, node):
-            return fail(BAD_NODE, node)
+            return fail(BAD_SLOT_NODE, node)
         live += 1
     return np.int64(0) if live == slab[NODES] else fail(BAD_SLOT_PREFIX_HEADER, NODES)
 
