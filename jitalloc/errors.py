@@ -315,7 +315,7 @@ CORRUPT_REASONS = {
     BAD_PREFIX_HEADER: "prefix header[{}] contradicts the arrays or the cache's own sizes",
     BAD_PREFIX_COUNT: "nodes or pages are missing in the lists of the prefix cache ({})",
     CACHED_FREE: "cached page {} has no owner in refcount, or is reserved",
-    BAD_LINK: "next_pages and prev_pages of page {} do not fit together",
+    BAD_LINK: "following_pages and previous_pages of page {} do not fit together",
     BAD_NODE: "the record of node {} does not fit its pages",
     BAD_LOCKS: "node {} has fewer locks or pins than its children, or more pins than locks",
     BAD_CHILDREN: "the list of children of node {} is broken",

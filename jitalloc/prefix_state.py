@@ -13,11 +13,11 @@ Prefix slab of N pages of S tokens, B buckets (the largest power of two that is 
     expiry_ends  int32[2, 66]     first and last node of each list of expiries
     stamps       int64[N]         position of the node's first page in the order of all pushes
     expiries     int64[N or 0]    step at which the node's priority ends (policy `priority` only)
-    next_pages   int32[N]         the page that follows p in its node; at its end ~(first page of
+    following_pages int32[N]      the page that follows p in its node; at its end ~(first page of
                                   the node); UNCACHED where p is not in the cache
-    prev_pages   int32[N]         the page before p on its path, or -2 - namespace at the root
+    previous_pages  int32[N]      the page before p on its path, or -2 - namespace at the root
     nodes        int32[N, 11]     the record of each node, by the constants below
-    expiry_links int32[N or 0, 2] nodes before and behind in the list of its expiry
+    expiry_links int32[N or 0, 2] previous and following node in the list of its expiry
     buckets      int32[B]         hash table of nodes by (page before, tokens of the first page)
     tokens       int32[N, S]      tokens of each page; rows of uncached pages belong to others
 
@@ -27,7 +27,8 @@ Invariants, between any two calls::
     NODE_LOCKS of a node >= sum of NODE_LOCKS of its children
     a node with NODE_LOCKS == 0 and without a child is queued; others may be (they are parked
         when an eviction meets them)
-    NUM_CACHED, NUM_LOCKED, NUM_PINNED: pages with next_pages != UNCACHED, NODE_LOCKS > 0, pins > 0
+    NUM_CACHED: pages with following_pages != UNCACHED
+    NUM_LOCKED, NUM_PINNED: those of nodes with NODE_LOCKS > 0, with pins > 0
     NUM_PROTECTED: pages of class 1 with NODE_LOCKS == 0 (policy `slru`)
     each cached page is one owner in the pool's refcount
 """
@@ -78,8 +79,8 @@ CLEARED: Final = 2
 # and where each column begins, in words of the slab.
 STAMPS_AT: Final = 24
 EXPIRIES_AT: Final = 25
-NEXT_AT: Final = 26
-PREV_AT: Final = 27
+FOLLOWING_AT: Final = 26
+PREVIOUS_AT: Final = 27
 NODES_AT: Final = 28
 EXPIRY_LINKS_AT: Final = 29
 BUCKETS_AT: Final = 30
@@ -97,15 +98,19 @@ COLUMNS_AT: Final = EXPIRY_ENDS_AT + EXPIRY_LISTS
 NODE_END: Final = 0  # last page
 NODE_LENGTH: Final = 1  # pages
 NODE_CHILD: Final = 2  # first of the list of its children, the most recently used first
-SIBLING_NEXT: Final = 3
-SIBLING_PREV: Final = 4
+SIBLING_FOLLOWING: Final = 3
+SIBLING_PREVIOUS: Final = 4
 NODE_LOCKS: Final = 5
-QUEUE_NEXT: Final = 6
-QUEUE_PREV: Final = 7
+QUEUE_FOLLOWING: Final = 6
+QUEUE_PREVIOUS: Final = 7
 NODE_STATE: Final = 8  # class (8 bits), uses (8 bits), queued (1 bit), pins (14 bits)
-CHAIN_NEXT: Final = 9  # nodes of the same bucket
-CHAIN_PREV: Final = 10  # ~bucket where there is none
+CHAIN_FOLLOWING: Final = 9  # nodes of the same bucket
+CHAIN_PREVIOUS: Final = 10  # ~bucket where there is none
 NODE_FIELDS: Final = 11
+
+# Columns of `expiry_links`.
+EXPIRY_PREVIOUS: Final = 0
+EXPIRY_FOLLOWING: Final = 1
 
 MOST_USES: Final = 255
 MOST_PRIORITY: Final = 100
@@ -146,8 +151,8 @@ class PrefixArrays:
         The one buffer that the others are views of.
     header : int64[48]
     stamps : int64[num_pages]
-    next_pages : int32[num_pages]
-    prev_pages : int32[num_pages]
+    following_pages : int32[num_pages]
+    previous_pages : int32[num_pages]
     nodes : int32[num_pages, 11]
     buckets : int32[power of two]
     tokens : int32[num_pages, page_size]
@@ -156,8 +161,8 @@ class PrefixArrays:
     slab: NDArray[np.int64]
     header: NDArray[np.int64]
     stamps: NDArray[np.int64]
-    next_pages: NDArray[np.int32]
-    prev_pages: NDArray[np.int32]
+    following_pages: NDArray[np.int32]
+    previous_pages: NDArray[np.int32]
     nodes: NDArray[np.int32]
     buckets: NDArray[np.int32]
     tokens: NDArray[np.int32]
@@ -171,8 +176,8 @@ def prefix_header(num_pages: int, page_size: int, policy: int) -> NDArray[np.int
     sizes = {
         STAMPS_AT: num_pages,
         EXPIRIES_AT: timed,
-        NEXT_AT: half,
-        PREV_AT: half,
+        FOLLOWING_AT: half,
+        PREVIOUS_AT: half,
         NODES_AT: (num_pages * NODE_FIELDS + 1) // 2,
         EXPIRY_LINKS_AT: timed,
         BUCKETS_AT: (buckets + 1) // 2,
@@ -195,7 +200,7 @@ def empty_prefix(header: NDArray[np.int64]) -> NDArray[np.int64]:
     slab[:PREFIX_SLOTS] = header
     slab[QUEUES_AT:COLUMNS_AT] = -1
     arrays = prefix_arrays(slab)
-    arrays.next_pages[:] = UNCACHED
+    arrays.following_pages[:] = UNCACHED
     arrays.buckets[:] = -1
     return slab
 
@@ -215,8 +220,8 @@ def prefix_arrays(slab: NDArray[np.int64], header: NDArray[np.int64] | None = No
         slab=slab,
         header=slab[:PREFIX_SLOTS],
         stamps=slab[at[STAMPS_AT] : at[EXPIRIES_AT]],
-        next_pages=column(NEXT_AT, n),
-        prev_pages=column(PREV_AT, n),
+        following_pages=column(FOLLOWING_AT, n),
+        previous_pages=column(PREVIOUS_AT, n),
         nodes=column(NODES_AT, n * NODE_FIELDS).reshape(n, NODE_FIELDS),
         buckets=column(BUCKETS_AT, buckets),
         tokens=column(TOKENS_AT, n * size).reshape(n, size),

@@ -114,7 +114,7 @@ class PrefixUpkeep(PrefixSlab):
             raise corrupt_error(status)
 
     def _check_owners(self, slab: NDArray[np.int64]) -> None:
-        owners = (prefix_arrays(slab).next_pages != UNCACHED).astype(np.int64)
+        owners = (prefix_arrays(slab).following_pages != UNCACHED).astype(np.int64)
         for holder in self.pool._holders:
             if holder is not self:
                 owners += np.bincount(holder._held_pages(), minlength=owners.size)
@@ -255,4 +255,4 @@ class PrefixUpkeep(PrefixSlab):
         return np.empty(0, np.int64)
 
     def _held_pages(self) -> NDArray[np.int32]:
-        return np.flatnonzero(self.arrays.next_pages != UNCACHED).astype(INT32)
+        return np.flatnonzero(self.arrays.following_pages != UNCACHED).astype(INT32)

@@ -20,8 +20,8 @@ Invariants, between any two calls::
 
     a node is the root (0), or has an entry, or has two children or more; NODES <= 2 N
     NODE_NEWEST is the entry below (or at) the node that was used last
-    the children of a node, from NODE_CHILD by NODE_NEXT, descend strictly by its ENTRY_CLOCK
-    the queue from OLDEST by ENTRY_NEXT to LATEST holds each entry without pins, ENTRY_CLOCK
+    the children of a node, from NODE_CHILD by NODE_FOLLOWING, descend strictly by its ENTRY_CLOCK
+    the queue from OLDEST by ENTRY_FOLLOWING to LATEST holds each entry without pins, ENTRY_CLOCK
         ascends strictly; an entry with pins is not in it
     the table holds NODES - 1 children and ENTRIES slots, nothing else
     an entry or node given back waits on its stack; those from *_USED on were never taken
@@ -69,8 +69,8 @@ ENTRY_VERSION: Final = 2
 ENTRY_LENGTH: Final = 3  # tokens
 ENTRY_PINS: Final = 4
 ENTRY_NODE: Final = 5
-ENTRY_NEXT: Final = 6  # in the queue: used after this one
-ENTRY_PREV: Final = 7
+ENTRY_FOLLOWING: Final = 6  # in the queue: used after this one
+ENTRY_PREVIOUS: Final = 7
 ENTRY_COLUMNS: Final = 8
 
 NODE_PARENT: Final = 0
@@ -78,8 +78,8 @@ NODE_DEPTH: Final = 1
 NODE_NEWEST: Final = 2
 NODE_ENTRY: Final = 3  # the entry that ends here, or NONE
 NODE_CHILD: Final = 4  # the child whose newest entry is the newest
-NODE_NEXT: Final = 5  # among siblings: the one used before this one
-NODE_PREV: Final = 6
+NODE_FOLLOWING: Final = 5  # among siblings: the one used before this one
+NODE_PREVIOUS: Final = 6
 NODE_TOKEN: Final = 7  # first token of the edge from the parent
 NODE_COLUMNS: Final = 8
 

@@ -47,8 +47,8 @@ def cached(cache: PrefixCache) -> dict[Any, tuple[int, ...]]:
     """Every cached page by namespace and tokens up to its end, and all that is known of it."""
     arrays, names = cache.arrays, {each: name for name, each in cache._namespaces.items()}
     names[0] = None
-    following, before, nodes = (
-        each.tolist() for each in (arrays.next_pages, arrays.prev_pages, arrays.nodes)
+    following, previous, nodes = (
+        each.tolist() for each in (arrays.following_pages, arrays.previous_pages, arrays.nodes)
     )
     found: dict[Any, tuple[int, ...]] = {}
     keys: dict[int, Any] = {}
@@ -57,7 +57,7 @@ def cached(cache: PrefixCache) -> dict[Any, tuple[int, ...]]:
         path = []
         while page >= 0 and page not in keys:
             path.append(page)
-            page = before[page]
+            page = previous[page]
         at = keys[page] if page >= 0 else (names[-2 - page], ())
         for each in reversed(path):
             at = keys[each] = (at[0], at[1] + tuple(arrays.tokens[each].tolist()))

@@ -81,7 +81,7 @@ def test_a_pool_is_not_cut_off_below_a_cached_page() -> None:
     cache.pool.resize(40)
     with cache.match(up(spell("abcdef", 4))) as match:
         assert match.pages.tolist() == [0, 1, 2]
-    assert cache.arrays.next_pages.size == 40
+    assert cache.arrays.following_pages.size == 40
     cache.check()
     cache.pool.check(held=[])
 
@@ -146,7 +146,7 @@ def test_a_pool_with_cached_pages_is_neither_cleared_nor_restored() -> None:
     cache.insert(up(spell("abc", 4)), cache.pool.alloc(3))
     cache.check()
     cache.pool.check(held=[0, 1, 2])
-    assert cache.arrays.next_pages.size == 80
+    assert cache.arrays.following_pages.size == 80
 
 
 @pytest.mark.parametrize("policy", ["lru", "slru", "priority"])
@@ -196,7 +196,7 @@ def test_a_state_that_is_broken_shows(at: int | str) -> None:
     elif at == "token":
         cache.arrays.tokens[0, 1] += 1
     elif at == "name":
-        cache.arrays.prev_pages[0] = -77
+        cache.arrays.previous_pages[0] = -77
     else:
         cache._slab[at] += 1
     with pytest.raises(CorruptState):

@@ -68,7 +68,7 @@ EXACT = (
     "NUM_PINNED",
     "NUM_PROTECTED",
 )
-EXACT += ("CAPACITY", "DEFAULT", "PIN_BUDGET", "NEXT_AT", "NODES_AT", "TOKENS_AT", "SLAB_END")
+EXACT += ("CAPACITY", "DEFAULT", "PIN_BUDGET", "FOLLOWING_AT", "NODES_AT", "TOKENS_AT", "SLAB_END")
 EXACT += ("INSERTED", "EVICTED")
 
 
@@ -81,7 +81,7 @@ def test_check_finds_a_header_slot_off_by_one(name: str, change: int) -> None:
 
 
 def firsts(pair: PrefixPair) -> list[int]:
-    following = pair.cache.arrays.next_pages.tolist()
+    following = pair.cache.arrays.following_pages.tolist()
     return sorted(~each for each in following if UNCACHED < each < 0)
 
 
@@ -97,17 +97,17 @@ def assert_all_found(pair: PrefixPair, array: Any, index: Any, values: list[int]
 
 
 @every_policy
-@pytest.mark.parametrize("name", ["next_pages", "prev_pages"])
+@pytest.mark.parametrize("name", ["following_pages", "previous_pages"])
 def test_check_finds_a_corrupt_link(policy: str, name: str) -> None:
     pair = worn(policy)
     links = getattr(pair.cache.arrays, name)
-    pages = np.flatnonzero(pair.cache.arrays.next_pages != UNCACHED).tolist()
+    pages = np.flatnonzero(pair.cache.arrays.following_pages != UNCACHED).tolist()
     for page in pages:
         sound = int(links[page])
         assert_all_found(
             pair, links, page, [sound + 1, sound - 1, -3, 40, -77, 2**31 - 1, UNCACHED]
         )
-    if name == "next_pages":
+    if name == "following_pages":
         (uncached, *_) = set(range(40)) - set(pages)
         assert_all_found(pair, links, uncached, [0, uncached, ~uncached, 40])
 
@@ -119,9 +119,9 @@ def test_check_finds_a_corrupt_stamp(policy: str) -> None:
     clock = int(arrays.header[prefix_state.CLOCK])
     for first in firsts(pair):
         assert_all_found(pair, arrays.stamps, first, [0, -3, clock + 1, 2**62])
-        behind = int(arrays.nodes[first, prefix_state.QUEUE_NEXT])
-        if behind >= 0:  # the same place twice, and an order that does not ascend
-            place = int(arrays.stamps[behind])
+        following = int(arrays.nodes[first, prefix_state.QUEUE_FOLLOWING])
+        if following >= 0:  # the same place twice, and an order that does not ascend
+            place = int(arrays.stamps[following])
             assert_all_found(pair, arrays.stamps, first, [place, place + 1])
 
 
@@ -167,7 +167,7 @@ def test_check_finds_a_corrupt_list_of_expiries() -> None:
     for text, lifetime in (("ab", 50), ("cde", 3000), ("f", 50), ("abg", None), ("ah", 90)):
         pair.store(spell(text, 2), priority=60, lifetime=lifetime)
     slab = pair.cache.arrays.slab
-    expiries = slab[slab[prefix_state.EXPIRIES_AT] : slab[prefix_state.NEXT_AT]]
+    expiries = slab[slab[prefix_state.EXPIRIES_AT] : slab[prefix_state.FOLLOWING_AT]]
     for first in firsts(pair):
         assert_all_found(pair, expiries, first, [-7, 0, 2**40, NEVER, NEVER + 1])
     ends = slab[prefix_state.EXPIRY_ENDS_AT : prefix_state.COLUMNS_AT].view(np.int32)

@@ -97,7 +97,7 @@ def test_a_pool_with_cached_pages_is_neither_cleared_nor_restored() -> None:
         assert match.pages.tolist() == [0, 1, 2]
     pair.cache.check()
     pair.pool.check(held=[0, 1, 2])
-    assert pair.cache.arrays.next_pages.size == 80
+    assert pair.cache.arrays.following_pages.size == 80
 
 
 def test_sequences_and_prefixes_on_one_pool() -> None:

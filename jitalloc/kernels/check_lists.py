@@ -25,7 +25,7 @@ from jitalloc.kernels.nodes import (
     node_expiries,
     node_records,
     node_stamps,
-    prev_pages,
+    previous_column,
     token_column,
 )
 from jitalloc.kernels.queues import queue_ends
@@ -33,18 +33,20 @@ from jitalloc.prefix_state import (
     BUCKET_MASK,
     BUCKETS_AT,
     BY_PRIORITY,
-    CHAIN_NEXT,
-    CHAIN_PREV,
+    CHAIN_FOLLOWING,
+    CHAIN_PREVIOUS,
+    EXPIRY_FOLLOWING,
     EXPIRY_LISTS,
     EXPIRY_NOW,
+    EXPIRY_PREVIOUS,
     FILLED_AT,
     NEVER,
     NODE_LENGTH,
     NODE_STATE,
     PAGES,
     POLICY,
-    QUEUE_NEXT,
-    QUEUE_PREV,
+    QUEUE_FOLLOWING,
+    QUEUE_PREVIOUS,
     QUEUED,
     QUEUES,
     ROW,
@@ -54,21 +56,21 @@ from jitalloc.prefix_state import (
 @helper
 def bucket_fault(prefix, count):
     """Check the hash table, which must hold `count` nodes; return 0 or the fault."""
-    nodes, prevs = node_records(prefix), prev_pages(prefix)
+    nodes, previous_pages = node_records(prefix), previous_column(prefix)
     buckets = bucket_column(prefix)
     for at in range(buckets.size):
-        node, before = np.int64(buckets[at]), np.int64(~at)
+        node, previous = np.int64(buckets[at]), np.int64(~at)
         while node != -1:
             if count == 0 or not is_node(prefix, node):
                 return fail(BAD_BUCKET, at)
             code = page_hash(
-                prefix, np.int64(prevs[node]), token_column(prefix), node * prefix[ROW]
+                prefix, np.int64(previous_pages[node]), token_column(prefix), node * prefix[ROW]
             )
-            if nodes[node, CHAIN_PREV] != before or code & prefix[BUCKET_MASK] != at:
+            if nodes[node, CHAIN_PREVIOUS] != previous or code & prefix[BUCKET_MASK] != at:
                 return fail(BAD_BUCKET, at)
             count -= 1
-            before = node
-            node = np.int64(nodes[node, CHAIN_NEXT])
+            previous = node
+            node = np.int64(nodes[node, CHAIN_FOLLOWING])
     return np.int64(0) if count == 0 else fail(BAD_PREFIX_COUNT, BUCKETS_AT)
 
 
@@ -81,22 +83,22 @@ def queue_fault(prefix):
         if is_node(prefix, np.int64(page)) and nodes[page, NODE_STATE] & QUEUED != 0:
             count += 1
     for queue in range(QUEUES):
-        node, before = np.int64(ends[FIRST, queue]), np.int64(-1)
+        node, previous = np.int64(ends[FIRST, queue]), np.int64(-1)
         filled = (prefix[FILLED_AT + (queue >> 6)] >> (queue & 63)) & 1
         if (node != -1) != (filled == 1):
             return fail(BAD_QUEUE, max(node, np.int64(0)))
         while node != -1:
             if count == 0 or not is_node(prefix, node) or nodes[node, NODE_STATE] & QUEUED == 0:
                 return fail(BAD_QUEUE, max(node, np.int64(0)))
-            if node_class(prefix, node) != queue or nodes[node, QUEUE_PREV] != before:
+            if node_class(prefix, node) != queue or nodes[node, QUEUE_PREVIOUS] != previous:
                 return fail(BAD_QUEUE, node)
-            if before >= 0 and stamps[node] - nodes[node, NODE_LENGTH] < stamps[before]:
+            if previous >= 0 and stamps[node] - nodes[node, NODE_LENGTH] < stamps[previous]:
                 return fail(BAD_QUEUE, node)
             count -= 1
-            before = node
-            node = np.int64(nodes[node, QUEUE_NEXT])
-        if ends[LAST, queue] != before:
-            return fail(BAD_QUEUE, max(before, np.int64(0)))
+            previous = node
+            node = np.int64(nodes[node, QUEUE_FOLLOWING])
+        if ends[LAST, queue] != previous:
+            return fail(BAD_QUEUE, max(previous, np.int64(0)))
     return np.int64(0) if count == 0 else fail(BAD_PREFIX_COUNT, FILLED_AT)
 
 
@@ -113,17 +115,20 @@ def expiry_fault(prefix):
                     return fail(BAD_EXPIRY, page)
                 count += is_armed(prefix, np.int64(page))
     for at in range(EXPIRY_LISTS):
-        node, before = np.int64(ends[FIRST, at]), np.int64(-1)
+        node, previous = np.int64(ends[FIRST, at]), np.int64(-1)
         while node != -1:
             if count == 0 or not is_node(prefix, node) or not is_armed(prefix, node):
                 return fail(BAD_EXPIRY, max(node, np.int64(0)))
-            if links[node, 0] != before or expiry_list(prefix, node_expiries(prefix)[node]) != at:
+            if (
+                links[node, EXPIRY_PREVIOUS] != previous
+                or expiry_list(prefix, node_expiries(prefix)[node]) != at
+            ):
                 return fail(BAD_EXPIRY, node)
             count -= 1
-            before = node
-            node = np.int64(links[node, 1])
-        if ends[LAST, at] != before:
-            return fail(BAD_EXPIRY, max(before, np.int64(0)))
+            previous = node
+            node = np.int64(links[node, EXPIRY_FOLLOWING])
+        if ends[LAST, at] != previous:
+            return fail(BAD_EXPIRY, max(previous, np.int64(0)))
     return np.int64(0) if count == 0 else fail(BAD_PREFIX_COUNT, EXPIRY_NOW)
 
 

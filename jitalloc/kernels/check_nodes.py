@@ -20,11 +20,11 @@ from jitalloc.errors import (
     CACHED_FREE,
 )
 from jitalloc.kernels.nodes import (
-    next_pages,
+    following_column,
     node_class,
     node_records,
     node_stamps,
-    prev_pages,
+    previous_column,
 )
 from jitalloc.kernels.pool import pool_views
 from jitalloc.prefix_state import (
@@ -51,12 +51,12 @@ from jitalloc.prefix_state import (
     PAGES_ASKED,
     PINS_SHIFT,
     POLICY,
-    QUEUE_NEXT,
-    QUEUE_PREV,
+    QUEUE_FOLLOWING,
+    QUEUE_PREVIOUS,
     QUEUED,
     ROW,
-    SIBLING_NEXT,
-    SIBLING_PREV,
+    SIBLING_FOLLOWING,
+    SIBLING_PREVIOUS,
     TOKENS_ASKED,
     TOP,
     UNCACHED,
@@ -68,11 +68,11 @@ from jitalloc.state import FIRST_PAGE, STEP
 @helper
 def is_node(prefix, page):
     """Return whether `page`, any number, is the first page of a node."""
-    nexts, prevs = next_pages(prefix), prev_pages(prefix)
-    if page < 0 or page >= prefix[PAGES] or nexts[page] == UNCACHED:
+    following_pages, previous_pages = following_column(prefix), previous_column(prefix)
+    if page < 0 or page >= prefix[PAGES] or following_pages[page] == UNCACHED:
         return False
-    end = np.int64(prevs[page])
-    return end < -1 or (0 <= end < prefix[PAGES] and UNCACHED < nexts[end] < 0)
+    end = np.int64(previous_pages[page])
+    return end < -1 or (0 <= end < prefix[PAGES] and UNCACHED < following_pages[end] < 0)
 
 
 @helper
@@ -103,19 +103,23 @@ def count_fault(pool, prefix):
 def link_fault(pool, prefix):
     """Return the status word of the first page whose links contradict others, or 0."""
     _free_pages, refcount, _released = pool_views(pool)
-    nexts, prevs = next_pages(prefix), prev_pages(prefix)
+    following_pages, previous_pages = following_column(prefix), previous_column(prefix)
     n = prefix[PAGES]
     for page in range(n):
-        behind, before = np.int64(nexts[page]), np.int64(prevs[page])
-        if behind == UNCACHED:
+        following, previous = np.int64(following_pages[page]), np.int64(previous_pages[page])
+        if following == UNCACHED:
             continue
         if page < pool[FIRST_PAGE] or refcount[page] < 1:
             return fail(CACHED_FREE, page)
-        if behind >= n or ~behind >= n or before >= n or before == -1:
+        if following >= n or ~following >= n or previous >= n or previous == -1:
             return fail(BAD_LINK, page)
-        if behind >= 0 and (nexts[behind] == UNCACHED or prevs[behind] != page):
+        if following >= 0 and (
+            following_pages[following] == UNCACHED or previous_pages[following] != page
+        ):
             return fail(BAD_LINK, page)
-        if before >= 0 and (nexts[before] == UNCACHED or 0 <= nexts[before] != page):
+        if previous >= 0 and (
+            following_pages[previous] == UNCACHED or 0 <= following_pages[previous] != page
+        ):
             return fail(BAD_LINK, page)
     return np.int64(0)
 
@@ -123,7 +127,7 @@ def link_fault(pool, prefix):
 @helper
 def node_fault(prefix, node, seen):
     """Mark the pages of `node` in `seen`; return the status word of the first fault, or 0."""
-    nodes, nexts = node_records(prefix), next_pages(prefix)
+    nodes, following_pages = node_records(prefix), following_column(prefix)
     length, state = np.int64(nodes[node, NODE_LENGTH]), nodes[node, NODE_STATE]
     if length < 1 or length > prefix[PAGES] or state < 0:
         return fail(BAD_NODE, node)
@@ -133,7 +137,7 @@ def node_fault(prefix, node, seen):
             return fail(BAD_LINK, page)
         seen[page >> 6] |= bit(page)
         last = page
-        page = np.int64(nexts[page])
+        page = np.int64(following_pages[page])
         if (page < 0) != (i == length - 1):
             return fail(BAD_NODE, node)
     if page != ~node or nodes[node, NODE_END] != last:
@@ -152,7 +156,7 @@ def node_fault(prefix, node, seen):
     if state & QUEUED == 0:
         if nodes[node, NODE_LOCKS] == 0 and nodes[node, NODE_CHILD] < 0:
             return fail(BAD_QUEUE, node)
-        if nodes[node, QUEUE_NEXT] != -1 or nodes[node, QUEUE_PREV] != -1:
+        if nodes[node, QUEUE_FOLLOWING] != -1 or nodes[node, QUEUE_PREVIOUS] != -1:
             return fail(BAD_QUEUE, node)
     return np.int64(0)
 
@@ -163,20 +167,28 @@ def children_fault(prefix, node, left):
 
     Returns how many there are, or the status word of the first fault.
     """
-    nodes, prevs = node_records(prefix), prev_pages(prefix)
+    nodes, previous_pages = node_records(prefix), previous_column(prefix)
     child = np.int64(nodes[node, NODE_CHILD]) if node >= 0 else prefix[TOP]
-    before = np.int64(-1)
+    previous = np.int64(-1)
     count, locks, pins = np.int64(0), np.int64(0), np.int64(0)
     while child != -1:
-        if count == left or not is_node(prefix, child) or nodes[child, SIBLING_PREV] != before:
+        if (
+            count == left
+            or not is_node(prefix, child)
+            or nodes[child, SIBLING_PREVIOUS] != previous
+        ):
             return fail(BAD_CHILDREN, max(node, np.int64(0)))
-        if prevs[child] >= 0 if node < 0 else prevs[child] != nodes[node, NODE_END]:
+        if (
+            previous_pages[child] >= 0
+            if node < 0
+            else previous_pages[child] != nodes[node, NODE_END]
+        ):
             return fail(BAD_CHILDREN, max(node, np.int64(0)))
         count += 1
         locks += nodes[child, NODE_LOCKS]
         pins += nodes[child, NODE_STATE] >> PINS_SHIFT
-        before = child
-        child = np.int64(nodes[child, SIBLING_NEXT])
+        previous = child
+        child = np.int64(nodes[child, SIBLING_FOLLOWING])
     if node >= 0 and (
         locks > nodes[node, NODE_LOCKS] or pins > nodes[node, NODE_STATE] >> PINS_SHIFT
     ):
@@ -219,8 +231,8 @@ def nodes_fault(prefix, seen):
             return fail(BAD_PREFIX_HEADER, slot)
     if prefix[NUM_PROTECTED] != protected:
         return fail(BAD_PREFIX_HEADER, NUM_PROTECTED)
-    nexts = next_pages(prefix)
+    following_pages = following_column(prefix)
     for page in range(prefix[PAGES]):
-        if nexts[page] != UNCACHED:
+        if following_pages[page] != UNCACHED:
             cached -= 1
     return count if cached == 0 else fail(BAD_PREFIX_COUNT, NUM_CACHED)

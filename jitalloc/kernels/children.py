@@ -8,17 +8,17 @@ from __future__ import annotations
 import numpy as np
 
 from jitalloc._jit import counting, helper, int32_column, mix
-from jitalloc.kernels.nodes import node_of, node_records, prev_pages, token_column
+from jitalloc.kernels.nodes import node_of, node_records, previous_column, token_column
 from jitalloc.prefix_state import (
     BUCKET_MASK,
     BUCKETS_AT,
-    CHAIN_NEXT,
-    CHAIN_PREV,
+    CHAIN_FOLLOWING,
+    CHAIN_PREVIOUS,
     HASH_MASK,
     NODE_CHILD,
     ROW,
-    SIBLING_NEXT,
-    SIBLING_PREV,
+    SIBLING_FOLLOWING,
+    SIBLING_PREVIOUS,
     TOP,
 )
 
@@ -49,16 +49,16 @@ def bucket_column(prefix):
 
 @helper
 def hash_link(prefix, node):
-    """Enter `node`, whose `prev_pages` and tokens stand already, into the hash table."""
+    """Enter `node`, whose `previous_pages` and tokens stand already, into the hash table."""
     nodes, buckets = node_records(prefix), bucket_column(prefix)
-    end = np.int64(prev_pages(prefix)[node])
+    end = np.int64(previous_column(prefix)[node])
     code = page_hash(prefix, end, token_column(prefix), node * prefix[ROW])
     bucket = code & prefix[BUCKET_MASK]
-    behind = np.int64(buckets[bucket])
-    nodes[node, CHAIN_NEXT] = behind
-    nodes[node, CHAIN_PREV] = ~bucket
-    if behind >= 0:
-        nodes[behind, CHAIN_PREV] = node
+    following = np.int64(buckets[bucket])
+    nodes[node, CHAIN_FOLLOWING] = following
+    nodes[node, CHAIN_PREVIOUS] = ~bucket
+    if following >= 0:
+        nodes[following, CHAIN_PREVIOUS] = node
     buckets[bucket] = node
 
 
@@ -70,13 +70,14 @@ def hash_unlink(prefix, node):
     and does not wait for it: 0.1 us a page instead of 0.35 with a million nodes.
     """
     nodes = node_records(prefix)
-    before, behind = np.int64(nodes[node, CHAIN_PREV]), np.int64(nodes[node, CHAIN_NEXT])
-    if before >= 0:
-        nodes[before, CHAIN_NEXT] = behind
+    previous = np.int64(nodes[node, CHAIN_PREVIOUS])
+    following = np.int64(nodes[node, CHAIN_FOLLOWING])
+    if previous >= 0:
+        nodes[previous, CHAIN_FOLLOWING] = following
     else:
-        bucket_column(prefix)[~before] = behind
-    if behind >= 0:
-        nodes[behind, CHAIN_PREV] = before
+        bucket_column(prefix)[~previous] = following
+    if following >= 0:
+        nodes[following, CHAIN_PREVIOUS] = previous
 
 
 @helper
@@ -100,12 +101,12 @@ def set_first_child(prefix, end, node):
 def child_link(prefix, node):
     """Put `node` in front of the nodes that follow the same page."""
     nodes = node_records(prefix)
-    end = np.int64(prev_pages(prefix)[node])
+    end = np.int64(previous_column(prefix)[node])
     other = first_child(prefix, end)
-    nodes[node, SIBLING_PREV] = -1
-    nodes[node, SIBLING_NEXT] = other
+    nodes[node, SIBLING_PREVIOUS] = -1
+    nodes[node, SIBLING_FOLLOWING] = other
     if other >= 0:
-        nodes[other, SIBLING_PREV] = node
+        nodes[other, SIBLING_PREVIOUS] = node
     set_first_child(prefix, end, node)
 
 
@@ -113,18 +114,19 @@ def child_link(prefix, node):
 def child_unlink(prefix, node):
     """Take `node` out of the list of the nodes that follow the same page."""
     nodes = node_records(prefix)
-    before, behind = np.int64(nodes[node, SIBLING_PREV]), np.int64(nodes[node, SIBLING_NEXT])
-    if before >= 0:
-        nodes[before, SIBLING_NEXT] = behind
+    previous = np.int64(nodes[node, SIBLING_PREVIOUS])
+    following = np.int64(nodes[node, SIBLING_FOLLOWING])
+    if previous >= 0:
+        nodes[previous, SIBLING_FOLLOWING] = following
     else:
-        set_first_child(prefix, np.int64(prev_pages(prefix)[node]), behind)
-    if behind >= 0:
-        nodes[behind, SIBLING_PREV] = before
+        set_first_child(prefix, np.int64(previous_column(prefix)[node]), following)
+    if following >= 0:
+        nodes[following, SIBLING_PREVIOUS] = previous
 
 
 @helper
 def child_to_front(prefix, node):
     """Make `node` the most recently used of those that follow the same page."""
-    if node_records(prefix)[node, SIBLING_PREV] >= 0:
+    if node_records(prefix)[node, SIBLING_PREVIOUS] >= 0:
         child_unlink(prefix, node)
         child_link(prefix, node)

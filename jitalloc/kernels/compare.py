@@ -39,21 +39,21 @@ def agreement(left, at, right, start, size):
 
 
 @helper
-def consecutive(nexts, page, size):
+def consecutive(following_pages, page, size):
     """Return how many pages behind `page` have the ids that follow its own, at most `size`."""
     done = np.int64(0)
-    if size == 0 or nexts[page] != page + 1:
+    if size == 0 or following_pages[page] != page + 1:
         return done
     while done + BLOCK <= size:
         first = np.uint64(page + done)
         following = np.int32(first) + np.int32(1)
         different = np.int32(0)
         for j in range(np.uint64(BLOCK)):
-            different |= nexts[first + j] ^ (following + np.int32(j))
+            different |= following_pages[first + j] ^ (following + np.int32(j))
         if different != 0:
             break
         done += BLOCK
-    while done < size and nexts[page + done] == page + done + 1:
+    while done < size and following_pages[page + done] == page + done + 1:
         done += 1
     return done
 

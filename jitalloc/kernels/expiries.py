@@ -15,9 +15,11 @@ from jitalloc.prefix_state import (
     BUCKETS_AT,
     BY_PRIORITY,
     EXPIRY_ENDS_AT,
+    EXPIRY_FOLLOWING,
     EXPIRY_LINKS_AT,
     EXPIRY_LISTS,
     EXPIRY_NOW,
+    EXPIRY_PREVIOUS,
     NEVER,
     POLICY,
 )
@@ -31,7 +33,7 @@ def expiry_ends(prefix):
 
 @counting
 def expiry_links(prefix):
-    """Return for each node those before (column 0) and behind it (column 1) in its list."""
+    """Return for each node the previous and the following one in its list."""
     return int32_rows(
         prefix, prefix[EXPIRY_LINKS_AT], prefix[BUCKETS_AT] - prefix[EXPIRY_LINKS_AT], 2
     )
@@ -55,19 +57,19 @@ def is_armed(prefix, node):
 
 
 @helper
-def expiry_link(prefix, node, behind):
-    """Put `node`, whose expiry stands already, in front of the node `behind`; -1: at the end."""
+def expiry_link(prefix, node, following):
+    """Put `node`, whose expiry stands already, before the node `following`; -1: at the end."""
     ends, links = expiry_ends(prefix), expiry_links(prefix)
     at = expiry_list(prefix, node_expiries(prefix)[node])
-    before = np.int64(ends[LAST, at] if behind < 0 else links[behind, 0])
-    links[node, 0] = before
-    links[node, 1] = behind
-    if before >= 0:
-        links[before, 1] = node
+    previous = np.int64(ends[LAST, at] if following < 0 else links[following, EXPIRY_PREVIOUS])
+    links[node, EXPIRY_PREVIOUS] = previous
+    links[node, EXPIRY_FOLLOWING] = following
+    if previous >= 0:
+        links[previous, EXPIRY_FOLLOWING] = node
     else:
         ends[FIRST, at] = node
-    if behind >= 0:
-        links[behind, 0] = node
+    if following >= 0:
+        links[following, EXPIRY_PREVIOUS] = node
     else:
         ends[LAST, at] = node
 
@@ -79,15 +81,16 @@ def expiry_unlink(prefix, node):
         return
     ends, links = expiry_ends(prefix), expiry_links(prefix)
     at = expiry_list(prefix, node_expiries(prefix)[node])
-    before, behind = np.int64(links[node, 0]), np.int64(links[node, 1])
-    if before >= 0:
-        links[before, 1] = behind
+    previous = np.int64(links[node, EXPIRY_PREVIOUS])
+    following = np.int64(links[node, EXPIRY_FOLLOWING])
+    if previous >= 0:
+        links[previous, EXPIRY_FOLLOWING] = following
     else:
-        ends[FIRST, at] = behind
-    if behind >= 0:
-        links[behind, 0] = before
+        ends[FIRST, at] = following
+    if following >= 0:
+        links[following, EXPIRY_PREVIOUS] = previous
     else:
-        ends[LAST, at] = before
+        ends[LAST, at] = previous
 
 
 @helper
@@ -119,8 +122,8 @@ def expiry_due(prefix, now):
         ends[LAST, at] = -1
         prefix[EXPIRY_NOW] = earliest
         while node >= 0:
-            behind = np.int64(links[node, 1])
+            following = np.int64(links[node, EXPIRY_FOLLOWING])
             expiry_link(prefix, node, np.int64(-1))
-            node = behind
+            node = following
         at = np.int64(0)
     return np.int64(-1)

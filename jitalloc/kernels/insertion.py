@@ -11,11 +11,11 @@ from jitalloc._jit import fail, helper
 from jitalloc.errors import PAGE_CACHED, PAGE_FREE, REFCOUNT_OVERFLOW
 from jitalloc.kernels.children import child_link
 from jitalloc.kernels.nodes import (
-    next_pages,
+    following_column,
     node_expiries,
     node_of,
     node_records,
-    prev_pages,
+    previous_column,
 )
 from jitalloc.kernels.owners import page_fault
 from jitalloc.kernels.paths import demote, path_raise, path_touch, path_use
@@ -44,9 +44,9 @@ from jitalloc.state import FIRST_PAGE, INT32_MAX, NUM_PAGES
 def unlink_new(pool, prefix, pages, start, stop):
     """Take `pages[start:stop]`, which have just been linked, out again."""
     _free_pages, refcount, _released = pool_views(pool)
-    nexts = next_pages(prefix)
+    following_pages = following_column(prefix)
     for i in range(start, stop):
-        nexts[pages[i]] = UNCACHED
+        following_pages[pages[i]] = UNCACHED
         refcount[pages[i]] -= np.int32(1)
 
 
@@ -59,9 +59,11 @@ def link_new(pool, prefix, end, pages, start):
     if start == pages.size:
         return np.int64(0)
     _free_pages, refcount, _released = pool_views(pool)
-    nexts, prevs, nodes = next_pages(prefix), prev_pages(prefix), node_records(prefix)
+    following_pages = following_column(prefix)
+    previous_pages = previous_column(prefix)
+    nodes = node_records(prefix)
     node = np.int64(pages[start])
-    before = end
+    previous = end
     for i in range(start, pages.size):
         page = pages[i]
         code = 0
@@ -71,18 +73,18 @@ def link_new(pool, prefix, end, pages, start):
             code = PAGE_FREE
         elif refcount[page] == INT32_MAX:
             code = REFCOUNT_OVERFLOW
-        elif nexts[page] != UNCACHED:
+        elif following_pages[page] != UNCACHED:
             code = PAGE_CACHED
         if code != 0:
             unlink_new(pool, prefix, pages, start, i)
             return fail(code, i)
         refcount[page] += np.int32(1)
-        prevs[page] = before
-        nexts[page] = ~node
+        previous_pages[page] = previous
+        following_pages[page] = ~node
         if i > start:
-            nexts[before] = page
-        before = np.int64(page)
-    nodes[node, NODE_END] = before
+            following_pages[previous] = page
+        previous = np.int64(page)
+    nodes[node, NODE_END] = previous
     nodes[node, NODE_LENGTH] = pages.size - start
     nodes[node, NODE_CHILD] = -1
     nodes[node, NODE_LOCKS] = 0
@@ -125,8 +127,8 @@ def grow_node(pool, prefix, end, page):
     if end < 0 or prefix[POLICY] == BY_PRIORITY or prefix[POLICY] == BY_FIFO:
         return False
     _free_pages, refcount, _released = pool_views(pool)
-    nexts, nodes = next_pages(prefix), node_records(prefix)
-    if nexts[end] >= 0 or nexts[page] != UNCACHED or refcount[page] != 1:
+    following_pages, nodes = following_column(prefix), node_records(prefix)
+    if following_pages[end] >= 0 or following_pages[page] != UNCACHED or refcount[page] != 1:
         return False
     node = node_of(prefix, end)
     if (
@@ -136,9 +138,9 @@ def grow_node(pool, prefix, end, page):
     ):
         return False
     refcount[page] = 2
-    prev_pages(prefix)[page] = end
-    nexts[end] = page
-    nexts[page] = ~node
+    previous_column(prefix)[page] = end
+    following_pages[end] = page
+    following_pages[page] = ~node
     nodes[node, NODE_END] = page
     nodes[node, NODE_LENGTH] += 1
     prefix[NUM_CACHED] += 1

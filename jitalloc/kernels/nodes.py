@@ -11,12 +11,12 @@ import numpy as np
 from jitalloc._jit import counting, helper, int32_column, int32_rows, int64_column
 from jitalloc.prefix_state import (
     EXPIRIES_AT,
-    NEXT_AT,
+    FOLLOWING_AT,
     NODE_FIELDS,
     NODE_STATE,
     NODES_AT,
     PAGES,
-    PREV_AT,
+    PREVIOUS_AT,
     ROW,
     STAMPS_AT,
     TOKENS_AT,
@@ -27,15 +27,15 @@ LAST = 1
 
 
 @counting
-def next_pages(prefix):
-    """Return the column of the pages behind each page in its node."""
-    return int32_column(prefix, prefix[NEXT_AT], prefix[PAGES])
+def following_column(prefix):
+    """Return for each page the one that follows it in its node."""
+    return int32_column(prefix, prefix[FOLLOWING_AT], prefix[PAGES])
 
 
 @counting
-def prev_pages(prefix):
-    """Return the column of the pages before each page on its path."""
-    return int32_column(prefix, prefix[PREV_AT], prefix[PAGES])
+def previous_column(prefix):
+    """Return for each page the one before it on its path."""
+    return int32_column(prefix, prefix[PREVIOUS_AT], prefix[PAGES])
 
 
 @counting
@@ -53,7 +53,7 @@ def node_stamps(prefix):
 @counting
 def node_expiries(prefix):
     """Return the expiries of the nodes (policy `priority` only)."""
-    return int64_column(prefix, prefix[EXPIRIES_AT], prefix[NEXT_AT] - prefix[EXPIRIES_AT])
+    return int64_column(prefix, prefix[EXPIRIES_AT], prefix[FOLLOWING_AT] - prefix[EXPIRIES_AT])
 
 
 @counting
@@ -65,7 +65,7 @@ def token_column(prefix):
 @helper
 def node_of(prefix, end):
     """Return the node that ends with page `end`."""
-    return np.int64(~next_pages(prefix)[end])
+    return np.int64(~following_column(prefix)[end])
 
 
 @helper

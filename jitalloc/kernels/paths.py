@@ -10,7 +10,7 @@ import numpy as np
 
 from jitalloc._jit import helper
 from jitalloc.kernels.children import child_to_front
-from jitalloc.kernels.nodes import node_class, node_of, node_records, prev_pages
+from jitalloc.kernels.nodes import node_class, node_of, node_records, previous_column
 from jitalloc.kernels.queues import (
     expire,
     oldest_protected,
@@ -47,7 +47,7 @@ UNUSED, USED = np.int64(0), np.int64(1)
 @helper
 def path_touch(prefix, end):
     """Push every page of a path, the deepest first; nodes that have become alike are joined."""
-    prevs = prev_pages(prefix)
+    previous_pages = previous_column(prefix)
     child = np.int64(-1)
     while end >= 0:
         node = node_of(prefix, end)
@@ -55,20 +55,20 @@ def path_touch(prefix, end):
         if child >= 0 and may_join(prefix, node, child):
             join_nodes(prefix, node, child)
         child = node
-        end = np.int64(prevs[node])
+        end = np.int64(previous_pages[node])
 
 
 @helper
 def path_join(prefix, end):
     """Join the nodes of a path that have become alike."""
-    prevs = prev_pages(prefix)
+    previous_pages = previous_column(prefix)
     child = np.int64(-1)
     while end >= 0:
         node = node_of(prefix, end)
         if child >= 0 and may_join(prefix, node, child):
             join_nodes(prefix, node, child)
         child = node
-        end = np.int64(prevs[node])
+        end = np.int64(previous_pages[node])
 
 
 @helper
@@ -77,32 +77,32 @@ def path_put_back(prefix, end):
 
     For locks that are given back without a touch.
     """
-    nodes, prevs = node_records(prefix), prev_pages(prefix)
+    nodes, previous_pages = node_records(prefix), previous_column(prefix)
     while end >= 0:
         node = node_of(prefix, end)
         if nodes[node, NODE_LOCKS] == 0:
             put_in_order(prefix, node)
-        end = np.int64(prevs[node])
+        end = np.int64(previous_pages[node])
 
 
 @helper
 def path_use(prefix, end):
     """Make every node of a path the most recently used of those that follow the same page."""
-    prevs = prev_pages(prefix)
+    previous_pages = previous_column(prefix)
     while end >= 0:
         node = node_of(prefix, end)
         child_to_front(prefix, node)
-        end = np.int64(prevs[node])
+        end = np.int64(previous_pages[node])
 
 
 @helper
 def path_raise(prefix, end, priority, expiry):
     """Give every node of a path a priority and its expiry, where that is more than it has."""
-    prevs = prev_pages(prefix)
+    previous_pages = previous_column(prefix)
     while end >= 0:
         node = node_of(prefix, end)
         raise_priority(prefix, node, priority, expiry)
-        end = np.int64(prevs[node])
+        end = np.int64(previous_pages[node])
 
 
 @helper
@@ -111,7 +111,7 @@ def path_lock(prefix, end, stop, uses):
 
     `uses`: 1 where it counts as a use of the pages, else 0.
     """
-    nodes, prevs = node_records(prefix), prev_pages(prefix)
+    nodes, previous_pages = node_records(prefix), previous_column(prefix)
     while end >= 0 and end != stop:
         node = node_of(prefix, end)
         if nodes[node, NODE_LOCKS] == 0:
@@ -121,13 +121,13 @@ def path_lock(prefix, end, stop, uses):
         nodes[node, NODE_LOCKS] += 1
         if uses != 0 and (nodes[node, NODE_STATE] >> USES_SHIFT) & 255 < MOST_USES:
             nodes[node, NODE_STATE] += 1 << USES_SHIFT
-        end = np.int64(prevs[node])
+        end = np.int64(previous_pages[node])
 
 
 @helper
 def path_unlock(prefix, end):
     """Take one lock off every page of a path; `path_release` puts what it parked in order again."""
-    nodes, prevs = node_records(prefix), prev_pages(prefix)
+    nodes, previous_pages = node_records(prefix), previous_column(prefix)
     while end >= 0:
         node = node_of(prefix, end)
         nodes[node, NODE_LOCKS] -= 1
@@ -137,20 +137,20 @@ def path_unlock(prefix, end):
                 prefix[NUM_PROTECTED] += node_class(prefix, node) * nodes[node, NODE_LENGTH]
             if prefix[POLICY] == BY_FIFO:  # under the others a touch follows
                 put_back(prefix, node)
-        end = np.int64(prevs[node])
+        end = np.int64(previous_pages[node])
 
 
 @helper
 def path_pin(prefix, end, sign):
     """Pin every page of a path once more (`sign` 1) or once less (`sign` -1)."""
-    nodes, prevs = node_records(prefix), prev_pages(prefix)
+    nodes, previous_pages = node_records(prefix), previous_column(prefix)
     while end >= 0:
         node = node_of(prefix, end)
-        before = nodes[node, NODE_STATE] >> PINS_SHIFT
+        pins = nodes[node, NODE_STATE] >> PINS_SHIFT
         nodes[node, NODE_STATE] += sign * PIN
-        if min(before, before + sign) == 0:
+        if min(pins, pins + sign) == 0:
             prefix[NUM_PINNED] += sign * nodes[node, NODE_LENGTH]
-        end = np.int64(prevs[node])
+        end = np.int64(previous_pages[node])
 
 
 @helper
@@ -158,7 +158,7 @@ def demote(prefix):
     """Policy `slru`: let the oldest protected pages fall back until the rest fits the capacity."""
     if prefix[POLICY] != BY_SLRU:
         return
-    nodes, prevs = node_records(prefix), prev_pages(prefix)
+    nodes, previous_pages = node_records(prefix), previous_column(prefix)
     while prefix[NUM_PROTECTED] > prefix[CAPACITY]:
         node = oldest_protected(prefix)
         excess = prefix[NUM_PROTECTED] - prefix[CAPACITY]
@@ -166,7 +166,7 @@ def demote(prefix):
         if kept > 0:
             tail = end = np.int64(nodes[node, NODE_END])
             for _ in range(excess):
-                tail, end = end, np.int64(prevs[end])
+                tail, end = end, np.int64(previous_pages[end])
             split_node(prefix, node, end, kept)
             node = tail
         queue_unlink(prefix, node)

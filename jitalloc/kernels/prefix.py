@@ -8,7 +8,7 @@ from jitalloc._jit import fail, helper, kernel, try_lock, unlock
 from jitalloc.errors import BUSY, NEGATIVE_TOKEN, NOT_LOCKED, OVER_PIN_BUDGET, RENAMED
 from jitalloc.kernels.children import hash_link
 from jitalloc.kernels.insertion import expiry_at, link_new, refresh
-from jitalloc.kernels.nodes import node_of, node_records, prev_pages, token_column
+from jitalloc.kernels.nodes import node_of, node_records, previous_column, token_column
 from jitalloc.kernels.paths import (
     NO_PAGE,
     UNUSED,
@@ -171,7 +171,7 @@ def prefix_release_cpu(pool, prefix, records, count, held):
 @helper
 def pin_fault(prefix, end):
     """Return the status word of why a path cannot be pinned, or 0; its detail: pages to pin."""
-    nodes, prevs = node_records(prefix), prev_pages(prefix)
+    nodes, previous_pages = node_records(prefix), previous_column(prefix)
     fresh = np.int64(0)
     full = False
     while end >= 0:
@@ -180,7 +180,7 @@ def pin_fault(prefix, end):
         if pins == 0:
             fresh += nodes[node, NODE_LENGTH]
         full = full or pins == MOST_PINS
-        end = np.int64(prevs[node])
+        end = np.int64(previous_pages[node])
     if full or prefix[NUM_PINNED] + fresh > prefix[PIN_BUDGET]:
         return fail(OVER_PIN_BUDGET, fresh)
     return np.int64(0)

@@ -13,12 +13,12 @@ from jitalloc.kernels.check_nodes import is_node
 from jitalloc.kernels.children import bucket_column, hash_link
 from jitalloc.kernels.expiries import expiry_ends, expiry_links
 from jitalloc.kernels.nodes import (
-    next_pages,
+    following_column,
     node_class,
     node_expiries,
     node_records,
     node_stamps,
-    prev_pages,
+    previous_column,
     token_column,
 )
 from jitalloc.kernels.paths import demote
@@ -41,11 +41,11 @@ from jitalloc.prefix_state import (
     PAGES,
     PINS_SHIFT,
     POLICY,
-    QUEUE_NEXT,
-    QUEUE_PREV,
+    QUEUE_FOLLOWING,
+    QUEUE_PREVIOUS,
     ROW,
-    SIBLING_NEXT,
-    SIBLING_PREV,
+    SIBLING_FOLLOWING,
+    SIBLING_PREVIOUS,
     STAMPS_AT,
     TOP,
     UNCACHED,
@@ -76,13 +76,13 @@ def prefix_upkeep_copy_cpu(pool, prefix, out):
 def prefix_upkeep_roots_cpu(pool, prefix, out):
     if not try_lock(pool):
         return fail(BUSY, 0)
-    nodes, prevs = node_records(prefix), prev_pages(prefix)
+    nodes, previous_pages = node_records(prefix), previous_column(prefix)
     count = np.int64(0)
     node = prefix[TOP]
     while node >= 0:
-        out[count] = prevs[node]
+        out[count] = previous_pages[node]
         count += 1
-        node = np.int64(nodes[node, SIBLING_NEXT])
+        node = np.int64(nodes[node, SIBLING_FOLLOWING])
     unlock(pool)
     return count
 
@@ -101,8 +101,8 @@ def rehash(prefix):
 @helper
 def copy_row(source, page, out, to):
     """Copy what stands in the columns of `source` for `page` to `to` in `out`."""
-    next_pages(out)[to] = next_pages(source)[page]
-    prev_pages(out)[to] = prev_pages(source)[page]
+    following_column(out)[to] = following_column(source)[page]
+    previous_column(out)[to] = previous_column(source)[page]
     node_stamps(out)[to] = node_stamps(source)[page]
     for field in range(NODE_FIELDS):
         node_records(out)[to, field] = node_records(source)[page, field]
@@ -127,10 +127,19 @@ def rename_all(pages, names):
 @kernel("int64(int64[::1], int32[::1], int32[::1], int32[::1])")
 def prefix_upkeep_rename_cpu(prefix, names, src, dst):
     # The caller is inside the pool. `names[p]` is the new id of page `p`; the pages `dst` are free.
-    nodes, nexts, prevs = node_records(prefix), next_pages(prefix), prev_pages(prefix)
+    nodes = node_records(prefix)
+    following_pages = following_column(prefix)
+    previous_pages = previous_column(prefix)
     for page in range(prefix[PAGES]):
         if is_node(prefix, np.int64(page)):
-            for field in (NODE_END, NODE_CHILD, SIBLING_NEXT, SIBLING_PREV, QUEUE_NEXT, QUEUE_PREV):
+            for field in (
+                NODE_END,
+                NODE_CHILD,
+                SIBLING_FOLLOWING,
+                SIBLING_PREVIOUS,
+                QUEUE_FOLLOWING,
+                QUEUE_PREVIOUS,
+            ):
                 if nodes[page, field] >= 0:
                     nodes[page, field] = names[nodes[page, field]]
             if prefix[POLICY] == BY_PRIORITY:
@@ -141,16 +150,16 @@ def prefix_upkeep_rename_cpu(prefix, names, src, dst):
     if prefix[TOP] >= 0:
         prefix[TOP] = names[prefix[TOP]]
     for page in range(prefix[PAGES]):
-        behind = nexts[page]
-        if behind >= 0:
-            nexts[page] = names[behind]
-        elif behind != UNCACHED:
-            nexts[page] = ~names[~behind]
-        if behind != UNCACHED and prevs[page] >= 0:
-            prevs[page] = names[prevs[page]]
+        following = following_pages[page]
+        if following >= 0:
+            following_pages[page] = names[following]
+        elif following != UNCACHED:
+            following_pages[page] = ~names[~following]
+        if following != UNCACHED and previous_pages[page] >= 0:
+            previous_pages[page] = names[previous_pages[page]]
     for i in range(src.size):
         copy_row(prefix, np.int64(src[i]), prefix, np.int64(dst[i]))
-        nexts[src[i]] = UNCACHED
+        following_pages[src[i]] = UNCACHED
     rehash(prefix)
     return np.int64(0)
 

@@ -27,8 +27,8 @@ from jitalloc.prefix_state import (
     NODE_STATE,
     NUM_PROTECTED,
     POLICY,
-    QUEUE_NEXT,
-    QUEUE_PREV,
+    QUEUE_FOLLOWING,
+    QUEUE_PREVIOUS,
     QUEUED,
     QUEUES,
     QUEUES_AT,
@@ -43,20 +43,20 @@ def queue_ends(prefix):
 
 
 @helper
-def queue_link(prefix, node, before):
-    """Put `node` into the queue of its class, in front of the node `before`; -1: at the end."""
+def queue_link(prefix, node, following):
+    """Put `node` into the queue of its class, before the node `following`; -1: at the end."""
     nodes, ends = node_records(prefix), queue_ends(prefix)
     queue = node_class(prefix, node)
-    behind = np.int64(ends[LAST, queue] if before < 0 else nodes[before, QUEUE_PREV])
-    nodes[node, QUEUE_PREV] = behind
-    nodes[node, QUEUE_NEXT] = before
-    if behind >= 0:
-        nodes[behind, QUEUE_NEXT] = node
+    previous = np.int64(ends[LAST, queue] if following < 0 else nodes[following, QUEUE_PREVIOUS])
+    nodes[node, QUEUE_PREVIOUS] = previous
+    nodes[node, QUEUE_FOLLOWING] = following
+    if previous >= 0:
+        nodes[previous, QUEUE_FOLLOWING] = node
     else:
         ends[FIRST, queue] = node
         prefix[FILLED_AT + (queue >> 6)] |= np.int64(1) << (queue & 63)
-    if before >= 0:
-        nodes[before, QUEUE_PREV] = node
+    if following >= 0:
+        nodes[following, QUEUE_PREVIOUS] = node
     else:
         ends[LAST, queue] = node
     nodes[node, NODE_STATE] |= QUEUED
@@ -69,19 +69,20 @@ def queue_unlink(prefix, node):
     if nodes[node, NODE_STATE] & QUEUED == 0:
         return
     queue = node_class(prefix, node)
-    behind, before = np.int64(nodes[node, QUEUE_PREV]), np.int64(nodes[node, QUEUE_NEXT])
-    if behind >= 0:
-        nodes[behind, QUEUE_NEXT] = before
+    previous = np.int64(nodes[node, QUEUE_PREVIOUS])
+    following = np.int64(nodes[node, QUEUE_FOLLOWING])
+    if previous >= 0:
+        nodes[previous, QUEUE_FOLLOWING] = following
     else:
-        ends[FIRST, queue] = before
-    if before >= 0:
-        nodes[before, QUEUE_PREV] = behind
+        ends[FIRST, queue] = following
+    if following >= 0:
+        nodes[following, QUEUE_PREVIOUS] = previous
     else:
-        ends[LAST, queue] = behind
-    if behind < 0 and before < 0:
+        ends[LAST, queue] = previous
+    if previous < 0 and following < 0:
         prefix[FILLED_AT + (queue >> 6)] &= ~(np.int64(1) << (queue & 63))
-    nodes[node, QUEUE_NEXT] = -1
-    nodes[node, QUEUE_PREV] = -1
+    nodes[node, QUEUE_FOLLOWING] = -1
+    nodes[node, QUEUE_PREVIOUS] = -1
     nodes[node, NODE_STATE] &= ~QUEUED
 
 
@@ -131,16 +132,16 @@ def put_in_order(prefix, node):
     stamps = node_stamps(prefix)
     queue = node_class(prefix, node)
     if prefix[POLICY] == BY_MRU:
-        before = np.int64(-1)
+        following = np.int64(-1)
         other = np.int64(ends[LAST, queue])
         while other >= 0 and stamps[other] > stamps[node]:
-            before = other
-            other = np.int64(nodes[other, QUEUE_PREV])
+            following = other
+            other = np.int64(nodes[other, QUEUE_PREVIOUS])
     else:
-        before = np.int64(ends[FIRST, queue])
-        while before >= 0 and stamps[before] < stamps[node]:
-            before = np.int64(nodes[before, QUEUE_NEXT])
-    queue_link(prefix, node, before)
+        following = np.int64(ends[FIRST, queue])
+        while following >= 0 and stamps[following] < stamps[node]:
+            following = np.int64(nodes[following, QUEUE_FOLLOWING])
+    queue_link(prefix, node, following)
 
 
 @helper

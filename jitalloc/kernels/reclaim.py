@@ -8,7 +8,13 @@ from jitalloc._jit import counting, fail, helper, kernel, try_lock, unlock
 from jitalloc.errors import BUSY, STILL_LOCKED
 from jitalloc.kernels.children import child_unlink, hash_unlink
 from jitalloc.kernels.expiries import expiry_unlink
-from jitalloc.kernels.nodes import next_pages, node_class, node_of, node_records, prev_pages
+from jitalloc.kernels.nodes import (
+    following_column,
+    node_class,
+    node_of,
+    node_records,
+    previous_column,
+)
 from jitalloc.kernels.owners import pool_release
 from jitalloc.kernels.queues import expire, next_victim, put_back, queue_unlink
 from jitalloc.prefix_state import (
@@ -35,7 +41,7 @@ def prefix_evictable(prefix):
 @helper
 def drop_node(prefix, node):
     """Take a node without children, whose pages are dropped, out of all lists."""
-    end = np.int64(prev_pages(prefix)[node])
+    end = np.int64(previous_column(prefix)[node])
     hash_unlink(prefix, node)
     child_unlink(prefix, node)
     queue_unlink(prefix, node)
@@ -47,20 +53,22 @@ def drop_node(prefix, node):
 @helper
 def drop_pages_of(prefix, node, count, victims, put):
     """Drop the last `count` pages of a node, writing them to `victims[put:]`."""
-    nodes, nexts, prevs = node_records(prefix), next_pages(prefix), prev_pages(prefix)
+    nodes = node_records(prefix)
+    following_pages = following_column(prefix)
+    previous_pages = previous_column(prefix)
     if prefix[POLICY] == BY_SLRU:
         prefix[NUM_PROTECTED] -= node_class(prefix, node) * count
     page = np.int64(nodes[node, NODE_END])
     for i in range(count):
         victims[put + i] = page
-        nexts[page] = UNCACHED
-        page = np.int64(prevs[page])
+        following_pages[page] = UNCACHED
+        page = np.int64(previous_pages[page])
     if count == nodes[node, NODE_LENGTH]:
         drop_node(prefix, node)
     else:
         nodes[node, NODE_END] = page
         nodes[node, NODE_LENGTH] -= count
-        nexts[page] = ~node
+        following_pages[page] = ~node
 
 
 @helper

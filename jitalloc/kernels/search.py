@@ -12,16 +12,16 @@ import numpy as np
 from jitalloc._jit import helper, int32_column
 from jitalloc.kernels.children import bucket_column, first_child, page_hash
 from jitalloc.kernels.compare import agreement, consecutive, page_agrees
-from jitalloc.kernels.nodes import next_pages, node_records, prev_pages, token_column
+from jitalloc.kernels.nodes import following_column, node_records, previous_column, token_column
 from jitalloc.kernels.split_join import split_node
 from jitalloc.prefix_state import (
     BUCKET_MASK,
-    CHAIN_NEXT,
+    CHAIN_FOLLOWING,
     MATCH_PARTIAL_PAGE,
     MATCH_PARTIAL_TOKENS,
     NODE_LENGTH,
     ROW,
-    SIBLING_NEXT,
+    SIBLING_FOLLOWING,
 )
 
 PARTIAL_CHILDREN = 32  # nodes of the namespace that are looked at for a partial page
@@ -36,13 +36,13 @@ def find_child(prefix, end, tokens, at):
         node = first_child(prefix, end)
         if node < 0 or page_agrees(prefix, node, tokens, at):
             return node
-        if nodes[node, SIBLING_NEXT] < 0:
+        if nodes[node, SIBLING_FOLLOWING] < 0:
             return np.int64(-1)
-    prevs = prev_pages(prefix)
+    previous_pages = previous_column(prefix)
     code = page_hash(prefix, end, tokens, at)
     node = np.int64(bucket_column(prefix)[code & prefix[BUCKET_MASK]])
-    while node >= 0 and not (prevs[node] == end and page_agrees(prefix, node, tokens, at)):
-        node = np.int64(nodes[node, CHAIN_NEXT])
+    while node >= 0 and not (previous_pages[node] == end and page_agrees(prefix, node, tokens, at)):
+        node = np.int64(nodes[node, CHAIN_FOLLOWING])
     return node
 
 
@@ -52,7 +52,7 @@ def follow(prefix, node, tokens, rows, at, size, out):
 
     The first is known to agree. Returns how many there are.
     """
-    nexts, column = next_pages(prefix), token_column(prefix)
+    following_pages, column = following_column(prefix), token_column(prefix)
     width = prefix[ROW]
     page = node
     out[at] = page
@@ -61,13 +61,13 @@ def follow(prefix, node, tokens, rows, at, size, out):
     while done < size:
         step = np.int64(0)
         if rows.size == 0:
-            step = consecutive(nexts, page, size - done)
+            step = consecutive(following_pages, page, size - done)
         if step > 0:
             start = (at + done) * width
             same = agreement(column, (page + 1) * width, tokens, start, step * width) // width
         else:
             step = np.int64(1)
-            page = np.int64(nexts[page]) - 1
+            page = np.int64(following_pages[page]) - 1
             start = rows[at + done] * width if rows.size > 0 else (at + done) * width
             same = np.int64(page_agrees(prefix, page + 1, tokens, start))
         block = out[at + done : at + done + same]
@@ -117,7 +117,9 @@ def find(prefix, root, tokens, out):
 @helper
 def find_partial(prefix, root, end, tokens, at, record):
     """Write into `record` which page behind `end` agrees most with the tokens from `at` on."""
-    nodes, prevs, column = node_records(prefix), prev_pages(prefix), token_column(prefix)
+    nodes = node_records(prefix)
+    previous_pages = previous_column(prefix)
+    column = token_column(prefix)
     size = min(prefix[ROW], tokens.size - at)
     record[MATCH_PARTIAL_PAGE] = -1
     record[MATCH_PARTIAL_TOKENS] = 0
@@ -125,10 +127,10 @@ def find_partial(prefix, root, end, tokens, at, record):
     children, looks = 0, 0
     while node >= 0 and children < PARTIAL_CHILDREN and looks < PARTIAL_LOOKS:
         looks += 1
-        if end >= 0 or prevs[node] == root:
+        if end >= 0 or previous_pages[node] == root:
             children += 1
             same = agreement(column, node * prefix[ROW], tokens, at, size)
             if same > record[MATCH_PARTIAL_TOKENS]:
                 record[MATCH_PARTIAL_TOKENS] = same
                 record[MATCH_PARTIAL_PAGE] = node
-        node = np.int64(nodes[node, SIBLING_NEXT])
+        node = np.int64(nodes[node, SIBLING_FOLLOWING])

@@ -18,7 +18,7 @@ from jitalloc.errors import (
     TOKEN_DIFFERS,
 )
 from jitalloc.kernels.committing import commit_rows, first_difference, row_commit, write_tokens
-from jitalloc.kernels.nodes import next_pages, node_records
+from jitalloc.kernels.nodes import following_column, node_records
 from jitalloc.kernels.paths import (
     NO_PAGE,
     UNUSED,
@@ -288,10 +288,10 @@ def sharing_check_cpu(pool, tables, prefix, locks):
     for row in range(tables[NUM_ROWS]):
         if status == 0 and row_lock_fault(tables, prefix, row, locks):
             status = fail(BAD_ROW_LOCK, row)
-    nodes, nexts = node_records(prefix), next_pages(prefix)
-    for page in range(nexts.size):
-        if status == 0 and nexts[page] != UNCACHED and nexts[page] < 0:
-            if nodes[~nexts[page], NODE_LOCKS] < locks[page]:
+    nodes, following_pages = node_records(prefix), following_column(prefix)
+    for page in range(following_pages.size):
+        if status == 0 and following_pages[page] != UNCACHED and following_pages[page] < 0:
+            if nodes[~following_pages[page], NODE_LOCKS] < locks[page]:
                 status = fail(LOCKS_MISSING, page)
     unlock(pool)
     return status

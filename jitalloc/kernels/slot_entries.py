@@ -35,8 +35,8 @@ from jitalloc.slot_prefix_state import (
     CAPACITY,
     ENTRIES,
     ENTRIES_USED,
+    ENTRY_FOLLOWING,
     ENTRY_LENGTH,
-    ENTRY_NEXT,
     ENTRY_NODE,
     ENTRY_PINS,
     ENTRY_SLOT,
@@ -62,7 +62,7 @@ def entry_drop(slab, entry, out):
     tree_unhang(slab, entry)
     table_erase(table, slot_key(slab, entries[entry, ENTRY_SLOT]))
     entries[entry, ENTRY_NODE] = GONE
-    entries[entry, ENTRY_NEXT] = slab[FREE_ENTRY]
+    entries[entry, ENTRY_FOLLOWING] = slab[FREE_ENTRY]
     slab[FREE_ENTRY] = entry
     slab[ENTRIES] -= 1
 
@@ -76,7 +76,7 @@ def entry_make(slab, tokens, slot, version):
         entry = slab[ENTRIES_USED]
         slab[ENTRIES_USED] += 1
     else:
-        slab[FREE_ENTRY] = entries[entry, ENTRY_NEXT]
+        slab[FREE_ENTRY] = entries[entry, ENTRY_FOLLOWING]
     slab[ENTRIES] += 1
     entries[entry, ENTRY_SLOT] = slot
     entries[entry, ENTRY_VERSION] = version

@@ -30,11 +30,11 @@ from jitalloc.slot_prefix_state import (
     ENTRIES,
     ENTRIES_USED,
     ENTRY_CLOCK,
+    ENTRY_FOLLOWING,
     ENTRY_LENGTH,
-    ENTRY_NEXT,
     ENTRY_NODE,
     ENTRY_PINS,
-    ENTRY_PREV,
+    ENTRY_PREVIOUS,
     ENTRY_SLOT,
     ENTRY_VERSION,
     FREE_ENTRY,
@@ -48,10 +48,10 @@ from jitalloc.slot_prefix_state import (
     NODE_CHILD,
     NODE_DEPTH,
     NODE_ENTRY,
+    NODE_FOLLOWING,
     NODE_NEWEST,
-    NODE_NEXT,
     NODE_PARENT,
-    NODE_PREV,
+    NODE_PREVIOUS,
     NODE_TOKEN,
     NODES,
     NODES_USED,
@@ -102,14 +102,14 @@ def stacks_fault(slab, entries, nodes):
     for _ in range(slab[ENTRIES_USED] - slab[ENTRIES]):
         if entry < 0 or entry >= slab[ENTRIES_USED] or entries[entry, ENTRY_NODE] != GONE:
             return fail(BAD_ENTRY_STACK, max(entry, 0))
-        entry = entries[entry, ENTRY_NEXT]
+        entry = entries[entry, ENTRY_FOLLOWING]
     if entry != NONE:
         return fail(BAD_ENTRY_STACK, max(entry, 0))
     node = slab[FREE_NODE]
     for _ in range(slab[NODES_USED] - slab[NODES]):
         if node < 0 or node >= slab[NODES_USED] or nodes[node, NODE_PARENT] != GONE:
             return fail(BAD_NODE_STACK, max(node, 0))
-        node = np.int64(nodes[node, NODE_NEXT])
+        node = np.int64(nodes[node, NODE_FOLLOWING])
     if node != NONE:
         return fail(BAD_NODE_STACK, max(node, 0))
     return np.int64(0)
@@ -155,26 +155,26 @@ def entries_fault(slab, entries, nodes):
 @helper
 def queue_fault(slab, entries):
     """Return the status word of the first fault in the queue, or 0."""
-    before, entry = np.int64(NONE), slab[OLDEST]
+    previous, entry = np.int64(NONE), slab[OLDEST]
     clock = np.int64(0)
     for _ in range(slab[ENTRIES] - slab[PINNED_ENTRIES]):
         if entry < 0 or entry >= slab[ENTRIES_USED]:
-            return fail(BAD_SLOT_QUEUE, max(before, 0))
+            return fail(BAD_SLOT_QUEUE, max(previous, 0))
         if entries[entry, ENTRY_NODE] == GONE or entries[entry, ENTRY_PINS] != 0:
             return fail(BAD_SLOT_QUEUE, entry)
-        if entries[entry, ENTRY_PREV] != before or entries[entry, ENTRY_CLOCK] <= clock:
+        if entries[entry, ENTRY_PREVIOUS] != previous or entries[entry, ENTRY_CLOCK] <= clock:
             return fail(BAD_SLOT_QUEUE, entry)
         clock = entries[entry, ENTRY_CLOCK]
-        before, entry = entry, entries[entry, ENTRY_NEXT]
-    if entry != NONE or slab[LATEST] != before:
-        return fail(BAD_SLOT_QUEUE, max(before, 0))
+        previous, entry = entry, entries[entry, ENTRY_FOLLOWING]
+    if entry != NONE or slab[LATEST] != previous:
+        return fail(BAD_SLOT_QUEUE, max(previous, 0))
     return np.int64(0)
 
 
 @helper
 def node_is_sound(slab, entries, nodes, node):
     """Return whether the columns of a live node are in their ranges, and lead to live ones."""
-    for column in (NODE_NEXT, NODE_PREV, NODE_CHILD):
+    for column in (NODE_FOLLOWING, NODE_PREVIOUS, NODE_CHILD):
         other = nodes[node, column]
         if other < NONE or other >= slab[NODES_USED] or other == ROOT:
             return False
@@ -200,7 +200,7 @@ def node_is_sound(slab, entries, nodes, node):
     if entries[newest, ENTRY_LENGTH] < nodes[node, NODE_DEPTH]:
         return False
     child = nodes[node, NODE_CHILD]
-    return node == ROOT or entry != NONE or (child != NONE and nodes[child, NODE_NEXT] != NONE)
+    return node == ROOT or entry != NONE or (child != NONE and nodes[child, NODE_FOLLOWING] != NONE)
 
 
 @helper
@@ -225,10 +225,14 @@ def children_fault(slab, entries, nodes):
             continue
         entry, newest = np.int64(nodes[node, NODE_ENTRY]), np.int64(nodes[node, NODE_NEWEST])
         best = entries[entry, ENTRY_CLOCK] if entry != NONE else np.int64(0)
-        before, child = np.int64(NONE), np.int64(nodes[node, NODE_CHILD])
+        previous, child = np.int64(NONE), np.int64(nodes[node, NODE_CHILD])
         clock = slab[CLOCK] + 1
         while child != NONE:
-            if left == 0 or nodes[child, NODE_PARENT] != node or nodes[child, NODE_PREV] != before:
+            if (
+                left == 0
+                or nodes[child, NODE_PARENT] != node
+                or nodes[child, NODE_PREVIOUS] != previous
+            ):
                 return fail(BAD_SLOT_CHILDREN, node)
             left -= 1
             used = entries[nodes[child, NODE_NEWEST], ENTRY_CLOCK]
@@ -236,7 +240,7 @@ def children_fault(slab, entries, nodes):
                 return fail(BAD_SLOT_CHILDREN, node)
             clock = used
             best = max(best, used)
-            before, child = child, np.int64(nodes[child, NODE_NEXT])
+            previous, child = child, np.int64(nodes[child, NODE_FOLLOWING])
         if newest != NONE and entries[newest, ENTRY_CLOCK] != best:
             return fail(BAD_NODE_NEWEST, node)
     return np.int64(0) if left == 0 else fail(BAD_SLOT_CHILDREN, ROOT)

@@ -20,10 +20,10 @@ from jitalloc.slot_prefix_state import (
     ENTRIES,
     ENTRIES_USED,
     ENTRY_COLUMNS,
+    ENTRY_FOLLOWING,
     ENTRY_LENGTH,
-    ENTRY_NEXT,
     ENTRY_PINS,
-    ENTRY_PREV,
+    ENTRY_PREVIOUS,
     ENTRY_SLOT,
     ENTRY_VERSION,
     FREE_ENTRY,
@@ -143,27 +143,27 @@ def table_erase(table, key):
 def queue_append(slab, entries, entry):
     """Put `entry` at the end of the queue that is evicted last."""
     last = slab[LATEST]
-    entries[entry, ENTRY_PREV] = last
-    entries[entry, ENTRY_NEXT] = NONE
+    entries[entry, ENTRY_PREVIOUS] = last
+    entries[entry, ENTRY_FOLLOWING] = NONE
     if last == NONE:
         slab[OLDEST] = entry
     else:
-        entries[last, ENTRY_NEXT] = entry
+        entries[last, ENTRY_FOLLOWING] = entry
     slab[LATEST] = entry
 
 
 @helper
 def queue_remove(slab, entries, entry):
     """Take `entry` out of the queue."""
-    before, behind = entries[entry, ENTRY_PREV], entries[entry, ENTRY_NEXT]
-    if before == NONE:
-        slab[OLDEST] = behind
+    previous, following = entries[entry, ENTRY_PREVIOUS], entries[entry, ENTRY_FOLLOWING]
+    if previous == NONE:
+        slab[OLDEST] = following
     else:
-        entries[before, ENTRY_NEXT] = behind
-    if behind == NONE:
-        slab[LATEST] = before
+        entries[previous, ENTRY_FOLLOWING] = following
+    if following == NONE:
+        slab[LATEST] = previous
     else:
-        entries[behind, ENTRY_PREV] = before
+        entries[following, ENTRY_PREVIOUS] = previous
 
 
 # Entries.
@@ -241,7 +241,7 @@ def slot_table_clear_cpu(slab, slots):
     while entry != NONE:
         slots[count] = entries[entry, ENTRY_SLOT]
         count += 1
-        entry = entries[entry, ENTRY_NEXT]
+        entry = entries[entry, ENTRY_FOLLOWING]
     for at in range(table.shape[0]):
         table[at, 0] = 0
         table[at, 1] = 0

@@ -31,10 +31,10 @@ from jitalloc.slot_prefix_state import (
     NODE_CHILD,
     NODE_DEPTH,
     NODE_ENTRY,
+    NODE_FOLLOWING,
     NODE_NEWEST,
-    NODE_NEXT,
     NODE_PARENT,
-    NODE_PREV,
+    NODE_PREVIOUS,
     NODE_TOKEN,
     NODES,
     NODES_USED,
@@ -53,38 +53,38 @@ BLOCK = 64  # tokens compared at once
 @helper
 def siblings_remove(nodes, node):
     """Take `node` out of the children of its parent."""
-    before, behind = nodes[node, NODE_PREV], nodes[node, NODE_NEXT]
-    if before == NONE:
-        nodes[nodes[node, NODE_PARENT], NODE_CHILD] = behind
+    previous, following = nodes[node, NODE_PREVIOUS], nodes[node, NODE_FOLLOWING]
+    if previous == NONE:
+        nodes[nodes[node, NODE_PARENT], NODE_CHILD] = following
     else:
-        nodes[before, NODE_NEXT] = behind
-    if behind != NONE:
-        nodes[behind, NODE_PREV] = before
+        nodes[previous, NODE_FOLLOWING] = following
+    if following != NONE:
+        nodes[following, NODE_PREVIOUS] = previous
 
 
 @helper
-def siblings_insert(nodes, node, before, behind):
+def siblings_insert(nodes, node, previous, following):
     """Put `node` between two children of its parent (NONE: at that end)."""
-    nodes[node, NODE_PREV] = before
-    nodes[node, NODE_NEXT] = behind
-    if before == NONE:
+    nodes[node, NODE_PREVIOUS] = previous
+    nodes[node, NODE_FOLLOWING] = following
+    if previous == NONE:
         nodes[nodes[node, NODE_PARENT], NODE_CHILD] = node
     else:
-        nodes[before, NODE_NEXT] = node
-    if behind != NONE:
-        nodes[behind, NODE_PREV] = node
+        nodes[previous, NODE_FOLLOWING] = node
+    if following != NONE:
+        nodes[following, NODE_PREVIOUS] = node
 
 
 @helper
 def siblings_sink(entries, nodes, node):
     """Move `node` behind the siblings that were used since its newest entry was."""
     clock = entries[nodes[node, NODE_NEWEST], ENTRY_CLOCK]
-    before, behind = node, nodes[node, NODE_NEXT]
-    while behind != NONE and entries[nodes[behind, NODE_NEWEST], ENTRY_CLOCK] > clock:
-        before, behind = behind, nodes[behind, NODE_NEXT]
-    if before != node:
+    previous, following = node, nodes[node, NODE_FOLLOWING]
+    while following != NONE and entries[nodes[following, NODE_NEWEST], ENTRY_CLOCK] > clock:
+        previous, following = following, nodes[following, NODE_FOLLOWING]
+    if previous != node:
         siblings_remove(nodes, node)
-        siblings_insert(nodes, node, before, behind)
+        siblings_insert(nodes, node, previous, following)
 
 
 # The tree.
@@ -101,7 +101,7 @@ def entry_use(slab, entries, nodes, entry):
     node = entries[entry, ENTRY_NODE]
     while node != ROOT:
         nodes[node, NODE_NEWEST] = entry
-        if nodes[node, NODE_PREV] != NONE:
+        if nodes[node, NODE_PREVIOUS] != NONE:
             siblings_remove(nodes, node)
             parent = nodes[node, NODE_PARENT]
             siblings_insert(nodes, node, NONE, nodes[parent, NODE_CHILD])
@@ -158,7 +158,7 @@ def node_take(slab, nodes, parent, depth, token):
         node = slab[NODES_USED]
         slab[NODES_USED] += 1
     else:
-        slab[FREE_NODE] = nodes[node, NODE_NEXT]
+        slab[FREE_NODE] = nodes[node, NODE_FOLLOWING]
     slab[NODES] += 1
     nodes[node, NODE_PARENT] = parent
     nodes[node, NODE_DEPTH] = depth
@@ -173,7 +173,7 @@ def node_take(slab, nodes, parent, depth, token):
 def node_give(slab, nodes, node):
     """Give a node back that nothing leads to any more."""
     nodes[node, NODE_PARENT] = GONE
-    nodes[node, NODE_NEXT] = slab[FREE_NODE]
+    nodes[node, NODE_FOLLOWING] = slab[FREE_NODE]
     slab[FREE_NODE] = node
     slab[NODES] -= 1
 
@@ -184,7 +184,7 @@ def node_replace(nodes, table, old, new):
     parent = nodes[old, NODE_PARENT]
     nodes[new, NODE_PARENT] = parent
     nodes[new, NODE_TOKEN] = nodes[old, NODE_TOKEN]
-    siblings_insert(nodes, new, nodes[old, NODE_PREV], nodes[old, NODE_NEXT])
+    siblings_insert(nodes, new, nodes[old, NODE_PREVIOUS], nodes[old, NODE_FOLLOWING])
     table_put(table, table_key(parent, nodes[new, NODE_TOKEN]), new)
 
 
@@ -242,7 +242,7 @@ def tree_unhang(slab, entry):
             siblings_sink(entries, nodes, above)
         above = np.int64(nodes[above, NODE_PARENT])
     child = nodes[node, NODE_CHILD]
-    if node == ROOT or nodes[node, NODE_ENTRY] != NONE or nodes[child, NODE_NEXT] != NONE:
+    if node == ROOT or nodes[node, NODE_ENTRY] != NONE or nodes[child, NODE_FOLLOWING] != NONE:
         return
     table_erase(table, table_key(node, nodes[child, NODE_TOKEN]))
     node_replace(nodes, table, node, child)

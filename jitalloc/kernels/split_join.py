@@ -10,41 +10,50 @@ import numpy as np
 from jitalloc._jit import helper
 from jitalloc.kernels.children import hash_link, hash_unlink
 from jitalloc.kernels.expiries import expiry_link, expiry_links, expiry_unlink, is_armed
-from jitalloc.kernels.nodes import next_pages, node_expiries, node_of, node_records, node_stamps
+from jitalloc.kernels.nodes import (
+    following_column,
+    node_expiries,
+    node_of,
+    node_records,
+    node_stamps,
+)
 from jitalloc.kernels.queues import queue_link, queue_unlink
 from jitalloc.prefix_state import (
     BY_PRIORITY,
+    EXPIRY_FOLLOWING,
     NODE_CHILD,
     NODE_END,
     NODE_LENGTH,
     NODE_LOCKS,
     NODE_STATE,
     POLICY,
-    QUEUE_NEXT,
-    QUEUE_PREV,
+    QUEUE_FOLLOWING,
+    QUEUE_PREVIOUS,
     QUEUED,
-    SIBLING_NEXT,
-    SIBLING_PREV,
+    SIBLING_FOLLOWING,
+    SIBLING_PREVIOUS,
 )
 
 
 @helper
 def split_node(prefix, node, end, kept):
     """Split `node` behind its page `end`, the `kept`-th of it."""
-    nodes, nexts, stamps = node_records(prefix), next_pages(prefix), node_stamps(prefix)
-    tail, last = np.int64(nexts[end]), np.int64(nodes[node, NODE_END])
+    nodes = node_records(prefix)
+    following_pages = following_column(prefix)
+    stamps = node_stamps(prefix)
+    tail, last = np.int64(following_pages[end]), np.int64(nodes[node, NODE_END])
     nodes[tail, NODE_END] = last
     nodes[tail, NODE_LENGTH] = nodes[node, NODE_LENGTH] - kept
     nodes[tail, NODE_CHILD] = nodes[node, NODE_CHILD]
-    nodes[tail, SIBLING_NEXT] = -1
-    nodes[tail, SIBLING_PREV] = -1
+    nodes[tail, SIBLING_FOLLOWING] = -1
+    nodes[tail, SIBLING_PREVIOUS] = -1
     nodes[tail, NODE_LOCKS] = nodes[node, NODE_LOCKS]
     nodes[tail, NODE_STATE] = nodes[node, NODE_STATE] & ~QUEUED
-    nodes[tail, QUEUE_NEXT] = -1
-    nodes[tail, QUEUE_PREV] = -1
+    nodes[tail, QUEUE_FOLLOWING] = -1
+    nodes[tail, QUEUE_PREVIOUS] = -1
     stamps[tail] = stamps[node] - kept
-    nexts[last] = ~tail
-    nexts[end] = ~node
+    following_pages[last] = ~tail
+    following_pages[end] = ~node
     nodes[node, NODE_END] = end
     nodes[node, NODE_LENGTH] = kept
     nodes[node, NODE_CHILD] = tail
@@ -60,12 +69,12 @@ def split_node(prefix, node, end, kept):
 @helper
 def split_after(prefix, end):
     """See to it that a node ends with the cached page `end` (O(1) where one does)."""
-    nexts = next_pages(prefix)
-    if end < 0 or nexts[end] < 0:
+    following_pages = following_column(prefix)
+    if end < 0 or following_pages[end] < 0:
         return
     left, page = np.int64(0), end
-    while nexts[page] >= 0:
-        page = np.int64(nexts[page])
+    while following_pages[page] >= 0:
+        page = np.int64(following_pages[page])
         left += 1
     node = node_of(prefix, page)
     split_node(prefix, node, end, node_records(prefix)[node, NODE_LENGTH] - left)
@@ -79,7 +88,7 @@ def may_join(prefix, node, child):
         nodes[node, NODE_STATE] != nodes[child, NODE_STATE]
         or nodes[node, NODE_LOCKS] != nodes[child, NODE_LOCKS]
         or nodes[node, NODE_CHILD] != child
-        or nodes[child, SIBLING_NEXT] >= 0
+        or nodes[child, SIBLING_FOLLOWING] >= 0
         or stamps[child] != stamps[node] - nodes[node, NODE_LENGTH]
     ):
         return False
@@ -87,20 +96,20 @@ def may_join(prefix, node, child):
         return True
     expiries = node_expiries(prefix)
     return expiries[node] == expiries[child] and (
-        not is_armed(prefix, child) or expiry_links(prefix)[child, 1] == node
+        not is_armed(prefix, child) or expiry_links(prefix)[child, EXPIRY_FOLLOWING] == node
     )
 
 
 @helper
 def join_nodes(prefix, node, child):
     """Make the node `child` the tail of `node`; both are queued or both are not."""
-    nodes, nexts = node_records(prefix), next_pages(prefix)
+    nodes, following_pages = node_records(prefix), following_column(prefix)
     hash_unlink(prefix, child)
     queue_unlink(prefix, child)
     expiry_unlink(prefix, child)
     last = np.int64(nodes[child, NODE_END])
-    nexts[nodes[node, NODE_END]] = child
-    nexts[last] = ~node
+    following_pages[nodes[node, NODE_END]] = child
+    following_pages[last] = ~node
     nodes[node, NODE_END] = last
     nodes[node, NODE_LENGTH] += nodes[child, NODE_LENGTH]
     nodes[node, NODE_CHILD] = nodes[child, NODE_CHILD]
