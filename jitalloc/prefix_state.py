@@ -51,7 +51,7 @@ PREFIX_SLOTS: Final = 48
 
 # Header: sizes and options,
 PAGES: Final = 0
-ROW: Final = 1  # tokens a page
+PREFIX_PAGE_SIZE: Final = 1  # tokens a page, as in the pool
 POLICY: Final = 2
 BUCKET_MASK: Final = 3
 EPOCH: Final = 4  # how often page ids were renamed, or the whole state replaced
@@ -184,7 +184,7 @@ def prefix_header(num_pages: int, page_size: int, policy: int) -> NDArray[np.int
         TOKENS_AT: (num_pages * page_size + 1) // 2,
     }
     header = np.zeros(PREFIX_SLOTS, np.int64)
-    header[PAGES], header[ROW], header[POLICY] = num_pages, page_size, policy
+    header[PAGES], header[PREFIX_PAGE_SIZE], header[POLICY] = num_pages, page_size, policy
     header[HASH_MASK], header[BUCKET_MASK], header[TOP] = -1, buckets - 1, -1
     at = COLUMNS_AT
     for slot, size in sizes.items():
@@ -211,7 +211,7 @@ def prefix_arrays(slab: NDArray[np.int64], header: NDArray[np.int64] | None = No
     A slab on the GPU needs one, or each size would be waited for.
     """
     at = (slab if header is None else header)[:PREFIX_SLOTS].tolist()
-    n, size, buckets = at[PAGES], at[ROW], at[BUCKET_MASK] + 1
+    n, size, buckets = at[PAGES], at[PREFIX_PAGE_SIZE], at[BUCKET_MASK] + 1
 
     def column(slot: int, count: int) -> NDArray[np.int32]:
         return slab[at[slot] : at[slot] + (count + 1) // 2].view(INT32)[:count]

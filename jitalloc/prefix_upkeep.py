@@ -32,10 +32,10 @@ from jitalloc.prefix_state import (
     PAGES,
     PAGES_ASKED,
     POLICY,
+    PREFIX_PAGE_SIZE,
     PREFIX_SLOTS,
     PRESSURE,
     REQUESTED,
-    ROW,
     SLAB_END,
     STAMPS_AT,
     TOKENS_ASKED,
@@ -183,7 +183,7 @@ class PrefixUpkeep(PrefixSlab):
 
     def _fits(self, snapshot: PrefixSnapshot, num_pages: int) -> None:
         right = self._new_header(num_pages)
-        for slot in (PAGES, ROW, POLICY, SLAB_END):
+        for slot in (PAGES, PREFIX_PAGE_SIZE, POLICY, SLAB_END):
             if snapshot.slab[slot] != right[slot]:
                 raise InvalidArgument(
                     "snapshot", int(snapshot.slab[slot]), f"must be {right[slot]}"

@@ -60,7 +60,7 @@ def test_check_finds_any_header_slot_out_of_range(policy: str, slot: int) -> Non
 
 EXACT = (
     "PAGES",
-    "ROW",
+    "PREFIX_PAGE_SIZE",
     "POLICY",
     "BUCKET_MASK",
     "NUM_CACHED",

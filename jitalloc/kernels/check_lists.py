@@ -45,11 +45,11 @@ from jitalloc.prefix_state import (
     NODE_STATE,
     PAGES,
     POLICY,
+    PREFIX_PAGE_SIZE,
     QUEUE_FOLLOWING,
     QUEUE_PREVIOUS,
     QUEUED,
     QUEUES,
-    ROW,
 )
 
 
@@ -57,15 +57,13 @@ from jitalloc.prefix_state import (
 def bucket_fault(prefix, count):
     """Check the hash table, which must hold `count` nodes; return 0 or the fault."""
     nodes, previous_pages = node_records(prefix), previous_column(prefix)
-    buckets = bucket_column(prefix)
+    buckets, tokens, size = bucket_column(prefix), token_column(prefix), prefix[PREFIX_PAGE_SIZE]
     for at in range(buckets.size):
         node, previous = np.int64(buckets[at]), np.int64(~at)
         while node != -1:
             if count == 0 or not is_node(prefix, node):
                 return fail(BAD_BUCKET, at)
-            code = page_hash(
-                prefix, np.int64(previous_pages[node]), token_column(prefix), node * prefix[ROW]
-            )
+            code = page_hash(prefix, np.int64(previous_pages[node]), tokens, node * size)
             if nodes[node, CHAIN_PREVIOUS] != previous or code & prefix[BUCKET_MASK] != at:
                 return fail(BAD_BUCKET, at)
             count -= 1

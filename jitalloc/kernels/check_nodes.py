@@ -51,10 +51,10 @@ from jitalloc.prefix_state import (
     PAGES_ASKED,
     PINS_SHIFT,
     POLICY,
+    PREFIX_PAGE_SIZE,
     QUEUE_FOLLOWING,
     QUEUE_PREVIOUS,
     QUEUED,
-    ROW,
     SIBLING_FOLLOWING,
     SIBLING_PREVIOUS,
     TOKENS_ASKED,
@@ -90,7 +90,7 @@ def count_fault(pool, prefix):
         return INSERTED
     if prefix[HIT_PAGES] > prefix[PAGES_ASKED]:
         return HIT_PAGES
-    if prefix[PAGES_ASKED] > prefix[TOKENS_ASKED] // prefix[ROW]:
+    if prefix[PAGES_ASKED] > prefix[TOKENS_ASKED] // prefix[PREFIX_PAGE_SIZE]:
         return PAGES_ASKED
     if prefix[EXPIRY_NOW] > (pool[STEP] if prefix[POLICY] == BY_PRIORITY else 0):
         return EXPIRY_NOW

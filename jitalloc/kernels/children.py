@@ -16,7 +16,7 @@ from jitalloc.prefix_state import (
     CHAIN_PREVIOUS,
     HASH_MASK,
     NODE_CHILD,
-    ROW,
+    PREFIX_PAGE_SIZE,
     SIBLING_FOLLOWING,
     SIBLING_PREVIOUS,
     TOP,
@@ -30,12 +30,13 @@ def page_hash(prefix, end, tokens, at):
     31 bits, to choose a bucket by; whoever looks there compares page before and tokens. `end` is
     mixed first, lest tokens that count like page ids cancel it.
     """
-    even, odd = mix(np.uint64(end + 2**32), np.uint64(0)), np.uint64(prefix[ROW])
-    for j in range(0, prefix[ROW] - 1, 2):  # two chains, for each waits for its multiplication
+    size = prefix[PREFIX_PAGE_SIZE]
+    even, odd = mix(np.uint64(end + 2**32), np.uint64(0)), np.uint64(size)
+    for j in range(0, size - 1, 2):  # two chains, for each waits for its multiplication
         even = mix(even, np.uint64(tokens[at + j]))
         odd = mix(odd, np.uint64(tokens[at + j + 1]))
-    if prefix[ROW] & 1:
-        even = mix(even, np.uint64(tokens[at + prefix[ROW] - 1]))
+    if size & 1:
+        even = mix(even, np.uint64(tokens[at + size - 1]))
     folded = mix(even ^ (even >> np.uint64(32)), odd >> np.uint64(17))
     folded = mix(folded ^ (folded >> np.uint64(32)), np.uint64(0))
     return np.int64(folded >> np.uint64(33)) & prefix[HASH_MASK]
@@ -52,7 +53,7 @@ def hash_link(prefix, node):
     """Enter `node`, whose `previous_pages` and tokens stand already, into the hash table."""
     nodes, buckets = node_records(prefix), bucket_column(prefix)
     end = np.int64(previous_column(prefix)[node])
-    code = page_hash(prefix, end, token_column(prefix), node * prefix[ROW])
+    code = page_hash(prefix, end, token_column(prefix), node * prefix[PREFIX_PAGE_SIZE])
     bucket = code & prefix[BUCKET_MASK]
     following = np.int64(buckets[bucket])
     nodes[node, CHAIN_FOLLOWING] = following

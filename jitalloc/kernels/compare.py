@@ -9,7 +9,7 @@ import numpy as np
 
 from jitalloc._jit import helper
 from jitalloc.kernels.nodes import token_column
-from jitalloc.prefix_state import ROW
+from jitalloc.prefix_state import PREFIX_PAGE_SIZE
 
 BLOCK = 64  # elements that are compared without a way out
 SHORT = 16
@@ -61,5 +61,5 @@ def consecutive(following_pages, page, size):
 @helper
 def page_agrees(prefix, page, tokens, at):
     """Return whether the tokens of `page` are those from `tokens[at]` on."""
-    size = prefix[ROW]
+    size = prefix[PREFIX_PAGE_SIZE]
     return agreement(token_column(prefix), page * size, tokens, at, size) == size

@@ -16,8 +16,8 @@ from jitalloc.prefix_state import (
     NODE_STATE,
     NODES_AT,
     PAGES,
+    PREFIX_PAGE_SIZE,
     PREVIOUS_AT,
-    ROW,
     STAMPS_AT,
     TOKENS_AT,
 )
@@ -59,7 +59,7 @@ def node_expiries(prefix):
 @counting
 def token_column(prefix):
     """Return the tokens of all pages, one page behind the other."""
-    return int32_column(prefix, prefix[TOKENS_AT], prefix[PAGES] * prefix[ROW])
+    return int32_column(prefix, prefix[TOKENS_AT], prefix[PAGES] * prefix[PREFIX_PAGE_SIZE])
 
 
 @helper

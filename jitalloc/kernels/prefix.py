@@ -38,7 +38,7 @@ from jitalloc.prefix_state import (
     PAGES_ASKED,
     PIN_BUDGET,
     PINS_SHIFT,
-    ROW,
+    PREFIX_PAGE_SIZE,
     TOKENS_ASKED,
 )
 from jitalloc.state import STEP
@@ -83,7 +83,7 @@ def count_lookup(prefix, end, tokens, count):
     path_use(prefix, end)
     prefix[LOOKUPS] += 1
     prefix[TOKENS_ASKED] += tokens.size
-    prefix[PAGES_ASKED] += tokens.size // prefix[ROW]
+    prefix[PAGES_ASKED] += tokens.size // prefix[PREFIX_PAGE_SIZE]
     prefix[HIT_PAGES] += count
 
 
@@ -91,12 +91,13 @@ def count_lookup(prefix, end, tokens, count):
 def match_one(prefix, root, tokens, record, out):
     """Find and lock the longest cached prefix of `tokens`; return 0 or a status word."""
     count, end = find(prefix, root, tokens, out)
-    status = negative_token(tokens, count * prefix[ROW])  # cached tokens are not negative
+    # Cached tokens are not negative.
+    status = negative_token(tokens, count * prefix[PREFIX_PAGE_SIZE])
     if status < 0:
         return status
     path_lock(prefix, end, NO_PAGE, USED)
     count_lookup(prefix, end, tokens, count)
-    find_partial(prefix, root, end, tokens, count * prefix[ROW], record)
+    find_partial(prefix, root, end, tokens, count * prefix[PREFIX_PAGE_SIZE], record)
     write_match(prefix, record, HELD_LOCK, count, end)
     return np.int64(0)
 
@@ -191,14 +192,14 @@ def prefix_pin_cpu(pool, prefix, root, tokens, record):
     if not try_lock(pool):
         return fail(BUSY, 0)
     count, end = find(prefix, root, tokens, record[MATCH_FIELDS:])
-    status = negative_token(tokens, count * prefix[ROW])
+    status = negative_token(tokens, count * prefix[PREFIX_PAGE_SIZE])
     if status == 0:
         status = pin_fault(prefix, end)
     if status == 0:
         path_lock(prefix, end, NO_PAGE, UNUSED)
         path_pin(prefix, end, np.int64(1))
         path_use(prefix, end)
-        find_partial(prefix, root, end, tokens, count * prefix[ROW], record)
+        find_partial(prefix, root, end, tokens, count * prefix[PREFIX_PAGE_SIZE], record)
         write_match(prefix, record, HELD_PIN, count, end)
         pool[STEP] += 1
     unlock(pool)
@@ -210,7 +211,7 @@ def prefix_insert_cpu(pool, prefix, root, tokens, pages, out, priority, lifetime
     # `pages` and `out` have one element for each whole page of `tokens`.
     if not try_lock(pool):
         return fail(BUSY, 0)
-    size, now = prefix[ROW], pool[STEP]
+    size, now = prefix[PREFIX_PAGE_SIZE], pool[STEP]
     present, end = find(prefix, root, tokens, out)
     status = negative_token(tokens, present * size)
     if status == 0:

@@ -41,9 +41,9 @@ from jitalloc.prefix_state import (
     PAGES,
     PINS_SHIFT,
     POLICY,
+    PREFIX_PAGE_SIZE,
     QUEUE_FOLLOWING,
     QUEUE_PREVIOUS,
-    ROW,
     SIBLING_FOLLOWING,
     SIBLING_PREVIOUS,
     STAMPS_AT,
@@ -110,7 +110,7 @@ def copy_row(source, page, out, to):
         node_expiries(out)[to] = node_expiries(source)[page]
         for side in range(2):
             expiry_links(out)[to, side] = expiry_links(source)[page, side]
-    size = source[ROW]
+    size = source[PREFIX_PAGE_SIZE]
     mine, theirs = token_column(source), token_column(out)
     for j in range(size):
         theirs[to * size + j] = mine[page * size + j]

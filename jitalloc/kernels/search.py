@@ -20,7 +20,7 @@ from jitalloc.prefix_state import (
     MATCH_PARTIAL_PAGE,
     MATCH_PARTIAL_TOKENS,
     NODE_LENGTH,
-    ROW,
+    PREFIX_PAGE_SIZE,
     SIBLING_FOLLOWING,
 )
 
@@ -53,7 +53,7 @@ def follow(prefix, node, tokens, rows, at, size, out):
     The first is known to agree. Returns how many there are.
     """
     following_pages, column = following_column(prefix), token_column(prefix)
-    width = prefix[ROW]
+    width = prefix[PREFIX_PAGE_SIZE]
     page = node
     out[at] = page
     done = np.int64(1)
@@ -90,7 +90,7 @@ def descend(prefix, end, tokens, rows, size, out):
     nodes = node_records(prefix)
     done = np.int64(0)
     while done < size:
-        at = rows[done] * prefix[ROW] if rows.size > 0 else done * prefix[ROW]
+        at = (rows[done] if rows.size > 0 else done) * prefix[PREFIX_PAGE_SIZE]
         node = find_child(prefix, end, tokens, at)
         if node < 0:
             break
@@ -111,7 +111,7 @@ def find(prefix, root, tokens, out):
     with the last page, or it is the root.
     """
     rows = int32_column(prefix, 0, 0)  # none
-    return descend(prefix, root, tokens, rows, tokens.size // prefix[ROW], out)
+    return descend(prefix, root, tokens, rows, tokens.size // prefix[PREFIX_PAGE_SIZE], out)
 
 
 @helper
@@ -120,7 +120,7 @@ def find_partial(prefix, root, end, tokens, at, record):
     nodes = node_records(prefix)
     previous_pages = previous_column(prefix)
     column = token_column(prefix)
-    size = min(prefix[ROW], tokens.size - at)
+    size = min(prefix[PREFIX_PAGE_SIZE], tokens.size - at)
     record[MATCH_PARTIAL_PAGE] = -1
     record[MATCH_PARTIAL_TOKENS] = 0
     node = first_child(prefix, end) if size > 0 else np.int64(-1)
@@ -129,7 +129,7 @@ def find_partial(prefix, root, end, tokens, at, record):
         looks += 1
         if end >= 0 or previous_pages[node] == root:
             children += 1
-            same = agreement(column, node * prefix[ROW], tokens, at, size)
+            same = agreement(column, node * prefix[PREFIX_PAGE_SIZE], tokens, at, size)
             if same > record[MATCH_PARTIAL_TOKENS]:
                 record[MATCH_PARTIAL_TOKENS] = same
                 record[MATCH_PARTIAL_PAGE] = node

@@ -43,8 +43,8 @@ from jitalloc.kernels.split_join import split_after
 from jitalloc.kernels.tables import tables_column, tables_pages_of, tables_row
 from jitalloc.prefix_state import (
     NODE_LOCKS,
+    PREFIX_PAGE_SIZE,
     PRESSURE,
-    ROW,
     UNCACHED,
 )
 from jitalloc.state import (
@@ -97,7 +97,8 @@ def begin_share(prefix, root, tokens, pages):
     Returns `(status word, number of pages, end)`. What is locked stays when room is made.
     """
     count, end = find(prefix, root, tokens, pages)
-    status = negative_token(tokens, count * prefix[ROW])  # cached tokens are not negative
+    # Cached tokens are not negative.
+    status = negative_token(tokens, count * prefix[PREFIX_PAGE_SIZE])
     path_lock(prefix, end, NO_PAGE, UNUSED)
     return status, count, end
 
