@@ -33,7 +33,7 @@ LAST_SLOT_MISALIGNED = 13
 LAST_SLOT_RANGE = 14
 LAST_SLOT_FREE = 15
 SLOT_RANGE = 16
-SLOT_FREE = 17
+SLOT_NOT_HELD = 17
 ROW_RANGE = 18
 ROW_FREE = 19
 ROW_REPEATED = 20
@@ -54,8 +54,8 @@ RENAMED = 30  # a match is older than the last renaming of pages
 
 # Cache slots: one row of the cache a request. What `check` finds there: slot*_state.py.
 OUT_OF_SLOTS = 40  # detail: slots free
-SLOT_IS_FREE = 41
-SLOT_IS_TAKEN = 42
+SLOT_FREE = 41
+SLOT_TAKEN = 42
 SLOT_OUTSIDE = 43
 ALL_PINNED = 44
 ENTRY_PINNED = 45
@@ -344,7 +344,7 @@ ARGUMENT_REASONS = {
     LAST_SLOT_RANGE: "slots of this pool are {first} .. {last}",
     LAST_SLOT_FREE: "lies in a page that nobody holds",
     SLOT_RANGE: "slots of this pool are {first} .. {last}",
-    SLOT_FREE: "lies in a page that nobody holds",
+    SLOT_NOT_HELD: "lies in a page that nobody holds",
     ROW_RANGE: "rows of this table are {first} .. {last}",
     ROW_FREE: "no sequence lives in this row",
     ROW_REPEATED: "the row is named twice",

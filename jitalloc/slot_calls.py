@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from jitalloc.errors import (
-    SLOT_IS_FREE,
+    SLOT_FREE,
     InvalidArgument,
     InvalidSlot,
     SlotFree,
@@ -20,7 +20,7 @@ def slots_error(status: int, slots: Any, num_slots: int) -> InvalidSlot:
     """Return the exception for a status word about an element of `slots`."""
     code, position = unpack_status(status)
     slot = int(slots[position])
-    if code == SLOT_IS_FREE:
+    if code == SLOT_FREE:
         return SlotFree("slots", slot, "the slot is free, or named twice", position)
     return InvalidSlot("slots", slot, f"slots are 0 .. {num_slots - 1}", position)
 

@@ -10,7 +10,7 @@ from jitalloc.errors import (
     BUSY,
     ENTRY_NOT_PINNED,
     ENTRY_PINNED,
-    SLOT_IS_TAKEN,
+    SLOT_TAKEN,
 )
 from jitalloc.kernels.slot_table import (
     entry_find,
@@ -101,7 +101,7 @@ def entry_renew(slab, entry, slot, version, out):
             return fail(ENTRY_PINNED, 0)
         if old != slot:
             if table_get(table, slot_key(slab, slot)) != NONE:
-                return fail(SLOT_IS_TAKEN, 0)
+                return fail(SLOT_TAKEN, 0)
             table_erase(table, slot_key(slab, old))
             table_put(table, slot_key(slab, slot), entry)
             entries[entry, ENTRY_SLOT] = slot
@@ -119,7 +119,7 @@ def entry_insert(slab, tokens, slot, version, out):
         if nodes[node, NODE_ENTRY] != NONE:
             return entry_renew(slab, np.int64(nodes[node, NODE_ENTRY]), slot, version, out)
     if table_get(table, slot_key(slab, slot)) != NONE:
-        return fail(SLOT_IS_TAKEN, 0)
+        return fail(SLOT_TAKEN, 0)
     gone = np.int64(0)
     if slab[ENTRIES] == slab[CAPACITY]:
         if slab[OLDEST] == NONE:

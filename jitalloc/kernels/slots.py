@@ -18,9 +18,9 @@ from jitalloc._jit import (
 from jitalloc.errors import (
     BUSY,
     OUT_OF_SLOTS,
-    SLOT_IS_FREE,
-    SLOT_IS_TAKEN,
+    SLOT_FREE,
     SLOT_OUTSIDE,
+    SLOT_TAKEN,
 )
 from jitalloc.kernels.pool import ALL_ONES, ONE
 from jitalloc.slot_state import (
@@ -142,7 +142,7 @@ def slots_free_cpu(slab, slot):
     summary, free, _versions = slot_views(slab)
     if free[slot >> 6] & bit(slot) != ZERO:
         unlock(slab)
-        return fail(SLOT_IS_FREE, 0)
+        return fail(SLOT_FREE, 0)
     slot_give(slab, free, summary, slot)
     slab[FREE_SLOTS] += 1
     unlock(slab)
@@ -163,7 +163,7 @@ def slots_free_batch_cpu(slab, slots):
         if slot < 0 or slot >= slab[NUM_SLOTS]:
             code = SLOT_OUTSIDE
         elif free[slot >> 6] & bit(slot) != ZERO:
-            code = SLOT_IS_FREE
+            code = SLOT_FREE
         if code != 0:
             for j in range(i):
                 mark_taken(free, summary, np.int64(slots[j]))
@@ -183,7 +183,7 @@ def slots_occupy_cpu(slab, slot):
     summary, free, versions = slot_views(slab)
     if free[slot >> 6] & bit(slot) == ZERO:
         unlock(slab)
-        return fail(SLOT_IS_TAKEN, 0)
+        return fail(SLOT_TAKEN, 0)
     slot_take(free, summary, versions, slot)
     book_taken(slab, 1)
     unlock(slab)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from jitalloc._cuda import device_helper, gpu
-from jitalloc.errors import SLOT_FREE, SLOT_RANGE
+from jitalloc.errors import SLOT_NOT_HELD, SLOT_RANGE
 from jitalloc.kernels.cuda.merging import PARTS, SUMS, USED, pool_scratch, pool_views
 from jitalloc.kernels.cuda.pool import bit, fault_key, page_of
 from jitalloc.kernels.cuda.releasing import (
@@ -39,7 +39,7 @@ def slot_fault(slab, slot, i):
     if slot < slab[FIRST_PAGE] * size or slot >= slab[NUM_PAGES] * size:
         return fault_key(SLOT_RANGE, i)
     if refcount[page_of(slot, size, slab[PAGE_SHIFT])] == 0:
-        return fault_key(SLOT_FREE, i)
+        return fault_key(SLOT_NOT_HELD, i)
     return NONE
 
 

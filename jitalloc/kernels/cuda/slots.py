@@ -15,9 +15,9 @@ import numpy as np
 from jitalloc._cuda import MOST_THREADS, cuda_kernel, device_helper, gpu
 from jitalloc.errors import (
     OUT_OF_SLOTS,
-    SLOT_IS_FREE,
-    SLOT_IS_TAKEN,
+    SLOT_FREE,
     SLOT_OUTSIDE,
+    SLOT_TAKEN,
     STATUS_BITS,
 )
 from jitalloc.kernels.cuda.pool import bit, end_read, fail, fault_key, fill_null
@@ -125,7 +125,7 @@ def slots_free_cuda(slab, record, answer, slot):
     if begins_for(record, answer) and gpu.threadIdx.x == 0:
         w = slot >> 6
         if free[w] & bit(slot) != ZERO:
-            answer[RESULT] = fail(SLOT_IS_FREE, 0)
+            answer[RESULT] = fail(SLOT_FREE, 0)
         else:
             free[w] |= bit(slot)
             summary[w >> 6] |= bit(w)
@@ -140,7 +140,7 @@ def slots_occupy_cuda(slab, record, answer, slot):
     free = slab[first_free:first_version].view(np.uint64)
     if begins_for(record, answer) and gpu.threadIdx.x == 0:
         if free[slot >> 6] & bit(slot) == ZERO:
-            answer[RESULT] = fail(SLOT_IS_TAKEN, 0)
+            answer[RESULT] = fail(SLOT_TAKEN, 0)
         else:
             mark_taken(summary, free, slot)
             slab[first_version + slot] += 1
@@ -233,7 +233,7 @@ def give_fault(slab, free, slots, i, begin):
     if slot < 0 or slot >= slab[NUM_SLOTS]:
         return fault_key(SLOT_OUTSIDE, i)
     if free[slot >> 6] & bit(slot) != ZERO or mentions(slots, slot, begin, i) > 0:
-        return fault_key(SLOT_IS_FREE, i)
+        return fault_key(SLOT_FREE, i)
     return NONE
 
 
