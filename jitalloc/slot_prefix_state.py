@@ -43,9 +43,9 @@ MAX_TOKENS: Final = 1
 TABLE_BITS: Final = 2  # T == 1 << TABLE_BITS
 ENTRIES: Final = 3
 PINNED_ENTRIES: Final = 4
-OLDEST: Final = 5  # ends of the queue, NONE where it is empty
+OLDEST: Final = 5  # ends of the queue, NIL where it is empty
 LATEST: Final = 6
-FREE_ENTRY: Final = 7  # tops of the stacks, NONE where they are empty
+FREE_ENTRY: Final = 7  # tops of the stacks, NIL where they are empty
 ENTRIES_USED: Final = 8
 FREE_NODE: Final = 9
 NODES_USED: Final = 10
@@ -59,7 +59,7 @@ INSERTIONS: Final = 18
 SLOT_EVICTIONS: Final = 19
 PREFIX_HEADER_SLOTS: Final = 32
 
-NONE: Final = -1
+NIL: Final = -1  # no entry, no node, no value
 GONE: Final = -2  # ENTRY_NODE or NODE_PARENT of what was given back
 ROOT: Final = 0
 
@@ -76,7 +76,7 @@ ENTRY_COLUMNS: Final = 8
 NODE_PARENT: Final = 0
 NODE_DEPTH: Final = 1
 NODE_NEWEST: Final = 2
-NODE_ENTRY: Final = 3  # the entry that ends here, or NONE
+NODE_ENTRY: Final = 3  # the entry that ends here, or NIL
 NODE_CHILD: Final = 4  # the child whose newest entry is the newest
 NODE_FOLLOWING: Final = 5  # among siblings: the one used before this one
 NODE_PREVIOUS: Final = 6

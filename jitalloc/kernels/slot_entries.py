@@ -44,9 +44,9 @@ from jitalloc.slot_prefix_state import (
     FREE_ENTRY,
     GONE,
     INSERTIONS,
+    NIL,
     NODE_DEPTH,
     NODE_ENTRY,
-    NONE,
     OLDEST,
     PINNED_ENTRIES,
     SLOT_EVICTIONS,
@@ -72,7 +72,7 @@ def entry_make(slab, tokens, slot, version):
     """Return a new entry, not yet in the tree."""
     entries, _nodes, table = prefix_views(slab)
     entry = slab[FREE_ENTRY]
-    if entry == NONE:
+    if entry == NIL:
         entry = slab[ENTRIES_USED]
         slab[ENTRIES_USED] += 1
     else:
@@ -100,7 +100,7 @@ def entry_renew(slab, entry, slot, version, out):
         if entries[entry, ENTRY_PINS] > 0:
             return fail(ENTRY_PINNED, 0)
         if old != slot:
-            if table_get(table, slot_key(slab, slot)) != NONE:
+            if table_get(table, slot_key(slab, slot)) != NIL:
                 return fail(SLOT_TAKEN, 0)
             table_erase(table, slot_key(slab, old))
             table_put(table, slot_key(slab, slot), entry)
@@ -116,13 +116,13 @@ def entry_insert(slab, tokens, slot, version, out):
     entries, nodes, table = prefix_views(slab)
     node, length = tree_search(slab, tokens)
     if length == tokens.size and nodes[node, NODE_DEPTH] == length:
-        if nodes[node, NODE_ENTRY] != NONE:
+        if nodes[node, NODE_ENTRY] != NIL:
             return entry_renew(slab, np.int64(nodes[node, NODE_ENTRY]), slot, version, out)
-    if table_get(table, slot_key(slab, slot)) != NONE:
+    if table_get(table, slot_key(slab, slot)) != NIL:
         return fail(SLOT_TAKEN, 0)
     gone = np.int64(0)
     if slab[ENTRIES] == slab[CAPACITY]:
-        if slab[OLDEST] == NONE:
+        if slab[OLDEST] == NIL:
             return fail(ALL_PINNED, 0)
         entry_drop(slab, slab[OLDEST], out)
         slab[SLOT_EVICTIONS] += 1
@@ -150,7 +150,7 @@ def slot_entries_evict_cpu(slab, out):
     if not try_lock(slab):
         return fail(BUSY, 0)
     status = np.int64(0)
-    if slab[OLDEST] != NONE:
+    if slab[OLDEST] != NIL:
         entry_drop(slab, slab[OLDEST], out)
         slab[SLOT_EVICTIONS] += 1
         status = np.int64(1)

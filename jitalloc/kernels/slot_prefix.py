@@ -45,6 +45,7 @@ from jitalloc.slot_prefix_state import (
     LATEST,
     LOOKUPS,
     MAX_TOKENS,
+    NIL,
     NODE_CHILD,
     NODE_DEPTH,
     NODE_ENTRY,
@@ -55,7 +56,6 @@ from jitalloc.slot_prefix_state import (
     NODE_TOKEN,
     NODES,
     NODES_USED,
-    NONE,
     OLDEST,
     PINNED_ENTRIES,
     PREFIX_HEADER_SLOTS,
@@ -103,14 +103,14 @@ def stacks_fault(slab, entries, nodes):
         if entry < 0 or entry >= slab[ENTRIES_USED] or entries[entry, ENTRY_NODE] != GONE:
             return fail(BAD_ENTRY_STACK, max(entry, 0))
         entry = entries[entry, ENTRY_FOLLOWING]
-    if entry != NONE:
+    if entry != NIL:
         return fail(BAD_ENTRY_STACK, max(entry, 0))
     node = slab[FREE_NODE]
     for _ in range(slab[NODES_USED] - slab[NODES]):
         if node < 0 or node >= slab[NODES_USED] or nodes[node, NODE_PARENT] != GONE:
             return fail(BAD_NODE_STACK, max(node, 0))
         node = np.int64(nodes[node, NODE_FOLLOWING])
-    if node != NONE:
+    if node != NIL:
         return fail(BAD_NODE_STACK, max(node, 0))
     return np.int64(0)
 
@@ -155,7 +155,7 @@ def entries_fault(slab, entries, nodes):
 @helper
 def queue_fault(slab, entries):
     """Return the status word of the first fault in the queue, or 0."""
-    previous, entry = np.int64(NONE), slab[OLDEST]
+    previous, entry = np.int64(NIL), slab[OLDEST]
     clock = np.int64(0)
     for _ in range(slab[ENTRIES] - slab[PINNED_ENTRIES]):
         if entry < 0 or entry >= slab[ENTRIES_USED]:
@@ -166,7 +166,7 @@ def queue_fault(slab, entries):
             return fail(BAD_SLOT_QUEUE, entry)
         clock = entries[entry, ENTRY_CLOCK]
         previous, entry = entry, entries[entry, ENTRY_FOLLOWING]
-    if entry != NONE or slab[LATEST] != previous:
+    if entry != NIL or slab[LATEST] != previous:
         return fail(BAD_SLOT_QUEUE, max(previous, 0))
     return np.int64(0)
 
@@ -176,31 +176,31 @@ def node_is_sound(slab, entries, nodes, node):
     """Return whether the columns of a live node are in their ranges, and lead to live ones."""
     for column in (NODE_FOLLOWING, NODE_PREVIOUS, NODE_CHILD):
         other = nodes[node, column]
-        if other < NONE or other >= slab[NODES_USED] or other == ROOT:
+        if other < NIL or other >= slab[NODES_USED] or other == ROOT:
             return False
-        if other != NONE and nodes[other, NODE_PARENT] == GONE:
+        if other != NIL and nodes[other, NODE_PARENT] == GONE:
             return False
     entry, newest = nodes[node, NODE_ENTRY], nodes[node, NODE_NEWEST]
-    if entry < NONE or entry >= slab[ENTRIES_USED]:
+    if entry < NIL or entry >= slab[ENTRIES_USED]:
         return False
-    if entry != NONE and entries[entry, ENTRY_NODE] != node:
+    if entry != NIL and entries[entry, ENTRY_NODE] != node:
         return False
     parent = nodes[node, NODE_PARENT]
     if node == ROOT:
-        if parent != NONE or nodes[node, NODE_DEPTH] != 0 or entry != NONE:
+        if parent != NIL or nodes[node, NODE_DEPTH] != 0 or entry != NIL:
             return False
     elif parent < 0 or parent >= slab[NODES_USED] or nodes[parent, NODE_PARENT] == GONE:
         return False
     elif nodes[parent, NODE_DEPTH] >= nodes[node, NODE_DEPTH]:
         return False
-    if newest == NONE:
-        return node == ROOT and slab[ENTRIES] == 0 and nodes[node, NODE_CHILD] == NONE
+    if newest == NIL:
+        return node == ROOT and slab[ENTRIES] == 0 and nodes[node, NODE_CHILD] == NIL
     if newest < 0 or newest >= slab[ENTRIES_USED] or entries[newest, ENTRY_NODE] == GONE:
         return False
     if entries[newest, ENTRY_LENGTH] < nodes[node, NODE_DEPTH]:
         return False
     child = nodes[node, NODE_CHILD]
-    return node == ROOT or entry != NONE or (child != NONE and nodes[child, NODE_FOLLOWING] != NONE)
+    return node == ROOT or entry != NIL or (child != NIL and nodes[child, NODE_FOLLOWING] != NIL)
 
 
 @helper
@@ -224,10 +224,10 @@ def children_fault(slab, entries, nodes):
         if nodes[node, NODE_PARENT] == GONE:
             continue
         entry, newest = np.int64(nodes[node, NODE_ENTRY]), np.int64(nodes[node, NODE_NEWEST])
-        best = entries[entry, ENTRY_CLOCK] if entry != NONE else np.int64(0)
-        previous, child = np.int64(NONE), np.int64(nodes[node, NODE_CHILD])
+        best = entries[entry, ENTRY_CLOCK] if entry != NIL else np.int64(0)
+        previous, child = np.int64(NIL), np.int64(nodes[node, NODE_CHILD])
         clock = slab[CLOCK] + 1
-        while child != NONE:
+        while child != NIL:
             if (
                 left == 0
                 or nodes[child, NODE_PARENT] != node
@@ -241,7 +241,7 @@ def children_fault(slab, entries, nodes):
             clock = used
             best = max(best, used)
             previous, child = child, np.int64(nodes[child, NODE_FOLLOWING])
-        if newest != NONE and entries[newest, ENTRY_CLOCK] != best:
+        if newest != NIL and entries[newest, ENTRY_CLOCK] != best:
             return fail(BAD_NODE_NEWEST, node)
     return np.int64(0) if left == 0 else fail(BAD_SLOT_CHILDREN, ROOT)
 
@@ -261,7 +261,7 @@ def text_fault(slab, entries, nodes):
         if common_prefix(text, above, depth) < depth:
             return fail(BAD_ENTRY_TOKENS, newest)
         entry = np.int64(nodes[node, NODE_ENTRY])
-        if entry != NONE:
+        if entry != NIL:
             length = entries[entry, ENTRY_LENGTH]
             if common_prefix(tokens_of(slab, entry), text, length) < length:
                 return fail(BAD_ENTRY_TOKENS, entry)

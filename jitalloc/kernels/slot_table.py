@@ -30,12 +30,12 @@ from jitalloc.slot_prefix_state import (
     FREE_NODE,
     LATEST,
     MAX_TOKENS,
+    NIL,
     NODE_COLUMNS,
     NODE_DEPTH,
     NODE_TOKEN,
     NODES,
     NODES_USED,
-    NONE,
     OLDEST,
     PINNED_ENTRIES,
     PREFIX_HEADER_SLOTS,
@@ -106,9 +106,9 @@ def table_place(table, key):
 
 @helper
 def table_get(table, key):
-    """Return the value of `key`, or NONE."""
+    """Return the value of `key`, or NIL."""
     at = table_place(table, key)
-    return table[at, 1] if table[at, 0] == key else np.int64(NONE)
+    return table[at, 1] if table[at, 0] == key else np.int64(NIL)
 
 
 @helper
@@ -144,8 +144,8 @@ def queue_append(slab, entries, entry):
     """Put `entry` at the end of the queue that is evicted last."""
     last = slab[LATEST]
     entries[entry, ENTRY_PREVIOUS] = last
-    entries[entry, ENTRY_FOLLOWING] = NONE
-    if last == NONE:
+    entries[entry, ENTRY_FOLLOWING] = NIL
+    if last == NIL:
         slab[OLDEST] = entry
     else:
         entries[last, ENTRY_FOLLOWING] = entry
@@ -156,11 +156,11 @@ def queue_append(slab, entries, entry):
 def queue_remove(slab, entries, entry):
     """Take `entry` out of the queue."""
     previous, following = entries[entry, ENTRY_PREVIOUS], entries[entry, ENTRY_FOLLOWING]
-    if previous == NONE:
+    if previous == NIL:
         slab[OLDEST] = following
     else:
         entries[previous, ENTRY_FOLLOWING] = following
-    if following == NONE:
+    if following == NIL:
         slab[LATEST] = previous
     else:
         entries[following, ENTRY_PREVIOUS] = previous
@@ -182,7 +182,7 @@ def entry_find(slab, slot, version):
     """Return the entry of `slot` in this version, or a status word."""
     entries, _nodes, table = prefix_views(slab)
     entry = table_get(table, slot_key(slab, slot))
-    if entry == NONE or entries[entry, ENTRY_VERSION] != version:
+    if entry == NIL or entries[entry, ENTRY_VERSION] != version:
         return fail(NO_ENTRY, 0)
     return entry
 
@@ -202,10 +202,10 @@ def slot_table_look_cpu(slab, slot, out):
         return fail(BUSY, 0)
     entries, _nodes, table = prefix_views(slab)
     entry = table_get(table, slot_key(slab, slot))
-    if entry != NONE:
+    if entry != NIL:
         entry_show(entries, entry, out)
     unlock(slab)
-    return np.int64(entry != NONE)
+    return np.int64(entry != NIL)
 
 
 @helper
@@ -214,14 +214,14 @@ def prefix_reset(slab):
     _entries, nodes, _table = prefix_views(slab)
     slab[ENTRIES] = 0
     slab[ENTRIES_USED] = 0
-    slab[OLDEST] = NONE
-    slab[LATEST] = NONE
-    slab[FREE_ENTRY] = NONE
-    slab[FREE_NODE] = NONE
+    slab[OLDEST] = NIL
+    slab[LATEST] = NIL
+    slab[FREE_ENTRY] = NIL
+    slab[FREE_NODE] = NIL
     slab[NODES] = 1
     slab[NODES_USED] = 1
     for column in range(NODE_COLUMNS):
-        nodes[ROOT, column] = NONE
+        nodes[ROOT, column] = NIL
     nodes[ROOT, NODE_DEPTH] = 0
     nodes[ROOT, NODE_TOKEN] = 0
 
@@ -238,7 +238,7 @@ def slot_table_clear_cpu(slab, slots):
     entries, _nodes, table = prefix_views(slab)
     count = 0
     entry = slab[OLDEST]
-    while entry != NONE:
+    while entry != NIL:
         slots[count] = entries[entry, ENTRY_SLOT]
         count += 1
         entry = entries[entry, ENTRY_FOLLOWING]

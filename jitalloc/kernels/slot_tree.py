@@ -28,6 +28,7 @@ from jitalloc.slot_prefix_state import (
     GONE,
     HITS,
     LOOKUPS,
+    NIL,
     NODE_CHILD,
     NODE_DEPTH,
     NODE_ENTRY,
@@ -38,7 +39,6 @@ from jitalloc.slot_prefix_state import (
     NODE_TOKEN,
     NODES,
     NODES_USED,
-    NONE,
     ROOT,
     TOKENS_ASKED,
     TOKENS_FOUND,
@@ -54,24 +54,24 @@ BLOCK = 64  # tokens compared at once
 def siblings_remove(nodes, node):
     """Take `node` out of the children of its parent."""
     previous, following = nodes[node, NODE_PREVIOUS], nodes[node, NODE_FOLLOWING]
-    if previous == NONE:
+    if previous == NIL:
         nodes[nodes[node, NODE_PARENT], NODE_CHILD] = following
     else:
         nodes[previous, NODE_FOLLOWING] = following
-    if following != NONE:
+    if following != NIL:
         nodes[following, NODE_PREVIOUS] = previous
 
 
 @helper
 def siblings_insert(nodes, node, previous, following):
-    """Put `node` between two children of its parent (NONE: at that end)."""
+    """Put `node` between two children of its parent (NIL: at that end)."""
     nodes[node, NODE_PREVIOUS] = previous
     nodes[node, NODE_FOLLOWING] = following
-    if previous == NONE:
+    if previous == NIL:
         nodes[nodes[node, NODE_PARENT], NODE_CHILD] = node
     else:
         nodes[previous, NODE_FOLLOWING] = node
-    if following != NONE:
+    if following != NIL:
         nodes[following, NODE_PREVIOUS] = node
 
 
@@ -80,7 +80,7 @@ def siblings_sink(entries, nodes, node):
     """Move `node` behind the siblings that were used since its newest entry was."""
     clock = entries[nodes[node, NODE_NEWEST], ENTRY_CLOCK]
     previous, following = node, nodes[node, NODE_FOLLOWING]
-    while following != NONE and entries[nodes[following, NODE_NEWEST], ENTRY_CLOCK] > clock:
+    while following != NIL and entries[nodes[following, NODE_NEWEST], ENTRY_CLOCK] > clock:
         previous, following = following, nodes[following, NODE_FOLLOWING]
     if previous != node:
         siblings_remove(nodes, node)
@@ -101,10 +101,10 @@ def entry_use(slab, entries, nodes, entry):
     node = entries[entry, ENTRY_NODE]
     while node != ROOT:
         nodes[node, NODE_NEWEST] = entry
-        if nodes[node, NODE_PREVIOUS] != NONE:
+        if nodes[node, NODE_PREVIOUS] != NIL:
             siblings_remove(nodes, node)
             parent = nodes[node, NODE_PARENT]
-            siblings_insert(nodes, node, NONE, nodes[parent, NODE_CHILD])
+            siblings_insert(nodes, node, NIL, nodes[parent, NODE_CHILD])
         node = np.int64(nodes[node, NODE_PARENT])
     nodes[ROOT, NODE_NEWEST] = entry
 
@@ -138,7 +138,7 @@ def tree_search(slab, tokens):
     node = np.int64(ROOT)
     while nodes[node, NODE_DEPTH] < tokens.size:
         child = table_get(table, table_key(node, tokens[nodes[node, NODE_DEPTH]]))
-        if child == NONE:
+        if child == NIL:
             break
         node = child
     if node == ROOT:
@@ -154,7 +154,7 @@ def tree_search(slab, tokens):
 def node_take(slab, nodes, parent, depth, token):
     """Return a new node without children or entry, not yet among the children of `parent`."""
     node = slab[FREE_NODE]
-    if node == NONE:
+    if node == NIL:
         node = slab[NODES_USED]
         slab[NODES_USED] += 1
     else:
@@ -163,9 +163,9 @@ def node_take(slab, nodes, parent, depth, token):
     nodes[node, NODE_PARENT] = parent
     nodes[node, NODE_DEPTH] = depth
     nodes[node, NODE_TOKEN] = token
-    nodes[node, NODE_ENTRY] = NONE
-    nodes[node, NODE_CHILD] = NONE
-    nodes[node, NODE_NEWEST] = NONE
+    nodes[node, NODE_ENTRY] = NIL
+    nodes[node, NODE_CHILD] = NIL
+    nodes[node, NODE_NEWEST] = NIL
     return node
 
 
@@ -191,7 +191,7 @@ def node_replace(nodes, table, old, new):
 @helper
 def node_adopt(nodes, table, parent, child):
     """Hang `child` below `parent`, before its other children."""
-    siblings_insert(nodes, child, NONE, nodes[parent, NODE_CHILD])
+    siblings_insert(nodes, child, NIL, nodes[parent, NODE_CHILD])
     table_put(table, table_key(parent, nodes[child, NODE_TOKEN]), child)
 
 
@@ -223,26 +223,26 @@ def tree_unhang(slab, entry):
     """Take `entry` out of the tree, and the nodes that it alone needed."""
     entries, nodes, table = prefix_views(slab)
     node = entries[entry, ENTRY_NODE]
-    nodes[node, NODE_ENTRY] = NONE
-    if nodes[node, NODE_CHILD] == NONE:
+    nodes[node, NODE_ENTRY] = NIL
+    if nodes[node, NODE_CHILD] == NIL:
         parent = np.int64(nodes[node, NODE_PARENT])
         siblings_remove(nodes, node)
         table_erase(table, table_key(parent, nodes[node, NODE_TOKEN]))
         node_give(slab, nodes, node)
         node = parent
     above = node
-    while above != NONE and nodes[above, NODE_NEWEST] == entry:
+    while above != NIL and nodes[above, NODE_NEWEST] == entry:
         newest, child = np.int64(nodes[above, NODE_ENTRY]), nodes[above, NODE_CHILD]
-        if child != NONE:
+        if child != NIL:
             other = np.int64(nodes[child, NODE_NEWEST])
-            if newest == NONE or entries[other, ENTRY_CLOCK] > entries[newest, ENTRY_CLOCK]:
+            if newest == NIL or entries[other, ENTRY_CLOCK] > entries[newest, ENTRY_CLOCK]:
                 newest = other
         nodes[above, NODE_NEWEST] = newest
         if above != ROOT:
             siblings_sink(entries, nodes, above)
         above = np.int64(nodes[above, NODE_PARENT])
     child = nodes[node, NODE_CHILD]
-    if node == ROOT or nodes[node, NODE_ENTRY] != NONE or nodes[child, NODE_FOLLOWING] != NONE:
+    if node == ROOT or nodes[node, NODE_ENTRY] != NIL or nodes[child, NODE_FOLLOWING] != NIL:
         return
     table_erase(table, table_key(node, nodes[child, NODE_TOKEN]))
     node_replace(nodes, table, node, child)
