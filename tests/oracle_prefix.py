@@ -23,7 +23,7 @@ from tests import oracle
 
 Tokens = tuple[int, ...]
 Key = tuple[Hashable, Tokens]
-POLICIES = ("lru", "fifo", "mru", "lfu", "slru", "priority")
+PREFIX_POLICIES = ("lru", "fifo", "mru", "lfu", "slru", "priority")
 NEVER = float("inf")
 MOST_USES = 255
 PARTIAL_CHILDREN, PARTIAL_TOP = 32, 64  # how many are looked at for a partial match

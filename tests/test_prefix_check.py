@@ -12,11 +12,11 @@ from jitalloc import prefix_state, state
 from jitalloc._jit import JIT_DISABLED
 from jitalloc.errors import CorruptState
 from jitalloc.prefix_state import HASH_MASK, NEVER, NODE_FIELDS, SLAB_END, UNCACHED
-from tests.oracle_prefix import POLICIES
+from tests.oracle_prefix import PREFIX_POLICIES
 from tests.prefix_pairs import PrefixPair, random_turn, spell, stored
 
 TURNS = 20 if JIT_DISABLED else 80
-every_policy = pytest.mark.parametrize("policy", POLICIES)
+every_policy = pytest.mark.parametrize("policy", PREFIX_POLICIES)
 
 
 def worn(policy: str = "lru", mask: int = -1) -> PrefixPair:

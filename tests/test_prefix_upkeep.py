@@ -9,11 +9,11 @@ import pytest
 from jitalloc import PagedKVCache, PagePool, PrefixCache
 from jitalloc._jit import JIT_DISABLED
 from jitalloc.errors import InvalidArgument, NotLocked, PageInUse
-from tests.oracle_prefix import POLICIES
+from tests.oracle_prefix import PREFIX_POLICIES
 from tests.prefix_pairs import PrefixPair, cached, random_turn, spell, stored
 
 TURNS = 20 if JIT_DISABLED else 80
-every_policy = pytest.mark.parametrize("policy", POLICIES)
+every_policy = pytest.mark.parametrize("policy", PREFIX_POLICIES)
 
 
 # Pages that move.
