@@ -1,4 +1,7 @@
-"""Loops of the prefix cache: match, insert, release, pin."""
+"""Loops of the prefix cache: match, insert, release, pin.
+
+A kernel holds the lock of the pool while it works, and answers BUSY where somebody else does.
+"""
 
 from __future__ import annotations
 
@@ -46,7 +49,9 @@ from jitalloc.state import STEP
 
 @kernel("int64(int64[::1], int64)")
 def prefix_advance_cpu(pool, steps):
-    # For a pool of another device, whose calls the clock of the host follows.
+    """Mutates the pool's header: its step goes on by `steps`.
+    Reads nothing else, requires a pool of another device: the clock of the host follows it.
+    """
     if not try_lock(pool):
         return fail(BUSY, 0)
     pool[STEP] += steps
@@ -104,6 +109,10 @@ def match_one(prefix, root, tokens, record, out):
 
 @kernel("int64(int64[::1], int64[::1], int64, int32[::1], int32[::1])")
 def prefix_match_cpu(pool, prefix, root, tokens, record):
+    """Mutates the prefix cache (locks, uses, counters, where nodes end), the pool's step, `record`.
+    Reads `tokens`, requires a `root` (`-2 - namespace`) and `record` to have MATCH_FIELDS elements
+    and one more for each whole page of `tokens`: there the pages go. Fails at a negative token.
+    """
     if not try_lock(pool):
         return fail(BUSY, 0)
     status = match_one(prefix, root, tokens, record, record[MATCH_FIELDS:])
@@ -115,7 +124,10 @@ def prefix_match_cpu(pool, prefix, root, tokens, record):
 
 @kernel("int64(int64[::1], int64[::1], int64[::1], int32[::1], int64[::1], int32[::1], int32[::1])")
 def prefix_match_batch_cpu(pool, prefix, roots, tokens, indptr, records, out):
-    # `indptr` ascends within `tokens`. `out` has room for every whole page of each prompt.
+    """Mutates the prefix cache as so many matches do, the pool's step, `records`, and `out`.
+    Reads `tokens` and `indptr`, requires that `indptr` ascends within `tokens` and has one element
+    more than `roots`, MATCH_FIELDS of `records` a prompt, and room in `out` for all whole pages.
+    """
     if not try_lock(pool):
         return fail(BUSY, 0)
     put = np.int64(0)
@@ -154,7 +166,10 @@ def release_one(prefix, record, now):
 
 @kernel("int64(int64[::1], int64[::1], int32[::1], int64, int64)")
 def prefix_release_cpu(pool, prefix, records, count, held):
-    # `held`: what the records, `count` of them, must hold: HELD_LOCK or HELD_PIN.
+    """Mutates the prefix cache (locks, pins, queues, stamps), the pool's step, and the records.
+    Reads `count` records, requires `held` to be HELD_LOCK or HELD_PIN. Fails, and releases none,
+    where one does not hold that, or pages were renamed since.
+    """
     if not try_lock(pool):
         return fail(BUSY, 0)
     for i in range(count):
@@ -189,6 +204,9 @@ def pin_fault(prefix, end):
 
 @kernel("int64(int64[::1], int64[::1], int64, int32[::1], int32[::1])")
 def prefix_pin_cpu(pool, prefix, root, tokens, record):
+    """Mutates the prefix cache (locks, pins, where nodes end), the pool's step, and `record`.
+    Reads `tokens`, requires what `prefix_match_cpu` does. Fails past the pin budget.
+    """
     if not try_lock(pool):
         return fail(BUSY, 0)
     count, end = find(prefix, root, tokens, record[MATCH_FIELDS:])
@@ -208,15 +226,20 @@ def prefix_pin_cpu(pool, prefix, root, tokens, record):
 
 @kernel("int64(int64[::1], int64[::1], int64, int32[::1], int32[::1], int32[::1], int64, int64)")
 def prefix_insert_cpu(pool, prefix, root, tokens, pages, out, priority, lifetime):
-    # `pages` and `out` have one element for each whole page of `tokens`.
+    """Mutates the prefix cache, refcounts and step of the pool, and `out`: the pages cached now.
+    Reads `tokens` and `pages`, requires one element of `pages` and of `out` for each whole page of
+    `tokens`. Fails where one of those that are new is free or cached already.
+    """
     if not try_lock(pool):
         return fail(BUSY, 0)
     size, now = prefix[PREFIX_PAGE_SIZE], pool[STEP]
+    # What is cached already, and whether the rest may enter.
     present, end = find(prefix, root, tokens, out)
     status = negative_token(tokens, present * size)
     if status == 0:
         status = link_new(pool, prefix, end, pages, present)
     if status == 0:
+        # The tokens of the new pages, into their rows.
         column = token_column(prefix)
         for i in range(present, pages.size):
             page = np.int64(pages[i])
@@ -225,6 +248,7 @@ def prefix_insert_cpu(pool, prefix, root, tokens, pages, out, priority, lifetime
                 row[j] = source[j]
             out[i] = page
             end = page
+        # The new node among the others, and the path in order.
         if present < pages.size:
             hash_link(prefix, np.int64(pages[present]))
         refresh(prefix, end, pages.size - present, priority, expiry_at(now, lifetime), now)

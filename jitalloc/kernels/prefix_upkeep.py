@@ -1,4 +1,8 @@
-"""Loops over a whole prefix cache: check, rename, resize, copy, unlock."""
+"""Loops over a whole prefix cache: check, rename, resize, copy, unlock.
+
+A kernel to which the pool is given holds its lock while it works, and answers BUSY where somebody
+else does.
+"""
 
 from __future__ import annotations
 
@@ -54,7 +58,9 @@ from jitalloc.prefix_state import (
 
 @kernel("int64(int64[::1], int64[::1], uint64[::1])")
 def prefix_upkeep_check_cpu(pool, prefix, seen):
-    # `seen`: a bit a page, all zero.
+    """Mutates `seen` alone: a bit for each cached page.
+    Reads the pool and the prefix cache, requires `seen` to have a bit a page, all zero.
+    """
     if not try_lock(pool):
         return fail(BUSY, 0)
     status = prefix_fault(pool, prefix, seen)
@@ -64,6 +70,9 @@ def prefix_upkeep_check_cpu(pool, prefix, seen):
 
 @kernel("int64(int64[::1], int64[::1], int64[::1])")
 def prefix_upkeep_copy_cpu(pool, prefix, out):
+    """Mutates `out`, which becomes a copy of the prefix slab.
+    Reads all of the slab, requires `out` to be as long.
+    """
     if not try_lock(pool):
         return fail(BUSY, 0)
     for i in range(prefix.size):
@@ -74,6 +83,9 @@ def prefix_upkeep_copy_cpu(pool, prefix, out):
 
 @kernel("int64(int64[::1], int64[::1], int32[::1])")
 def prefix_upkeep_roots_cpu(pool, prefix, out):
+    """Mutates `out`: the root of each node that begins a path.
+    Reads the list of these nodes, requires room in `out` for all of them: a page each is enough.
+    """
     if not try_lock(pool):
         return fail(BUSY, 0)
     nodes, previous_pages = node_records(prefix), previous_column(prefix)
@@ -126,10 +138,14 @@ def rename_all(pages, names):
 
 @kernel("int64(int64[::1], int32[::1], int32[::1], int32[::1])")
 def prefix_upkeep_rename_cpu(prefix, names, src, dst):
-    # The caller is inside the pool. `names[p]` is the new id of page `p`; the pages `dst` are free.
+    """Mutates the prefix slab: every link to a page, and the rows of the pages that move.
+    Reads `names[p]`, the new id of page `p`, and which move, `src` to `dst`, requires that the
+    caller is inside the pool, and that no page of `dst` is cached.
+    """
     nodes = node_records(prefix)
     following_pages = following_column(prefix)
     previous_pages = previous_column(prefix)
+    # Records of nodes, and the ends of lists.
     for page in range(prefix[PAGES]):
         if is_node(prefix, np.int64(page)):
             for field in (
@@ -149,6 +165,7 @@ def prefix_upkeep_rename_cpu(prefix, names, src, dst):
         rename_all(expiry_ends(prefix)[side], names)
     if prefix[TOP] >= 0:
         prefix[TOP] = names[prefix[TOP]]
+    # Pages of a path.
     for page in range(prefix[PAGES]):
         following = following_pages[page]
         if following >= 0:
@@ -157,6 +174,7 @@ def prefix_upkeep_rename_cpu(prefix, names, src, dst):
             following_pages[page] = ~names[~following]
         if following != UNCACHED and previous_pages[page] >= 0:
             previous_pages[page] = names[previous_pages[page]]
+    # Rows that move. Then the hashes, for they are made of ids.
     for i in range(src.size):
         copy_row(prefix, np.int64(src[i]), prefix, np.int64(dst[i]))
         following_pages[src[i]] = UNCACHED
@@ -166,8 +184,10 @@ def prefix_upkeep_rename_cpu(prefix, names, src, dst):
 
 @kernel("int64(int64[::1], int64[::1])")
 def prefix_upkeep_resize_cpu(prefix, new):
-    # The caller is inside the pool. `new` is the slab of an empty cache of the new size, with its
-    # options; whatever it counts or lists is taken over. No page past its end is cached.
+    """Mutates `new`, which takes over whatever the prefix cache counts, lists and holds.
+    Reads `prefix`, requires that the caller is inside the pool, `new` is the slab of an empty cache
+    with its own size and options, and no page past its end is cached.
+    """
     for slot in range(HASH_MASK, STAMPS_AT):
         new[slot] = prefix[slot]
     for word in range(FILLED_AT, COLUMNS_AT):
@@ -180,10 +200,14 @@ def prefix_upkeep_resize_cpu(prefix, new):
 
 @kernel("int64(int64[::1], int64)")
 def prefix_upkeep_unlock_cpu(prefix, alone):
-    # Takes every lock and pin away; for a slab that nobody else has yet. What was parked for a
-    # lock is queued again, children or not: `demote` finds there what is protected. It waits
-    # for the locks of sequences, where there will be some (`alone` is 0).
+    """Mutates the prefix slab: every lock and pin goes, what was parked for a lock is queued again.
+    Reads the records of all nodes, requires a slab that nobody else has yet.
+
+    Queued again, children or not: `demote` finds there what is protected. It waits for the locks of
+    sequences, where there will be some (`alone` is 0).
+    """
     nodes = node_records(prefix)
+    # Records and counts.
     prefix[NUM_LOCKED] = 0
     prefix[NUM_PINNED] = 0
     prefix[NUM_PROTECTED] = 0
@@ -194,6 +218,7 @@ def prefix_upkeep_unlock_cpu(prefix, alone):
             prefix[NUM_PROTECTED] += node_class(prefix, node) * nodes[node, NODE_LENGTH]
     if prefix[POLICY] != BY_SLRU:
         prefix[NUM_PROTECTED] = 0
+    # Queues.
     for node in range(prefix[PAGES]):
         if is_node(prefix, node):
             put_in_order(prefix, np.int64(node))

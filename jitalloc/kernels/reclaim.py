@@ -1,4 +1,7 @@
-"""Loops that take pages back from the prefix cache: evict, clear."""
+"""Loops that take pages back from the prefix cache: evict, clear.
+
+A kernel holds the lock of the pool while it works, and answers BUSY where somebody else does.
+"""
 
 from __future__ import annotations
 
@@ -100,6 +103,9 @@ def evict(pool, prefix, n, reason):
 
 @kernel("int64(int64[::1], int64[::1], int64, int64)")
 def reclaim_evict_cpu(pool, prefix, n, reason):
+    """Mutates the prefix cache, which loses up to `n` pages, and the pool, which gets them.
+    Reads order and locks of the nodes, requires a `reason`: REQUESTED or PRESSURE.
+    """
     if not try_lock(pool):
         return fail(BUSY, 0)
     expire(prefix, pool[STEP])
@@ -119,6 +125,9 @@ def clear_fault(prefix):
 
 @kernel("int64(int64[::1], int64[::1])")
 def reclaim_clear_cpu(pool, prefix):
+    """Mutates the prefix cache, which loses every page, and the pool, which gets them.
+    Reads NUM_LOCKED, requires nothing; fails where a page is locked.
+    """
     if not try_lock(pool):
         return fail(BUSY, 0)
     status = clear_fault(prefix)
@@ -132,8 +141,12 @@ def reclaim_clear_cpu(pool, prefix):
 
 @kernel("int64(int64[::1], int64[::1], int64, int64, int32[::1])")
 def reclaim_choose_cpu(pool, prefix, n, reason, out):
-    # For a pool of another device, which is told to free the pages, and that is the step. `out`
-    # has room for `n` pages, or for all. With the reason CLEARED all go, or none.
+    """Mutates the prefix cache, which loses up to `n` pages, `out`, the pool's step if none goes.
+    Reads order and locks of the nodes, requires room in `out` for `n` pages, or for all.
+
+    For a pool of another device, which is told to free the pages, and that is the step. With the
+    reason CLEARED all go, or none where one is locked.
+    """
     if not try_lock(pool):
         return fail(BUSY, 0)
     status = clear_fault(prefix) if reason == CLEARED else np.int64(0)

@@ -1,4 +1,7 @@
-"""Loops that change a slot prefix cache: insert, evict, remove, pin, release."""
+"""Loops that change a slot prefix cache: insert, evict, remove, pin, release.
+
+A kernel holds the lock of the slab while it works, and answers BUSY where somebody else does.
+"""
 
 from __future__ import annotations
 
@@ -136,6 +139,10 @@ def entry_insert(slab, tokens, slot, version, out):
 
 @kernel("int64(int64[::1], int32[::1], int64, int64, int64[::1])")
 def slot_entries_insert_cpu(slab, tokens, slot, version, out):
+    """Mutates the slab, by one entry, which is new, renewed, or takes the place of that in `out`.
+    Reads `tokens`, requires 1 to MAX_TOKENS of them and three elements of `out`. Fails where `slot`
+    backs an entry of other tokens, or pins stand in the way. Returns 1 where `out` lost its slot.
+    """
     if not try_lock(slab):
         return fail(BUSY, 0)
     status = entry_insert(slab, tokens, slot, version, out)
@@ -147,6 +154,9 @@ def slot_entries_insert_cpu(slab, tokens, slot, version, out):
 
 @kernel("int64(int64[::1], int64[::1])")
 def slot_entries_evict_cpu(slab, out):
+    """Mutates the slab, which loses the entry used longest ago, and `out`, which says what it was.
+    Reads the queue, requires three elements of `out`. Returns 0 where no entry is without pins.
+    """
     if not try_lock(slab):
         return fail(BUSY, 0)
     status = np.int64(0)
@@ -160,6 +170,10 @@ def slot_entries_evict_cpu(slab, out):
 
 @kernel("int64(int64[::1], int64, int64, int64[::1])")
 def slot_entries_remove_cpu(slab, slot, version, out):
+    """Mutates the slab, which loses the entry of `slot`, and `out`, which says what it was.
+    Reads the table, requires three elements of `out`; fails where `slot` backs no entry in this
+    `version`, or one with pins.
+    """
     if not try_lock(slab):
         return fail(BUSY, 0)
     entries, _nodes, _table = prefix_views(slab)
@@ -174,6 +188,9 @@ def slot_entries_remove_cpu(slab, slot, version, out):
 
 @kernel("int64(int64[::1], int64, int64)")
 def slot_entries_pin_cpu(slab, slot, version):
+    """Mutates the pins of the entry of `slot`; with its first it leaves the queue.
+    Reads the table, requires nothing; fails where `slot` backs no entry in this `version`.
+    """
     if not try_lock(slab):
         return fail(BUSY, 0)
     entries, _nodes, _table = prefix_views(slab)
@@ -186,6 +203,10 @@ def slot_entries_pin_cpu(slab, slot, version):
 
 @kernel("int64(int64[::1], int64, int64)")
 def slot_entries_release_cpu(slab, slot, version):
+    """Mutates the pins of the entry of `slot`, and the order of use: it is the one used last.
+    Reads the table, requires nothing; fails where `slot` backs no entry in this `version`, or one
+    without pins.
+    """
     if not try_lock(slab):
         return fail(BUSY, 0)
     entries, nodes, _table = prefix_views(slab)

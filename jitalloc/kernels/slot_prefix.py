@@ -1,4 +1,7 @@
-"""Loops over a whole slot prefix cache: check."""
+"""Loops over a whole slot prefix cache: check.
+
+A kernel holds the lock of the slab while it works, and answers BUSY where somebody else does.
+"""
 
 from __future__ import annotations
 
@@ -315,6 +318,9 @@ def prefix_fault(slab):
 
 @kernel("int64(int64[::1])")
 def slot_prefix_check_cpu(slab):
+    """Mutates nothing; returns the first broken invariant, or 0.
+    Reads the whole slab, requires that CAPACITY, MAX_TOKENS and TABLE_BITS are right.
+    """
     if not try_lock(slab):
         return fail(BUSY, 0)
     status = prefix_fault(slab)

@@ -1,4 +1,7 @@
-"""Loops under a slot prefix cache: its arrays, the table of keys, the queue by age."""
+"""Loops under a slot prefix cache: its arrays, the table of keys, the queue by age.
+
+A kernel holds the lock of the slab while it works, and answers BUSY where somebody else does.
+"""
 
 from __future__ import annotations
 
@@ -198,6 +201,9 @@ def entry_pin(slab, entries, entry):
 
 @kernel("int64(int64[::1], int64, int64[::1])")
 def slot_table_look_cpu(slab, slot, out):
+    """Mutates `out` where `slot` backs an entry, and then returns 1: its length, slot and version.
+    Reads the table and the entry, requires three elements of `out`.
+    """
     if not try_lock(slab):
         return fail(BUSY, 0)
     entries, _nodes, table = prefix_views(slab)
@@ -228,7 +234,9 @@ def prefix_reset(slab):
 
 @kernel("int64(int64[::1], int32[::1])")
 def slot_table_clear_cpu(slab, slots):
-    # `slots` has room for CAPACITY of them; they come by age.
+    """Mutates the header, the table, the root, and `slots`: those that backed entries, by age.
+    Reads the queue, requires room in `slots` for CAPACITY of them; fails where an entry has pins.
+    """
     if not try_lock(slab):
         return fail(BUSY, 0)
     if slab[PINNED_ENTRIES] > 0:
@@ -236,12 +244,14 @@ def slot_table_clear_cpu(slab, slots):
         unlock(slab)
         return status
     entries, _nodes, table = prefix_views(slab)
+    # Which slots go.
     count = 0
     entry = slab[OLDEST]
     while entry != NIL:
         slots[count] = entries[entry, ENTRY_SLOT]
         count += 1
         entry = entries[entry, ENTRY_FOLLOWING]
+    # The index as new; what stands in rows of entries is never read again.
     for at in range(table.shape[0]):
         table[at, 0] = 0
         table[at, 1] = 0

@@ -1,4 +1,7 @@
-"""Loops of the radix tree in a slot prefix cache: search, and who hangs where."""
+"""Loops of the radix tree in a slot prefix cache: search, and who hangs where.
+
+A kernel holds the lock of the slab while it works, and answers BUSY where somebody else does.
+"""
 
 from __future__ import annotations
 
@@ -251,6 +254,10 @@ def tree_unhang(slab, entry):
 
 @kernel("int64(int64[::1], int32[::1], int64, int64[::1])")
 def slot_tree_find_cpu(slab, tokens, pins, out):
+    """Mutates the order of use (queue, siblings), counters, pins where `pins` is 1, and `out`.
+    Reads `tokens` and the tree, requires three elements of `out`: length, slot and version of the
+    entry found go there. Returns how many tokens it shares; 0: none was found.
+    """
     if not try_lock(slab):
         return fail(BUSY, 0)
     entries, nodes, _table = prefix_views(slab)
