@@ -7,19 +7,20 @@ eviction costs one step a node.
 
 Prefix slab of N pages of S tokens, B buckets (the largest power of two that is <= N)::
 
-    header       int64[48]        the scalars, by the constants below
-    filled       int64[4]         bit c: queue c holds a node
-    queue_ends   int32[2, 256]    first and last node of each queue, NULL where it is empty
-    expiry_ends  int32[2, 66]     first and last node of each list of expiries
-    stamps       int64[N]         position of the node's first page in the order of all pushes
-    expiries     int64[N or 0]    step at which the node's priority ends (policy `priority` only)
-    following_pages int32[N]      the page that follows p in its node; at its end ~(first page of
-                                  the node); UNCACHED where p is not in the cache
-    previous_pages  int32[N]      the page before p on its path, or -2 - namespace at the root
-    nodes        int32[N, 11]     the record of each node, by the constants below
-    expiry_links int32[N or 0, 2] previous and following node in the list of its expiry
-    buckets      int32[B]         hash table of nodes by (page before, tokens of the first page)
-    tokens       int32[N, S]      tokens of each page; rows of uncached pages belong to others
+    header          int64[48]         the scalars, by the constants below
+    filled          int64[4]          bit c: queue c holds a node
+    queue_ends      int32[2, 256]     first and last node of each queue, NULL where it is empty
+    expiry_ends     int32[2, 66]      first and last node of each list of expiries
+    stamps          int64[N]          position of the node's first page in the order of all pushes
+    expiries        int64[N or 0]     step at which the node's priority ends (policy `priority`
+                                      only)
+    following_pages int32[N]          the page that follows p in its node; at its end ~(first page
+                                      of the node); UNCACHED where p is not in the cache
+    previous_pages  int32[N]          the page before p on its path, or -2 - namespace at the root
+    nodes           int32[N, 11]      the record of each node, by the constants below
+    expiry_links    int32[N or 0, 2]  previous and following node in the list of its expiry
+    buckets         int32[B]          hash table of nodes by (page before, tokens of the first page)
+    tokens          int32[N, S]       tokens of each page; rows of uncached pages belong to others
 
 Invariants, between any two calls::
 
@@ -90,8 +91,8 @@ SLAB_END: Final = 32
 QUEUES: Final = 256
 EXPIRY_LISTS: Final = 66
 FILLED_AT: Final = PREFIX_SLOTS
-QUEUES_AT: Final = FILLED_AT + QUEUES // 64
-EXPIRY_ENDS_AT: Final = QUEUES_AT + QUEUES
+QUEUE_ENDS_AT: Final = FILLED_AT + QUEUES // 64
+EXPIRY_ENDS_AT: Final = QUEUE_ENDS_AT + QUEUES
 COLUMNS_AT: Final = EXPIRY_ENDS_AT + EXPIRY_LISTS
 
 # Record of a node.
@@ -198,7 +199,7 @@ def empty_prefix(header: NDArray[np.int64]) -> NDArray[np.int64]:
     """Return the slab of an empty prefix cache with this header."""
     slab = np.zeros(header[SLAB_END], np.int64)
     slab[:PREFIX_SLOTS] = header
-    slab[QUEUES_AT:COLUMNS_AT] = -1
+    slab[QUEUE_ENDS_AT:COLUMNS_AT] = -1
     arrays = prefix_arrays(slab)
     arrays.following_pages[:] = UNCACHED
     arrays.buckets[:] = -1

@@ -154,10 +154,10 @@ def test_check_finds_a_corrupt_bucket(mask: int) -> None:
 def test_check_finds_corrupt_queues(policy: str) -> None:
     pair = worn(policy)
     slab = pair.cache.arrays.slab
-    filled = slab[prefix_state.FILLED_AT : prefix_state.QUEUES_AT].view(np.uint64)
+    filled = slab[prefix_state.FILLED_AT : prefix_state.QUEUE_ENDS_AT].view(np.uint64)
     for queue in (0, 1, 35, 63, 64, 255):
         assert_all_found(pair, filled, queue // 64, [int(filled[queue // 64]) ^ 1 << queue % 64])
-    ends = slab[prefix_state.QUEUES_AT : prefix_state.EXPIRY_ENDS_AT].view(np.int32)
+    ends = slab[prefix_state.QUEUE_ENDS_AT : prefix_state.EXPIRY_ENDS_AT].view(np.int32)
     for i in range(0, ends.size, 5 if JIT_DISABLED else 1):
         assert_all_found(pair, ends, i, [-7, -1, 40, (int(ends[i]) + 1) % 40])
 

@@ -27,11 +27,11 @@ from jitalloc.prefix_state import (
     NODE_STATE,
     NUM_PROTECTED,
     POLICY,
+    QUEUE_ENDS_AT,
     QUEUE_FOLLOWING,
     QUEUE_PREVIOUS,
     QUEUED,
     QUEUES,
-    QUEUES_AT,
     USES_SHIFT,
 )
 
@@ -39,7 +39,7 @@ from jitalloc.prefix_state import (
 @counting
 def queue_ends(prefix):
     """Return the first (row FIRST) and the last node (row LAST) of each queue."""
-    return int32_rows(prefix, QUEUES_AT, 2, QUEUES)
+    return int32_rows(prefix, QUEUE_ENDS_AT, 2, QUEUES)
 
 
 @helper
