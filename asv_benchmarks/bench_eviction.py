@@ -6,7 +6,7 @@ import jitalloc
 
 number = 1
 repeat = 25
-POLICIES = ("lru", "lfu", "longest", "priority", "streaming")
+EVICTION_POLICIES = ("lru", "lfu", "longest", "priority", "streaming")
 
 
 def full_cache(policy: str, sequences: int) -> jitalloc.PagedKVCache:
@@ -23,7 +23,7 @@ def full_cache(policy: str, sequences: int) -> jitalloc.PagedKVCache:
 class Select:
     """`select_eviction_target`: a scan over the rows."""
 
-    params = (POLICIES, (64, 4096))
+    params = (EVICTION_POLICIES, (64, 4096))
     param_names = ("policy", "sequences")
 
     def setup(self, policy: str, sequences: int) -> None:
@@ -38,7 +38,7 @@ class Select:
 class Evict:
     """`evict` of one sequence after the other, 100 of 1,024 sequences."""
 
-    params = (POLICIES,)
+    params = (EVICTION_POLICIES,)
     param_names = ("policy",)
 
     def setup(self, policy: str) -> None:
@@ -53,7 +53,7 @@ class Evict:
 class EvictTo:
     """`evict_to(0.5)`: half of the pages of 64 or 1,024 sequences go, by one call."""
 
-    params = (POLICIES, (64, 1024))
+    params = (EVICTION_POLICIES, (64, 1024))
     param_names = ("policy", "sequences")
 
     def setup(self, policy: str, sequences: int) -> None:

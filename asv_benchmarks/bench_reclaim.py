@@ -12,7 +12,7 @@ from asv_benchmarks.baselines import LeafHeap
 
 number = 1
 repeat = 10
-POLICIES = ("lru", "fifo", "mru", "lfu", "slru", "priority")
+PREFIX_POLICIES = ("lru", "fifo", "mru", "lfu", "slru", "priority")
 LEAVES_A_PARENT = 64
 
 
@@ -53,7 +53,7 @@ def grown_heap(leaves: int) -> LeafHeap:
 class Evict:
     """640 pages in batches of 64, or 100 alone. Held to 0.1 and 1 us a page, flat in the leaves."""
 
-    params = (POLICIES, (1024, 32_768, 1_048_576))
+    params = (PREFIX_POLICIES, (1024, 32_768, 1_048_576))
     param_names = ("policy", "leaves")
     timeout = 300
     warmup_time = 0  # else the warm-up alone would use the shared cache up
@@ -115,7 +115,7 @@ class Parked:
     So many leaves were inserted in between: giving back must not depend on them.
     """
 
-    params = (POLICIES, (1024, 32_768))
+    params = (PREFIX_POLICIES, (1024, 32_768))
     param_names = ("policy", "newer")
 
     def setup(self, policy: str, newer: int) -> None:
@@ -139,7 +139,7 @@ class Parked:
 class Metadata:
     """Bytes a page beside its tokens. Held to 64."""
 
-    params = (POLICIES, (1, 16))
+    params = (PREFIX_POLICIES, (1, 16))
     param_names = ("policy", "page_size")
 
     def track_metadata_bytes(self, policy: str, page_size: int) -> float:

@@ -19,7 +19,7 @@ from jitalloc.replay import (
     replay,
 )
 from jitalloc.replay.clairvoyant import PagePaths
-from jitalloc.replay.options import POLICIES
+from jitalloc.replay.options import REPLAY_POLICIES
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 MOONCAKE = DATA / "mooncake" / "conversation_trace.jsonl"
@@ -140,7 +140,7 @@ class MooncakeHour:
 class Policies:
     """The whole hour in cache mode, by policy: what eviction costs where every page gives way."""
 
-    params = POLICIES
+    params = REPLAY_POLICIES
     param_names = ("policy",)
     number = 1
     warmup_time = 0.0

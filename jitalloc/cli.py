@@ -88,7 +88,7 @@ def _listed(
 
 
 COUNT = click.IntRange(1, 2**31 - 1)
-POLICIES = ("lru", "fifo", "mru", "lfu", "slru")
+REPLAY_POLICIES = ("lru", "fifo", "mru", "lfu", "slru")
 TRACES = click.argument("traces", nargs=-1, metavar="[TRACE]...")
 LIMIT = click.option("--limit", type=COUNT, help="Only the first so many requests.")
 SEED = click.option(
@@ -135,7 +135,7 @@ def _plot(what: str) -> Callable[[Command], Command]:
 )
 @click.option(
     "--policy",
-    type=click.Choice([*POLICIES, "none"]),
+    type=click.Choice([*REPLAY_POLICIES, "none"]),
     default="lru",
     show_default=True,
     help="Which cached prefix gives way first; none: nothing is cached.",
@@ -280,11 +280,11 @@ def _end(interrupted: bool) -> None:
 @click.option(
     "--policy",
     "policies",
-    callback=_listed(click.Choice(POLICIES).convert, POLICIES),
+    callback=_listed(click.Choice(REPLAY_POLICIES).convert, REPLAY_POLICIES),
     default="all",
     show_default=True,
     metavar="all|A,B,C",
-    help=f"Of {', '.join(POLICIES)}. Clairvoyant eviction is always beside them.",
+    help=f"Of {', '.join(REPLAY_POLICIES)}. Clairvoyant eviction is always beside them.",
 )
 @click.option(
     "--page-size", type=COUNT, help="Tokens a page.  [default: the block size of the trace]"
@@ -345,7 +345,7 @@ def sweep(
 @main.command()
 def info() -> None:
     """Show versions, devices and the folder of compiled kernels."""
-    from jitalloc.machine import describe_machine
+    from jitalloc.info import describe_machine
 
     for label, value in ({"jitalloc": _version()} | describe_machine()).items():
         click.echo(f"{label:<15}{value}")

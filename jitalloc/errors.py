@@ -33,7 +33,7 @@ LAST_SLOT_MISALIGNED = 13
 LAST_SLOT_RANGE = 14
 LAST_SLOT_FREE = 15
 SLOT_RANGE = 16
-SLOT_FREE = 17
+SLOT_NOT_HELD = 17
 ROW_RANGE = 18
 ROW_FREE = 19
 ROW_REPEATED = 20
@@ -54,8 +54,8 @@ RENAMED = 30  # a match is older than the last renaming of pages
 
 # Cache slots: one row of the cache a request. What `check` finds there: slot*_state.py.
 OUT_OF_SLOTS = 40  # detail: slots free
-SLOT_IS_FREE = 41
-SLOT_IS_TAKEN = 42
+SLOT_FREE = 41
+SLOT_TAKEN = 42
 SLOT_OUTSIDE = 43
 ALL_PINNED = 44
 ENTRY_PINNED = 45
@@ -86,12 +86,12 @@ BAD_PREFIX_HEADER = 85
 BAD_PREFIX_COUNT = 86
 CACHED_FREE = 87
 BAD_LINK = 88
-BAD_RUN = 89
+BAD_NODE = 89
 BAD_LOCKS = 90
 BAD_CHILDREN = 91
 BAD_BUCKET = 92
 BAD_QUEUE = 93
-BAD_WHEEL = 94
+BAD_EXPIRY = 94
 
 
 def pack_status(code: int, detail: int) -> int:
@@ -313,15 +313,15 @@ CORRUPT_REASONS = {
     BAD_ROW_LOCK: "row {} does not fit the cached pages that it locks",
     LOCKS_MISSING: "page {} is locked by more sequences than its locks say",
     BAD_PREFIX_HEADER: "prefix header[{}] contradicts the arrays or the cache's own sizes",
-    BAD_PREFIX_COUNT: "runs or pages are missing in the lists of the prefix cache ({})",
+    BAD_PREFIX_COUNT: "nodes or pages are missing in the lists of the prefix cache ({})",
     CACHED_FREE: "cached page {} has no owner in refcount, or is reserved",
-    BAD_LINK: "next_pages and prev_pages of page {} do not fit together",
-    BAD_RUN: "the record of run {} does not fit its pages",
-    BAD_LOCKS: "run {} has fewer locks or pins than the runs behind it, or more pins than locks",
-    BAD_CHILDREN: "the list of runs behind run {} is broken",
+    BAD_LINK: "following_pages and previous_pages of page {} do not fit together",
+    BAD_NODE: "the record of node {} does not fit its pages",
+    BAD_LOCKS: "node {} has fewer locks or pins than its children, or more pins than locks",
+    BAD_CHILDREN: "the list of children of node {} is broken",
     BAD_BUCKET: "bucket {} of the hash table is broken, or tokens have changed",
-    BAD_QUEUE: "run {} stands in the wrong place of its queue, or should stand in one",
-    BAD_WHEEL: "the expiry of run {} does not fit the wheel",
+    BAD_QUEUE: "node {} stands in the wrong place of its queue, or should stand in one",
+    BAD_EXPIRY: "the expiry of node {} does not fit its list",
     ROW_PAGE_FREE: "row {} holds a page that is free, or more rows hold it than it has owners",
 }
 
@@ -344,7 +344,7 @@ ARGUMENT_REASONS = {
     LAST_SLOT_RANGE: "slots of this pool are {first} .. {last}",
     LAST_SLOT_FREE: "lies in a page that nobody holds",
     SLOT_RANGE: "slots of this pool are {first} .. {last}",
-    SLOT_FREE: "lies in a page that nobody holds",
+    SLOT_NOT_HELD: "lies in a page that nobody holds",
     ROW_RANGE: "rows of this table are {first} .. {last}",
     ROW_FREE: "no sequence lives in this row",
     ROW_REPEATED: "the row is named twice",

@@ -12,7 +12,7 @@ from jitalloc.errors import InvalidArgument
 from jitalloc.ids import changes_ids
 from jitalloc.kernels.eviction import eviction_select_cpu
 from jitalloc.sharing import SequenceSharing
-from jitalloc.state import INT32, INT32_MAX, LENGTH, PINNED, POLICIES, PRIORITY
+from jitalloc.state import EVICTION_POLICIES, INT32, INT32_MAX, LENGTH, PINNED, PRIORITY
 
 
 class Eviction(NamedTuple):
@@ -56,7 +56,7 @@ class SequenceEviction(SequenceSharing):
         return target
 
     def _policy(self) -> tuple[int, int, int]:
-        return POLICIES.index(self.eviction), self.sink_tokens, self.window_tokens
+        return EVICTION_POLICIES.index(self.eviction), self.sink_tokens, self.window_tokens
 
     def pin(self, seq_id: Hashable) -> None:
         """Protect a sequence from eviction until `unpin`; a second pin changes nothing.

@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jitalloc.arguments import as_integers, as_tokens
-from jitalloc.devices import OnDevice
 from jitalloc.ids import SequenceIds
 from jitalloc.moves import Moves
+from jitalloc.on_device import OnDevice
 from jitalloc.pool import PagePool
 from jitalloc.state import INT32, LOCKED, NAMESPACE
 from jitalloc.tables import BlockTables

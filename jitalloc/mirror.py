@@ -10,9 +10,9 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from jitalloc.devices import OnDevice
 from jitalloc.errors import CorruptState, WrongDevice
 from jitalloc.kernels.mirror import mirror_pack_cpu
+from jitalloc.on_device import OnDevice
 from jitalloc.state import LENGTH, TableArrays, table_arrays
 
 

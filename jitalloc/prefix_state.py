@@ -1,33 +1,36 @@
-"""The flat arrays of a prefix cache: columns, records of runs, and the invariants as equations.
+"""The flat arrays of a prefix cache: columns, records of nodes, and the invariants as equations.
 
-A prefix cache keeps a tree of pages. A *run* is a piece of a path in which no page has another
-child than the next; it is named by its first page, and what is the same for all of its pages
-stands once, in the record of that page. So a lock, a touch or an eviction costs one step a run.
+A prefix cache keeps a compressed radix tree of pages. A *node* is a piece of a path in which no
+page has another child than the page that follows it; it is named by its first page, and what is
+the same for all of its pages stands once, in the record of that page. So a lock, a touch or an
+eviction costs one step a node.
 
 Prefix slab of N pages of S tokens, B buckets (the largest power of two that is <= N)::
 
-    header      int64[48]        the scalars, by the constants below
-    filled      int64[4]         bit c: queue c holds a run
-    queues      int32[2, 256]    first and last run of each queue, NULL where it is empty
-    wheel       int32[2, 66]     first and last run of each list of the wheel of expiries
-    stamps      int64[N]         position of the run's first page in the order of all pushes
-    expiries    int64[N or 0]    step at which the run's priority ends (policy `priority` only)
-    next_pages  int32[N]         the page behind p in its run; at its end ~(first page of the run);
-                                 UNCACHED where p is not in the cache
-    prev_pages  int32[N]         the page before p on its path, or -2 - namespace at the root
-    runs        int32[N, 11]     the record of each run, by the constants below
-    wheel_links int32[N or 0, 2] runs before and behind in the list of the wheel
-    buckets     int32[B]         hash table of runs by (page before, tokens of the first page)
-    tokens      int32[N, S]      tokens of each page; rows of uncached pages belong to others
+    header          int64[48]         the scalars, by the constants below
+    filled          int64[4]          bit c: queue c holds a node
+    queue_ends      int32[2, 256]     first and last node of each queue, NULL where it is empty
+    expiry_ends     int32[2, 66]      first and last node of each list of expiries
+    stamps          int64[N]          position of the node's first page in the order of all pushes
+    expiries        int64[N or 0]     step at which the node's priority ends (policy `priority`
+                                      only)
+    following_pages int32[N]          the page that follows p in its node; at its end ~(first page
+                                      of the node); UNCACHED where p is not in the cache
+    previous_pages  int32[N]          the page before p on its path, or -2 - namespace at the root
+    nodes           int32[N, 11]      the record of each node, by the constants below
+    expiry_links    int32[N or 0, 2]  previous and following node in the list of its expiry
+    buckets         int32[B]          hash table of nodes by (page before, tokens of the first page)
+    tokens          int32[N, S]       tokens of each page; rows of uncached pages belong to others
 
 Invariants, between any two calls::
 
-    page i of a run has the stamp stamps[first] - i; all stamps differ; a queue ascends in them
-    RUN_LOCKS of a run >= sum of RUN_LOCKS of its children
-    a run with RUN_LOCKS == 0 and without a child is queued; others may be (they are parked
+    page i of a node has the stamp stamps[first] - i; all stamps differ; a queue ascends in them
+    NODE_LOCKS of a node >= sum of NODE_LOCKS of its children
+    a node with NODE_LOCKS == 0 and without a child is queued; others may be (they are parked
         when an eviction meets them)
-    NUM_CACHED, NUM_LOCKED, NUM_PINNED: pages with next_pages != UNCACHED, RUN_LOCKS > 0, pins > 0
-    NUM_PROTECTED: pages of class 1 with RUN_LOCKS == 0 (policy `slru`)
+    NUM_CACHED: pages with following_pages != UNCACHED
+    NUM_LOCKED, NUM_PINNED: those of nodes with NODE_LOCKS > 0, with pins > 0
+    NUM_PROTECTED: pages of class 1 with NODE_LOCKS == 0 (policy `slru`)
     each cached page is one owner in the pool's refcount
 """
 
@@ -49,7 +52,7 @@ PREFIX_SLOTS: Final = 48
 
 # Header: sizes and options,
 PAGES: Final = 0
-ROW: Final = 1  # tokens a page
+PREFIX_PAGE_SIZE: Final = 1  # tokens a page, as in the pool
 POLICY: Final = 2
 BUCKET_MASK: Final = 3
 EPOCH: Final = 4  # how often page ids were renamed, or the whole state replaced
@@ -63,8 +66,8 @@ NUM_LOCKED: Final = 10
 NUM_PINNED: Final = 11
 NUM_PROTECTED: Final = 12
 CLOCK: Final = 13  # the last stamp given
-TOP: Final = 14  # first of the list of runs at a root, the most recently used first
-WHEEL_NOW: Final = 15  # every expiry in the wheel is at or past it
+TOP: Final = 14  # first of the list of nodes at a root, the most recently used first
+EXPIRY_NOW: Final = 15  # every expiry in the lists is at or past it
 LOOKUPS: Final = 16
 TOKENS_ASKED: Final = 17
 PAGES_ASKED: Final = 18
@@ -77,34 +80,38 @@ CLEARED: Final = 2
 # and where each column begins, in words of the slab.
 STAMPS_AT: Final = 24
 EXPIRIES_AT: Final = 25
-NEXT_AT: Final = 26
-PREV_AT: Final = 27
-RUNS_AT: Final = 28
-LINKS_AT: Final = 29
+FOLLOWING_AT: Final = 26
+PREVIOUS_AT: Final = 27
+NODES_AT: Final = 28
+EXPIRY_LINKS_AT: Final = 29
 BUCKETS_AT: Final = 30
 TOKENS_AT: Final = 31
 SLAB_END: Final = 32
 
 QUEUES: Final = 256
-WHEEL_LISTS: Final = 66
+EXPIRY_LISTS: Final = 66
 FILLED_AT: Final = PREFIX_SLOTS
-QUEUES_AT: Final = FILLED_AT + QUEUES // 64
-WHEEL_AT: Final = QUEUES_AT + QUEUES
-COLUMNS_AT: Final = WHEEL_AT + WHEEL_LISTS
+QUEUE_ENDS_AT: Final = FILLED_AT + QUEUES // 64
+EXPIRY_ENDS_AT: Final = QUEUE_ENDS_AT + QUEUES
+COLUMNS_AT: Final = EXPIRY_ENDS_AT + EXPIRY_LISTS
 
-# Record of a run.
-RUN_END: Final = 0  # last page
-RUN_LENGTH: Final = 1  # pages
-RUN_CHILD: Final = 2  # first of the list of runs that follow, the most recently used first
-SIBLING_NEXT: Final = 3
-SIBLING_PREV: Final = 4
-RUN_LOCKS: Final = 5
-QUEUE_NEXT: Final = 6
-QUEUE_PREV: Final = 7
-RUN_STATE: Final = 8  # class (8 bits), uses (8 bits), queued (1 bit), pins (14 bits)
-CHAIN_NEXT: Final = 9  # runs of the same bucket
-CHAIN_PREV: Final = 10  # ~bucket where there is none
-RUN_FIELDS: Final = 11
+# Record of a node.
+NODE_END: Final = 0  # last page
+NODE_LENGTH: Final = 1  # pages
+NODE_CHILD: Final = 2  # first of the list of its children, the most recently used first
+SIBLING_FOLLOWING: Final = 3
+SIBLING_PREVIOUS: Final = 4
+NODE_LOCKS: Final = 5
+QUEUE_FOLLOWING: Final = 6
+QUEUE_PREVIOUS: Final = 7
+NODE_STATE: Final = 8  # class (8 bits), uses (8 bits), queued (1 bit), pins (14 bits)
+CHAIN_FOLLOWING: Final = 9  # nodes of the same bucket
+CHAIN_PREVIOUS: Final = 10  # ~bucket where there is none
+NODE_FIELDS: Final = 11
+
+# Columns of `expiry_links`.
+EXPIRY_PREVIOUS: Final = 0
+EXPIRY_FOLLOWING: Final = 1
 
 MOST_USES: Final = 255
 MOST_PRIORITY: Final = 100
@@ -145,9 +152,9 @@ class PrefixArrays:
         The one buffer that the others are views of.
     header : int64[48]
     stamps : int64[num_pages]
-    next_pages : int32[num_pages]
-    prev_pages : int32[num_pages]
-    runs : int32[num_pages, 11]
+    following_pages : int32[num_pages]
+    previous_pages : int32[num_pages]
+    nodes : int32[num_pages, 11]
     buckets : int32[power of two]
     tokens : int32[num_pages, page_size]
     """
@@ -155,9 +162,9 @@ class PrefixArrays:
     slab: NDArray[np.int64]
     header: NDArray[np.int64]
     stamps: NDArray[np.int64]
-    next_pages: NDArray[np.int32]
-    prev_pages: NDArray[np.int32]
-    runs: NDArray[np.int32]
+    following_pages: NDArray[np.int32]
+    previous_pages: NDArray[np.int32]
+    nodes: NDArray[np.int32]
     buckets: NDArray[np.int32]
     tokens: NDArray[np.int32]
 
@@ -170,15 +177,15 @@ def prefix_header(num_pages: int, page_size: int, policy: int) -> NDArray[np.int
     sizes = {
         STAMPS_AT: num_pages,
         EXPIRIES_AT: timed,
-        NEXT_AT: half,
-        PREV_AT: half,
-        RUNS_AT: (num_pages * RUN_FIELDS + 1) // 2,
-        LINKS_AT: timed,
+        FOLLOWING_AT: half,
+        PREVIOUS_AT: half,
+        NODES_AT: (num_pages * NODE_FIELDS + 1) // 2,
+        EXPIRY_LINKS_AT: timed,
         BUCKETS_AT: (buckets + 1) // 2,
         TOKENS_AT: (num_pages * page_size + 1) // 2,
     }
     header = np.zeros(PREFIX_SLOTS, np.int64)
-    header[PAGES], header[ROW], header[POLICY] = num_pages, page_size, policy
+    header[PAGES], header[PREFIX_PAGE_SIZE], header[POLICY] = num_pages, page_size, policy
     header[HASH_MASK], header[BUCKET_MASK], header[TOP] = -1, buckets - 1, -1
     at = COLUMNS_AT
     for slot, size in sizes.items():
@@ -192,9 +199,9 @@ def empty_prefix(header: NDArray[np.int64]) -> NDArray[np.int64]:
     """Return the slab of an empty prefix cache with this header."""
     slab = np.zeros(header[SLAB_END], np.int64)
     slab[:PREFIX_SLOTS] = header
-    slab[QUEUES_AT:COLUMNS_AT] = -1
+    slab[QUEUE_ENDS_AT:COLUMNS_AT] = -1
     arrays = prefix_arrays(slab)
-    arrays.next_pages[:] = UNCACHED
+    arrays.following_pages[:] = UNCACHED
     arrays.buckets[:] = -1
     return slab
 
@@ -205,7 +212,7 @@ def prefix_arrays(slab: NDArray[np.int64], header: NDArray[np.int64] | None = No
     A slab on the GPU needs one, or each size would be waited for.
     """
     at = (slab if header is None else header)[:PREFIX_SLOTS].tolist()
-    n, size, buckets = at[PAGES], at[ROW], at[BUCKET_MASK] + 1
+    n, size, buckets = at[PAGES], at[PREFIX_PAGE_SIZE], at[BUCKET_MASK] + 1
 
     def column(slot: int, count: int) -> NDArray[np.int32]:
         return slab[at[slot] : at[slot] + (count + 1) // 2].view(INT32)[:count]
@@ -214,9 +221,9 @@ def prefix_arrays(slab: NDArray[np.int64], header: NDArray[np.int64] | None = No
         slab=slab,
         header=slab[:PREFIX_SLOTS],
         stamps=slab[at[STAMPS_AT] : at[EXPIRIES_AT]],
-        next_pages=column(NEXT_AT, n),
-        prev_pages=column(PREV_AT, n),
-        runs=column(RUNS_AT, n * RUN_FIELDS).reshape(n, RUN_FIELDS),
+        following_pages=column(FOLLOWING_AT, n),
+        previous_pages=column(PREVIOUS_AT, n),
+        nodes=column(NODES_AT, n * NODE_FIELDS).reshape(n, NODE_FIELDS),
         buckets=column(BUCKETS_AT, buckets),
         tokens=column(TOKENS_AT, n * size).reshape(n, size),
     )

@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 
 from jitalloc._jit import BUSY_STATUS, Kernel, wait_for_lock
 from jitalloc.arguments import as_choice, as_count, as_fraction
-from jitalloc.devices import OnDevice
 from jitalloc.errors import CorruptState, InvalidArgument, WrongDevice, corrupt_error
 from jitalloc.kernels.prefix_upkeep import (
     prefix_upkeep_check_cpu,
@@ -26,6 +25,7 @@ from jitalloc.kernels.prefix_upkeep import (
 from jitalloc.matches import Epoch
 from jitalloc.moves import Moves, ranks
 from jitalloc.namespaces import UNKNOWN_ROOT, Namespaces
+from jitalloc.on_device import OnDevice
 from jitalloc.pool import PagePool
 from jitalloc.prefix_state import (
     CAPACITY,
@@ -45,11 +45,11 @@ from jitalloc.prefix_state import (
     PAGES_ASKED,
     PIN_BUDGET,
     POLICY,
+    PREFIX_PAGE_SIZE,
     PREFIX_POLICIES,
     PREFIX_SLOTS,
     PRESSURE,
     REQUESTED,
-    ROW,
     SLAB_END,
     STAMPS_AT,
     TOKENS_ASKED,
@@ -215,7 +215,7 @@ class PrefixUpkeep(OnDevice):
         Raises
         ------
         CorruptState
-            An invariant of `jitalloc.prefix_state` is broken; the message names the page or run.
+            An invariant of `jitalloc.prefix_state` is broken; the message names the page or node.
         """
         with self.pool._everyone():
             self._check_header()
@@ -229,7 +229,7 @@ class PrefixUpkeep(OnDevice):
             raise corrupt_error(status)
 
     def _check_owners(self, slab: NDArray[np.int64]) -> None:
-        owners = (prefix_arrays(slab).next_pages != UNCACHED).astype(np.int64)
+        owners = (prefix_arrays(slab).following_pages != UNCACHED).astype(np.int64)
         for holder in self.pool._holders:
             if holder is not self:
                 owners += np.bincount(holder._held_pages(), minlength=owners.size)
@@ -298,7 +298,7 @@ class PrefixUpkeep(OnDevice):
 
     def _fits(self, snapshot: PrefixSnapshot, num_pages: int) -> None:
         right = self._new_header(num_pages)
-        for slot in (PAGES, ROW, POLICY, SLAB_END):
+        for slot in (PAGES, PREFIX_PAGE_SIZE, POLICY, SLAB_END):
             if snapshot.slab[slot] != right[slot]:
                 raise InvalidArgument(
                     "snapshot", int(snapshot.slab[slot]), f"must be {right[slot]}"
@@ -368,4 +368,4 @@ class PrefixUpkeep(OnDevice):
         return np.empty(0, np.int64)
 
     def _held_pages(self) -> NDArray[np.int32]:
-        return np.flatnonzero(self.arrays.next_pages != UNCACHED).astype(INT32)
+        return np.flatnonzero(self.arrays.following_pages != UNCACHED).astype(INT32)

@@ -29,6 +29,7 @@ from jitalloc.prefix import PrefixCache
 from jitalloc.row_calls import SequenceCalls
 from jitalloc.state import (
     ACTIVE,
+    EVICTION_POLICIES,
     EVICTIONS,
     INT32,
     INT32_MAX,
@@ -38,7 +39,6 @@ from jitalloc.state import (
     PAGE_COPIES,
     PEAK_ACTIVE,
     PINNED,
-    POLICIES,
     PRIORITY,
     SEQ_ALLOCATIONS,
     SEQ_FORKS,
@@ -76,7 +76,7 @@ class SequenceRows(SequenceCalls):
         self.sink_tokens = as_count("sink_tokens", sink_tokens)
         self.window_tokens = as_count("window_tokens", window_tokens, 1)
         self.pool = pool
-        self.eviction = as_choice("eviction", eviction, POLICIES)
+        self.eviction = as_choice("eviction", eviction, EVICTION_POLICIES)
         self.eviction_threshold = as_fraction("eviction_threshold", eviction_threshold)
         self.tables = self._make_tables(max_sequences, max_pages_per_sequence)
         self._ids = self._make_ids()

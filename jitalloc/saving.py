@@ -114,12 +114,13 @@ class SequenceSaving(SequenceRows):
     def _check_paths(self, prefix: PrefixCache) -> None:
         """Verify that rows from a file lock paths that are there, before these are walked."""
         columns = self.tables.arrays.columns
-        nexts, prevs = prefix.arrays.next_pages, prefix.arrays.prev_pages
+        following_pages = prefix.arrays.following_pages
+        previous_pages = prefix.arrays.previous_pages
         for row in np.flatnonzero(columns[LOCKED]).tolist():
             depth, page = int(columns[LOCKED, row]), int(columns[LOCK_END, row])
-            sound = 0 <= page < nexts.size and UNCACHED != nexts[page] < 0
+            sound = 0 <= page < following_pages.size and UNCACHED != following_pages[page] < 0
             while sound and page >= 0:
-                page, depth = int(prevs[page]), depth - 1
+                page, depth = int(previous_pages[page]), depth - 1
             if not sound or depth:
                 raise CorruptState(f"row {row} locks a path of cached pages that is not there")
 

@@ -40,7 +40,7 @@ from jitalloc.slot_prefix_state import (
     INSERTIONS,
     LOOKUPS,
     MAX_TOKENS,
-    NONE,
+    NIL,
     OLDEST,
     PINNED_ENTRIES,
     SLOT_EVICTIONS,
@@ -140,7 +140,7 @@ class SlotPrefixCache:
         slab[CAPACITY] = self.capacity
         slab[MAX_TOKENS] = self.max_tokens
         slab[TABLE_BITS] = table_bits(self.capacity)
-        slab[OLDEST] = NONE
+        slab[OLDEST] = NIL
         slot_table_clear_cpu.run(slab, np.empty(1, np.int32))  # of no entry no slot is told
         self._slab = slab
         self.arrays: SlotPrefixArrays = slot_prefix_arrays(slab, self.capacity, self.max_tokens)

@@ -20,8 +20,8 @@ Invariants, between any two calls::
 
     a node is the root (0), or has an entry, or has two children or more; NODES <= 2 N
     NODE_NEWEST is the entry below (or at) the node that was used last
-    the children of a node, from NODE_CHILD by NODE_NEXT, descend strictly by its ENTRY_CLOCK
-    the queue from OLDEST by ENTRY_NEXT to LATEST holds each entry without pins, ENTRY_CLOCK
+    the children of a node, from NODE_CHILD by NODE_FOLLOWING, descend strictly by its ENTRY_CLOCK
+    the queue from OLDEST by ENTRY_FOLLOWING to LATEST holds each entry without pins, ENTRY_CLOCK
         ascends strictly; an entry with pins is not in it
     the table holds NODES - 1 children and ENTRIES slots, nothing else
     an entry or node given back waits on its stack; those from *_USED on were never taken
@@ -43,9 +43,9 @@ MAX_TOKENS: Final = 1
 TABLE_BITS: Final = 2  # T == 1 << TABLE_BITS
 ENTRIES: Final = 3
 PINNED_ENTRIES: Final = 4
-OLDEST: Final = 5  # ends of the queue, NONE where it is empty
+OLDEST: Final = 5  # ends of the queue, NIL where it is empty
 LATEST: Final = 6
-FREE_ENTRY: Final = 7  # tops of the stacks, NONE where they are empty
+FREE_ENTRY: Final = 7  # tops of the stacks, NIL where they are empty
 ENTRIES_USED: Final = 8
 FREE_NODE: Final = 9
 NODES_USED: Final = 10
@@ -59,7 +59,7 @@ INSERTIONS: Final = 18
 SLOT_EVICTIONS: Final = 19
 PREFIX_HEADER_SLOTS: Final = 32
 
-NONE: Final = -1
+NIL: Final = -1  # no entry, no node, no value
 GONE: Final = -2  # ENTRY_NODE or NODE_PARENT of what was given back
 ROOT: Final = 0
 
@@ -69,17 +69,17 @@ ENTRY_VERSION: Final = 2
 ENTRY_LENGTH: Final = 3  # tokens
 ENTRY_PINS: Final = 4
 ENTRY_NODE: Final = 5
-ENTRY_NEXT: Final = 6  # in the queue: used after this one
-ENTRY_PREV: Final = 7
+ENTRY_FOLLOWING: Final = 6  # in the queue: used after this one
+ENTRY_PREVIOUS: Final = 7
 ENTRY_COLUMNS: Final = 8
 
 NODE_PARENT: Final = 0
 NODE_DEPTH: Final = 1
 NODE_NEWEST: Final = 2
-NODE_ENTRY: Final = 3  # the entry that ends here, or NONE
+NODE_ENTRY: Final = 3  # the entry that ends here, or NIL
 NODE_CHILD: Final = 4  # the child whose newest entry is the newest
-NODE_NEXT: Final = 5  # among siblings: the one used before this one
-NODE_PREV: Final = 6
+NODE_FOLLOWING: Final = 5  # among siblings: the one used before this one
+NODE_PREVIOUS: Final = 6
 NODE_TOKEN: Final = 7  # first token of the edge from the parent
 NODE_COLUMNS: Final = 8
 
@@ -89,7 +89,7 @@ BAD_ENTRY: Final = 105
 BAD_ENTRY_TOKENS: Final = 106
 BAD_ENTRY_STACK: Final = 107
 BAD_SLOT_QUEUE: Final = 108
-BAD_NODE: Final = 109
+BAD_SLOT_NODE: Final = 109
 BAD_NODE_STACK: Final = 110
 BAD_NODE_NEWEST: Final = 111
 BAD_SLOT_CHILDREN: Final = 112
@@ -102,7 +102,7 @@ SLOT_PREFIX_CORRUPT_REASONS: Final = {
     BAD_ENTRY_TOKENS: "the tokens of entry {} are not those of its node",
     BAD_ENTRY_STACK: "the stack of free entries is broken at entry {}",
     BAD_SLOT_QUEUE: "the queue is broken at entry {}",
-    BAD_NODE: "a column of node {} is out of its range, or the node should not be there",
+    BAD_SLOT_NODE: "a column of node {} is out of its range, or the node should not be there",
     BAD_NODE_STACK: "the stack of free nodes is broken at node {}",
     BAD_NODE_NEWEST: "node {} does not name the entry used last below it",
     BAD_SLOT_CHILDREN: "the children of node {} are not linked in the order of their use",

@@ -10,9 +10,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from jitalloc._jit import BUSY_STATUS, Kernel, wait_for_lock
 from jitalloc.arguments import as_count, as_integers, as_out
-from jitalloc.devices import OnDevice
 from jitalloc.errors import (
-    SLOT_IS_FREE,
+    SLOT_FREE,
     CorruptState,
     InvalidArgument,
     InvalidSlot,
@@ -33,6 +32,7 @@ from jitalloc.kernels.slots import (
     slots_look_cpu,
     slots_occupy_cpu,
 )
+from jitalloc.on_device import OnDevice
 from jitalloc.slot_state import (
     FREE_SLOTS,
     NUM_SLOTS,
@@ -62,7 +62,7 @@ def slots_error(status: int, slots: Any, num_slots: int) -> InvalidSlot:
     """Return the exception for a status word about an element of `slots`."""
     code, position = unpack_status(status)
     slot = int(slots[position])
-    if code == SLOT_IS_FREE:
+    if code == SLOT_FREE:
         return SlotFree("slots", slot, "the slot is free, or named twice", position)
     return InvalidSlot("slots", slot, f"slots are 0 .. {num_slots - 1}", position)
 

@@ -162,7 +162,7 @@ LFU: Final = 1  # the one written to least often
 LONGEST: Final = 2
 PRIORITY_FIRST: Final = 3  # the lowest priority
 STREAMING: Final = 4  # the longest, and only what lies between its sinks and its window
-POLICIES: Final = ("lru", "lfu", "longest", "priority", "streaming")
+EVICTION_POLICIES: Final = ("lru", "lfu", "longest", "priority", "streaming")
 
 
 def words(bits: int) -> int:

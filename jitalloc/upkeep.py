@@ -14,7 +14,6 @@ from numpy.typing import ArrayLike, NDArray
 
 from jitalloc._jit import BUSY_STATUS, Kernel, wait_for_lock
 from jitalloc.arguments import as_choice, as_count, as_pages
-from jitalloc.devices import OnDevice
 from jitalloc.errors import (
     CorruptState,
     InvalidArgument,
@@ -30,6 +29,7 @@ from jitalloc.interrupts import uninterrupted
 from jitalloc.kernels import upkeep as kernels
 from jitalloc.kernels.owners import owners_count_cpu
 from jitalloc.moves import Moves, PageHolder
+from jitalloc.on_device import OnDevice
 from jitalloc.snapshot import PoolSnapshot, read_state, write_state
 from jitalloc.state import (
     ALLOCATED,

@@ -242,7 +242,7 @@ def in_order(name: str, args: tuple[Any, ...]) -> tuple[Any, ...]:
 class Both:
     """The same calls on a cache of the CPU and on one of the GPU; every word must be equal.
 
-    But those of the index of a prefix cache: the same pages in the same state, in runs that may be
+    But those of the index of a prefix cache: the same pages in the same state, in nodes that may be
     split at other places.
     """
 

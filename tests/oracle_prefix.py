@@ -1,7 +1,7 @@
 """What a prefix cache must do, in plain Python: one node a page, victims by sorting them all.
 
 Read this beside `oracle.py`. The index is a dictionary from (namespace, all tokens up to here) to
-the page that holds the last of them. There are no runs, no queues and no hashes: a victim is the
+the page that holds the last of them. There are no nodes, no queues and no hashes: a victim is the
 smallest of a list. A call looks at everything before it changes anything.
 """
 
@@ -23,7 +23,7 @@ from tests import oracle
 
 Tokens = tuple[int, ...]
 Key = tuple[Hashable, Tokens]
-POLICIES = ("lru", "fifo", "mru", "lfu", "slru", "priority")
+PREFIX_POLICIES = ("lru", "fifo", "mru", "lfu", "slru", "priority")
 NEVER = float("inf")
 MOST_USES = 255
 PARTIAL_CHILDREN, PARTIAL_TOP = 32, 64  # how many are looked at for a partial match

@@ -14,10 +14,10 @@ from jitalloc.matches import PrefixMatch
 from jitalloc.prefix_state import (
     HASH_MASK,
     MOST_USES,
+    NODE_LENGTH,
+    NODE_LOCKS,
+    NODE_STATE,
     PINS_SHIFT,
-    RUN_LENGTH,
-    RUN_LOCKS,
-    RUN_STATE,
     UNCACHED,
     USES_SHIFT,
 )
@@ -47,8 +47,8 @@ def cached(cache: PrefixCache) -> dict[Any, tuple[int, ...]]:
     """Every cached page by namespace and tokens up to its end, and all that is known of it."""
     arrays, names = cache.arrays, {each: name for name, each in cache._namespaces.numbers.items()}
     names[0] = None
-    following, before, runs = (
-        each.tolist() for each in (arrays.next_pages, arrays.prev_pages, arrays.runs)
+    following, previous, nodes = (
+        each.tolist() for each in (arrays.following_pages, arrays.previous_pages, arrays.nodes)
     )
     found: dict[Any, tuple[int, ...]] = {}
     keys: dict[int, Any] = {}
@@ -57,18 +57,18 @@ def cached(cache: PrefixCache) -> dict[Any, tuple[int, ...]]:
         path = []
         while page >= 0 and page not in keys:
             path.append(page)
-            page = before[page]
+            page = previous[page]
         at = keys[page] if page >= 0 else (names[-2 - page], ())
         for each in reversed(path):
             at = keys[each] = (at[0], at[1] + tuple(arrays.tokens[each].tolist()))
         return at
 
     for first in {~each for each in following if UNCACHED < each < 0}:
-        record, page = runs[first], first
-        state, stamp = record[RUN_STATE], int(arrays.stamps[first])
+        record, page = nodes[first], first
+        state, stamp = record[NODE_STATE], int(arrays.stamps[first])
         uses, pins = state >> USES_SHIFT & MOST_USES, state >> PINS_SHIFT
-        for i in range(record[RUN_LENGTH]):
-            found[key(page)] = (page, record[RUN_LOCKS], pins, uses, state & 255, stamp - i)
+        for i in range(record[NODE_LENGTH]):
+            found[key(page)] = (page, record[NODE_LOCKS], pins, uses, state & 255, stamp - i)
             page = following[page]
         assert page == ~first
     assert len(found) == sum(each != UNCACHED for each in following)

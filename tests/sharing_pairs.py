@@ -28,7 +28,7 @@ def sharing_state(cache: PagedKVCache) -> dict[str, Any]:
         path, page = [], column[LOCK_END]
         while page >= 0 and column[LOCKED]:
             path.append(page)
-            page = int(arrays.prev_pages[page])
+            page = int(arrays.previous_pages[page])
         assert len(path) == column[LOCKED]
         assert column[KNOWN] <= min(at["length"], len(at["pages"]) * size)
         at["tokens"] = tokens[: column[KNOWN]]

@@ -19,7 +19,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from jitalloc import cli
-from jitalloc.replay.options import POLICIES
+from jitalloc.replay.options import REPLAY_POLICIES
 
 ROOT = Path(__file__).parents[1]
 SMALL = ["--limit", "50", "--num-pages", "20000"]
@@ -251,14 +251,14 @@ def test_a_sweep_takes_all_policies_and_its_own_sizes(tmp_path: Path) -> None:
     found = json.loads(json_file.read_text())
     assert found["trace"] == "trace"
     assert found["page_size"] == 512
-    assert found["policies"] == [*POLICIES, "clairvoyant"]
+    assert found["policies"] == [*REPLAY_POLICIES, "clairvoyant"]
     assert found["sizes"][-1] == found["distinct_pages"]
     assert picture.stat().st_size > 10_000
     assert f"wrote {json_file}" in result.stderr
 
 
 def test_the_policies_of_the_command_line_are_those_of_the_replay() -> None:
-    assert cli.POLICIES == POLICIES
+    assert cli.REPLAY_POLICIES == REPLAY_POLICIES
 
 
 def test_an_empty_trace_is_said_in_one_line(tmp_path: Path) -> None:

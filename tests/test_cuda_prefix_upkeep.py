@@ -20,7 +20,7 @@ from jitalloc import (
     PagePool,
     PrefixCache,
 )
-from jitalloc.prefix_state import NUM_CACHED, RUNS_AT, TOKENS_AT
+from jitalloc.prefix_state import NODES_AT, NUM_CACHED, TOKENS_AT
 from tests.cuda_prefix_pairs import CudaPrefixPair, PrefixView, state, stored, up
 from tests.gpu import ON_DEVICE
 from tests.prefix_pairs import spell
@@ -81,7 +81,7 @@ def test_a_pool_is_not_cut_off_below_a_cached_page() -> None:
     cache.pool.resize(40)
     with cache.match(up(spell("abcdef", 4))) as match:
         assert match.pages.tolist() == [0, 1, 2]
-    assert cache.arrays.next_pages.size == 40
+    assert cache.arrays.following_pages.size == 40
     cache.check()
     cache.pool.check(held=[])
 
@@ -146,7 +146,7 @@ def test_a_pool_with_cached_pages_is_neither_cleared_nor_restored() -> None:
     cache.insert(up(spell("abc", 4)), cache.pool.alloc(3))
     cache.check()
     cache.pool.check(held=[0, 1, 2])
-    assert cache.arrays.next_pages.size == 80
+    assert cache.arrays.following_pages.size == 80
 
 
 @pytest.mark.parametrize("policy", ["lru", "slru", "priority"])
@@ -187,16 +187,16 @@ def test_a_snapshot_that_does_not_fit_changes_nothing() -> None:
     cache.check()
 
 
-@pytest.mark.parametrize("at", [NUM_CACHED, RUNS_AT, TOKENS_AT, "run", "token", "name"])
+@pytest.mark.parametrize("at", [NUM_CACHED, NODES_AT, TOKENS_AT, "node", "token", "name"])
 def test_a_state_that_is_broken_shows(at: int | str) -> None:
     cache = stored(16, 4, "abc", "abd")
     cache.check()
-    if at == "run":
-        cache.arrays.runs[0, 0] += 1
+    if at == "node":
+        cache.arrays.nodes[0, 0] += 1
     elif at == "token":
         cache.arrays.tokens[0, 1] += 1
     elif at == "name":
-        cache.arrays.prev_pages[0] = -77
+        cache.arrays.previous_pages[0] = -77
     else:
         cache._slab[at] += 1
     with pytest.raises(CorruptState):

@@ -115,7 +115,7 @@ def test_what_the_rows_lock_is_followed_when_it_is_asked_for(both: Both) -> None
     device.truncate_batch(device.rows(["b"]), 6)
     device.free_batch(rows, commit=False)
     index = device.prefix_cache.arrays
-    assert index.runs[0, 5] == 1  # the host has not looked since
+    assert index.nodes[0, 5] == 1  # the host has not looked since
     assert (device.prefix_cache.num_locked, device.num_reclaimable) == (2, 4)
     assert device.prefix_cache.evict(9) == 4
     device.check(held=[])

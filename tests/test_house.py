@@ -18,8 +18,8 @@ import pytest
 import jitalloc
 from jitalloc import PagePool, _cuda, _jit
 from jitalloc.cuda import CudaPagePool
-from jitalloc.devices import OnDevice
 from jitalloc.errors import DoubleFree
+from jitalloc.on_device import OnDevice
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "jitalloc"
@@ -27,8 +27,8 @@ KERNEL_FILES = sorted(
     path.stem for path in (PACKAGE / "kernels").glob("*.py") if path.stem[0] != "_"
 )
 # Helpers that several nouns are built from: no kernel, so no facade and no benchmark.
-SHARED_KERNELS = {"runs", "children", "wheel", "queues", "joints", "paths", "comparing", "search"}
-SHARED_KERNELS |= {"insertion", "invariants", "list_invariants", "row_locks", "committing"}
+SHARED_KERNELS = {"nodes", "children", "expiries", "queues", "split_join", "paths", "compare"}
+SHARED_KERNELS |= {"search", "insertion", "check_nodes", "check_lists", "row_locks", "committing"}
 NOUNS = [noun for noun in KERNEL_FILES if noun not in SHARED_KERNELS]
 
 # The flow of data: a module imports only what stands above it. Modules of one line, of each
@@ -48,7 +48,7 @@ ORDER = [
     ["warming"],
     ["kernels"],
     ["arguments"],
-    ["devices"],
+    ["on_device"],
     ["moves"],
     ["stats"],
     ["interrupts"],
@@ -79,14 +79,15 @@ ORDER = [
     ["__init__"],
     ["precompile"],
     ["replay"],
-    ["machine"],
+    ["info"],
     ["cli"],
     ["__main__"],
 ]
 # Within kernels/: what the loops of one noun are built from.
 KERNEL_ORDER = ["pool", "owners", "tokens", "upkeep"]
-KERNEL_ORDER += ["runs", "children", "wheel", "queues", "joints", "paths", "comparing", "search"]
-KERNEL_ORDER += ["insertion", "prefix", "reclaim", "invariants", "list_invariants", "prefix_upkeep"]
+KERNEL_ORDER += ["nodes", "children", "expiries", "queues", "split_join", "paths", "compare"]
+KERNEL_ORDER += ["search", "insertion", "prefix", "reclaim", "check_nodes", "check_lists"]
+KERNEL_ORDER += ["prefix_upkeep"]
 KERNEL_ORDER += ["tables", "mirror", "row_locks", "committing", "sharing", "rows", "sequences"]
 KERNEL_ORDER += ["eviction"]
 KERNEL_ORDER += ["slots", "slot_table", "slot_tree", "slot_entries", "slot_prefix"]

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from jitalloc import machine
+from jitalloc import info
 
 OLD = "NVRM version: NVIDIA UNIX x86_64 Kernel Module  {}  Thu Feb 22 01:44:30 UTC 2024\n"
 OPEN = (
@@ -26,9 +26,9 @@ def describe(
         (folder / "gpus" / "0000:17:00.0" / "information").write_text(information)
         (folder / "version").write_text(version)
     found = [SimpleNamespace(name=name, version=number) for name, number in packages]
-    monkeypatch.setattr(machine, "DRIVER", folder)
+    monkeypatch.setattr(info, "DRIVER", folder)
     monkeypatch.setattr(importlib.metadata, "distributions", lambda: found)
-    return machine.describe_machine()
+    return info.describe_machine()
 
 
 CUPY12, CUPY13 = ("cupy-cuda12x", "13.4.0"), ("cupy-cuda13x", "14.2.0")
@@ -81,5 +81,5 @@ def test_driver_and_packages(
 
 def test_the_extras_are_those_of_the_project() -> None:
     text = (Path(__file__).parents[1] / "pyproject.toml").read_text()
-    for cuda, _least in machine.CUDA_DRIVERS:
+    for cuda, _least in info.CUDA_DRIVERS:
         assert f"cuda{cuda} = " in text

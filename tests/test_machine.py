@@ -13,7 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from tests.cache_pairs import CachePair
 
-POLICIES = ("lru", "lfu", "longest", "priority", "streaming")
+EVICTION_POLICIES = ("lru", "lfu", "longest", "priority", "streaming")
 IDS = ("a", ("b", 1), 3, b"d", 0.5)
 seq_ids = st.sampled_from((*IDS, None))
 tokens = st.integers(-1, 14)
@@ -37,7 +37,7 @@ class PagingMachine(RuleBasedStateMachine):
         null_page=st.booleans(),
         max_sequences=st.integers(1, 5),
         max_pages=st.integers(1, 5),
-        eviction=st.sampled_from(POLICIES),
+        eviction=st.sampled_from(EVICTION_POLICIES),
         threshold=st.sampled_from((0.0, 0.3, 0.5, 0.9, 1.0)),
         sink=st.integers(0, 5),
         window=st.integers(1, 7),

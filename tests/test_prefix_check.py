@@ -11,16 +11,16 @@ import pytest
 from jitalloc import prefix_state, state
 from jitalloc._jit import JIT_DISABLED
 from jitalloc.errors import CorruptState
-from jitalloc.prefix_state import HASH_MASK, NEVER, RUN_FIELDS, SLAB_END, UNCACHED
-from tests.oracle_prefix import POLICIES
+from jitalloc.prefix_state import HASH_MASK, NEVER, NODE_FIELDS, SLAB_END, UNCACHED
+from tests.oracle_prefix import PREFIX_POLICIES
 from tests.prefix_pairs import PrefixPair, random_turn, spell, stored
 
 TURNS = 20 if JIT_DISABLED else 80
-every_policy = pytest.mark.parametrize("policy", POLICIES)
+every_policy = pytest.mark.parametrize("policy", PREFIX_POLICIES)
 
 
 def worn(policy: str = "lru", mask: int = -1) -> PrefixPair:
-    """A cache with a history: branches, locks, pins, parked runs, several namespaces."""
+    """A cache with a history: branches, locks, pins, parked nodes, several namespaces."""
     random, pair = Random(9), PrefixPair(40, 3, policy=policy, protected_share=0.2)
     pair.force_collisions(mask)
     for text in ("abcde", "abxy", "abcq", "zz", "z", "m"):
@@ -60,7 +60,7 @@ def test_check_finds_any_header_slot_out_of_range(policy: str, slot: int) -> Non
 
 EXACT = (
     "PAGES",
-    "ROW",
+    "PREFIX_PAGE_SIZE",
     "POLICY",
     "BUCKET_MASK",
     "NUM_CACHED",
@@ -68,7 +68,7 @@ EXACT = (
     "NUM_PINNED",
     "NUM_PROTECTED",
 )
-EXACT += ("CAPACITY", "DEFAULT", "PIN_BUDGET", "NEXT_AT", "RUNS_AT", "TOKENS_AT", "SLAB_END")
+EXACT += ("CAPACITY", "DEFAULT", "PIN_BUDGET", "FOLLOWING_AT", "NODES_AT", "TOKENS_AT", "SLAB_END")
 EXACT += ("INSERTED", "EVICTED")
 
 
@@ -81,7 +81,7 @@ def test_check_finds_a_header_slot_off_by_one(name: str, change: int) -> None:
 
 
 def firsts(pair: PrefixPair) -> list[int]:
-    following = pair.cache.arrays.next_pages.tolist()
+    following = pair.cache.arrays.following_pages.tolist()
     return sorted(~each for each in following if UNCACHED < each < 0)
 
 
@@ -97,17 +97,17 @@ def assert_all_found(pair: PrefixPair, array: Any, index: Any, values: list[int]
 
 
 @every_policy
-@pytest.mark.parametrize("name", ["next_pages", "prev_pages"])
+@pytest.mark.parametrize("name", ["following_pages", "previous_pages"])
 def test_check_finds_a_corrupt_link(policy: str, name: str) -> None:
     pair = worn(policy)
     links = getattr(pair.cache.arrays, name)
-    pages = np.flatnonzero(pair.cache.arrays.next_pages != UNCACHED).tolist()
+    pages = np.flatnonzero(pair.cache.arrays.following_pages != UNCACHED).tolist()
     for page in pages:
         sound = int(links[page])
         assert_all_found(
             pair, links, page, [sound + 1, sound - 1, -3, 40, -77, 2**31 - 1, UNCACHED]
         )
-    if name == "next_pages":
+    if name == "following_pages":
         (uncached, *_) = set(range(40)) - set(pages)
         assert_all_found(pair, links, uncached, [0, uncached, ~uncached, 40])
 
@@ -119,27 +119,27 @@ def test_check_finds_a_corrupt_stamp(policy: str) -> None:
     clock = int(arrays.header[prefix_state.CLOCK])
     for first in firsts(pair):
         assert_all_found(pair, arrays.stamps, first, [0, -3, clock + 1, 2**62])
-        behind = int(arrays.runs[first, prefix_state.QUEUE_NEXT])
-        if behind >= 0:  # the same place twice, and an order that does not ascend
-            place = int(arrays.stamps[behind])
+        following = int(arrays.nodes[first, prefix_state.QUEUE_FOLLOWING])
+        if following >= 0:  # the same place twice, and an order that does not ascend
+            place = int(arrays.stamps[following])
             assert_all_found(pair, arrays.stamps, first, [place, place + 1])
 
 
 @every_policy
-@pytest.mark.parametrize("field", range(RUN_FIELDS))
+@pytest.mark.parametrize("field", range(NODE_FIELDS))
 def test_check_finds_a_corrupt_record(policy: str, field: int) -> None:
     pair = worn(policy)
-    runs = pair.cache.arrays.runs
+    nodes = pair.cache.arrays.nodes
     for first in firsts(pair)[: 3 if JIT_DISABLED else 99]:
-        sound = int(runs[first, field])
+        sound = int(nodes[first, field])
         values = [-7, 40, sound + 1, sound - 1, first]
-        if field == prefix_state.RUN_LOCKS:
+        if field == prefix_state.NODE_LOCKS:
             values = [-7, 0] if sound else [-1, 1]
-        elif field == prefix_state.RUN_STATE:
+        elif field == prefix_state.NODE_STATE:
             pins = sound >> prefix_state.PINS_SHIFT
             other = sound - ((pins or -1) << prefix_state.PINS_SHIFT)  # none, or one
             values = [-7, sound ^ prefix_state.QUEUED, other]
-        assert_all_found(pair, runs, (first, field), values)
+        assert_all_found(pair, nodes, (first, field), values)
 
 
 @pytest.mark.parametrize("mask", [-1, 3])
@@ -154,26 +154,26 @@ def test_check_finds_a_corrupt_bucket(mask: int) -> None:
 def test_check_finds_corrupt_queues(policy: str) -> None:
     pair = worn(policy)
     slab = pair.cache.arrays.slab
-    filled = slab[prefix_state.FILLED_AT : prefix_state.QUEUES_AT].view(np.uint64)
+    filled = slab[prefix_state.FILLED_AT : prefix_state.QUEUE_ENDS_AT].view(np.uint64)
     for queue in (0, 1, 35, 63, 64, 255):
         assert_all_found(pair, filled, queue // 64, [int(filled[queue // 64]) ^ 1 << queue % 64])
-    ends = slab[prefix_state.QUEUES_AT : prefix_state.WHEEL_AT].view(np.int32)
+    ends = slab[prefix_state.QUEUE_ENDS_AT : prefix_state.EXPIRY_ENDS_AT].view(np.int32)
     for i in range(0, ends.size, 5 if JIT_DISABLED else 1):
         assert_all_found(pair, ends, i, [-7, -1, 40, (int(ends[i]) + 1) % 40])
 
 
-def test_check_finds_a_corrupt_wheel() -> None:
+def test_check_finds_a_corrupt_list_of_expiries() -> None:
     pair = PrefixPair(20, 2, policy="priority")
     for text, lifetime in (("ab", 50), ("cde", 3000), ("f", 50), ("abg", None), ("ah", 90)):
         pair.store(spell(text, 2), priority=60, lifetime=lifetime)
     slab = pair.cache.arrays.slab
-    expiries = slab[slab[prefix_state.EXPIRIES_AT] : slab[prefix_state.NEXT_AT]]
+    expiries = slab[slab[prefix_state.EXPIRIES_AT] : slab[prefix_state.FOLLOWING_AT]]
     for first in firsts(pair):
         assert_all_found(pair, expiries, first, [-7, 0, 2**40, NEVER, NEVER + 1])
-    ends = slab[prefix_state.WHEEL_AT : prefix_state.COLUMNS_AT].view(np.int32)
+    ends = slab[prefix_state.EXPIRY_ENDS_AT : prefix_state.COLUMNS_AT].view(np.int32)
     for i in range(ends.size):
         assert_all_found(pair, ends, i, [-7, 20, (int(ends[i]) + 1) % 20])
-    links = slab[slab[prefix_state.LINKS_AT] : slab[prefix_state.BUCKETS_AT]].view(np.int32)
+    links = slab[slab[prefix_state.EXPIRY_LINKS_AT] : slab[prefix_state.BUCKETS_AT]].view(np.int32)
     for first in firsts(pair):
         if expiries[first] != NEVER:
             for i in (2 * first, 2 * first + 1):

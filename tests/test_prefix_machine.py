@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
 from jitalloc._jit import JIT_DISABLED
-from tests.oracle_prefix import POLICIES
+from tests.oracle_prefix import PREFIX_POLICIES
 from tests.prefix_pairs import PrefixPair, spell
 
 texts = st.text("ab", max_size=5) | st.text("abc", max_size=9)
@@ -31,7 +31,7 @@ class PrefixMachine(RuleBasedStateMachine):
         page_size=st.sampled_from((1, 2, 3, 4)),
         order=st.sampled_from(("sorted", "fifo", "lifo")),
         null_page=st.booleans(),
-        policy=st.sampled_from(POLICIES),
+        policy=st.sampled_from(PREFIX_POLICIES),
         pin_budget=st.sampled_from((None, 0, 3)),
         protected_share=st.sampled_from((0.0, 0.2, 0.5, 1.0)),
         mask=st.sampled_from((None, None, 0, 1)),

@@ -9,11 +9,11 @@ import pytest
 from jitalloc import PagedKVCache, PagePool, PrefixCache
 from jitalloc._jit import JIT_DISABLED
 from jitalloc.errors import InvalidArgument, NotLocked, PageInUse
-from tests.oracle_prefix import POLICIES
+from tests.oracle_prefix import PREFIX_POLICIES
 from tests.prefix_pairs import PrefixPair, cached, random_turn, spell, stored
 
 TURNS = 20 if JIT_DISABLED else 80
-every_policy = pytest.mark.parametrize("policy", POLICIES)
+every_policy = pytest.mark.parametrize("policy", PREFIX_POLICIES)
 
 
 # Pages that move.
@@ -97,7 +97,7 @@ def test_a_pool_with_cached_pages_is_neither_cleared_nor_restored() -> None:
         assert match.pages.tolist() == [0, 1, 2]
     pair.cache.check()
     pair.pool.check(held=[0, 1, 2])
-    assert pair.cache.arrays.next_pages.size == 80
+    assert pair.cache.arrays.following_pages.size == 80
 
 
 def test_sequences_and_prefixes_on_one_pool() -> None:

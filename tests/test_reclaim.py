@@ -10,11 +10,11 @@ import pytest
 
 from jitalloc import state
 from jitalloc._jit import JIT_DISABLED
-from tests.oracle_prefix import POLICIES
+from tests.oracle_prefix import PREFIX_POLICIES
 from tests.prefix_pairs import PrefixPair, freed, random_turn, spell
 
 TURNS = 40 if JIT_DISABLED else 250
-every_policy = pytest.mark.parametrize("policy", POLICIES)
+every_policy = pytest.mark.parametrize("policy", PREFIX_POLICIES)
 
 
 # Beside the model.

@@ -10,12 +10,12 @@ import pytest
 
 from jitalloc import OutOfPages, PagePool, PrefixCache
 from jitalloc._jit import JIT_DISABLED
-from tests.oracle_prefix import POLICIES
+from tests.oracle_prefix import PREFIX_POLICIES
 from tests.prefix_pairs import freed, spell
 from tests.test_processes import compiled, hammer
 
 MANY = 500 if JIT_DISABLED else 100_000
-every_policy = pytest.mark.parametrize("policy", POLICIES)
+every_policy = pytest.mark.parametrize("policy", PREFIX_POLICIES)
 
 
 def chain(pages: int) -> tuple[PrefixCache, np.ndarray]:

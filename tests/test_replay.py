@@ -14,7 +14,7 @@ import pytest
 from jitalloc.errors import CorruptState, InvalidArgument
 from jitalloc.replay import ReplayOptions, Request, generate, replay
 from jitalloc.replay.meter import Meter
-from jitalloc.replay.options import POLICIES
+from jitalloc.replay.options import REPLAY_POLICIES
 from jitalloc.replay.timeline import MOST_SAMPLES
 from tests.oracle_cache import one_after_another
 from tests.oracle_replay import requests, run, serve, small
@@ -208,7 +208,7 @@ def conversations(draw: random.Random, count: int) -> list[Request]:
     return trace
 
 
-@pytest.mark.parametrize("policy", ["none", *POLICIES])
+@pytest.mark.parametrize("policy", ["none", *REPLAY_POLICIES])
 @pytest.mark.parametrize("seed", range(6))
 def test_the_simulator_does_what_a_slow_model_does(policy: str, seed: int) -> None:
     draw = random.Random(seed)
@@ -255,7 +255,7 @@ def test_the_simulator_does_what_a_slow_model_does(policy: str, seed: int) -> No
 def test_cache_mode_does_what_a_slow_model_does() -> None:
     trace = conversations(random.Random(7), 400)
     for size in (1, 2, 3, 4, 5, 8, 16):
-        for policy in POLICIES:
+        for policy in REPLAY_POLICIES:
             expected = one_after_another(trace, 80 // size, size, policy)
             options = small(mode="cache", num_pages=80 // size, page_size=size, policy=policy)
             report, _ = run(trace, options)

@@ -107,7 +107,7 @@ def test_an_append_publishes_nothing(both: SharingPair) -> None:
     assert both.must("commit", "a") == 8
     both.must("append", "a", tokens=[10, 11, 12, 13])
     assert both.prefix.num_cached == 2
-    assert both.must("commit", "a") == 12  # one page behind what it has locked: `grow_run`
+    assert both.must("commit", "a") == 12  # one page behind what it has locked: `grow_node`
     assert both.must("allocate", "b", tokens=[1, 2, 3, 4, 9]) == 4
     assert both.prefix.num_locked == 3
     both.must("free", "a")
@@ -285,7 +285,7 @@ def test_check_counts_locks(both: SharingPair) -> None:
     both.must("allocate", "a", tokens=ONE)
     both.must("commit", "a")
     both.must("fork", "a", "b")
-    both.prefix.arrays.runs[both.cache.sequence("a").pages[0], 5] = 1
+    both.prefix.arrays.nodes[both.cache.sequence("a").pages[0], 5] = 1
     with pytest.raises(CorruptState, match="locked by more"):
         both.cache.check()
 

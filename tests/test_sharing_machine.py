@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
 from jitalloc._jit import JIT_DISABLED
-from tests.oracle_prefix import POLICIES
+from tests.oracle_prefix import PREFIX_POLICIES
 from tests.sharing_whole import WHOLE_STEPS, WholePair, whole_turn
-from tests.test_machine import POLICIES as EVICTIONS
+from tests.test_machine import EVICTION_POLICIES
 
 
 class WholeMachine(RuleBasedStateMachine):
@@ -31,11 +31,11 @@ class WholeMachine(RuleBasedStateMachine):
         order=st.sampled_from(("sorted", "fifo", "lifo")),
         null_page=st.booleans(),
         max_pages=st.sampled_from((3, 6, 12)),
-        eviction=st.sampled_from(EVICTIONS),
+        eviction=st.sampled_from(EVICTION_POLICIES),
         threshold=st.sampled_from((0.0, 0.5, 1.0)),
         sink=st.integers(0, 5),
         window=st.integers(1, 8),
-        policy=st.sampled_from(POLICIES),
+        policy=st.sampled_from(PREFIX_POLICIES),
         pin_budget=st.sampled_from((None, 0, 3)),
         protected_share=st.sampled_from((0.0, 0.3, 1.0)),
     )
@@ -60,7 +60,7 @@ TestWholeMachine = WholeMachine.TestCase
 TestWholeMachine.settings = settings(max_examples=30 if JIT_DISABLED else 120)
 
 
-@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("policy", PREFIX_POLICIES)
 @pytest.mark.parametrize("seed", range(1 if JIT_DISABLED else 3))
 def test_long_histories_leave_nothing_behind(policy: str, seed: int) -> None:
     random = Random(f"{policy} {seed}")
@@ -69,7 +69,7 @@ def test_long_histories_leave_nothing_behind(policy: str, seed: int) -> None:
         num_pages=random.choice((8, 16)),
         page_size=random.randrange(1, 6),
         order=random.choice(("sorted", "fifo", "lifo")),
-        eviction=random.choice(EVICTIONS),
+        eviction=random.choice(EVICTION_POLICIES),
     )
     for _ in range(100 if JIT_DISABLED else 600):
         whole_turn(pair, random)

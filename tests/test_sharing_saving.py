@@ -12,7 +12,7 @@ from jitalloc import PagedKVCache, PagePool, PrefixCache, state
 from jitalloc.errors import InvalidArgument, NotLocked, SnapshotError
 from jitalloc.prefix_state import HASH_MASK, NUM_CACHED, PAGES, POLICY
 from jitalloc.snapshot import read_state, write_state
-from tests.oracle_prefix import POLICIES
+from tests.oracle_prefix import PREFIX_POLICIES
 from tests.prefix_pairs import cached
 from tests.sharing_pairs import SharingPair, random_turn, sharing_state
 
@@ -47,7 +47,7 @@ def take(pair: SharingPair, cache: PagedKVCache) -> None:
     pair.agree()
 
 
-@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("policy", PREFIX_POLICIES)
 def test_a_loaded_cache_goes_on_as_the_saved_one(tmp_path: Path, policy: str) -> None:
     pair = used(policy, eviction="longest")
     locked = pair.prefix.num_locked
@@ -72,7 +72,7 @@ def test_a_loaded_cache_goes_on_as_the_saved_one(tmp_path: Path, policy: str) ->
     assert pair.pool.num_used == 0
 
 
-@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("policy", PREFIX_POLICIES)
 def test_matches_and_pins_are_void_in_what_was_restored(policy: str) -> None:
     pair = used(policy)
     state = sharing_state(pair.cache), {key: at[:2] for key, at in cached(pair.prefix).items()}

@@ -17,11 +17,11 @@ from jitalloc.slot_prefix_state import (
     ENTRIES,
     ENTRIES_USED,
     ENTRY_CLOCK,
+    ENTRY_FOLLOWING,
     ENTRY_LENGTH,
-    ENTRY_NEXT,
     ENTRY_NODE,
     ENTRY_PINS,
-    ENTRY_PREV,
+    ENTRY_PREVIOUS,
     ENTRY_SLOT,
     ENTRY_VERSION,
     FREE_ENTRY,
@@ -34,10 +34,10 @@ from jitalloc.slot_prefix_state import (
     NODE_CHILD,
     NODE_DEPTH,
     NODE_ENTRY,
+    NODE_FOLLOWING,
     NODE_NEWEST,
-    NODE_NEXT,
     NODE_PARENT,
-    NODE_PREV,
+    NODE_PREVIOUS,
     NODE_TOKEN,
     NODES,
     NODES_USED,
@@ -182,10 +182,10 @@ def bucket(column: int, value: int) -> Spoil:
 
 def swap_siblings(arrays: SlotPrefixArrays) -> None:
     first = int(arrays.nodes[fork(arrays), NODE_CHILD])
-    second = int(arrays.nodes[first, NODE_NEXT])
+    second = int(arrays.nodes[first, NODE_FOLLOWING])
     arrays.nodes[fork(arrays), NODE_CHILD] = second
-    arrays.nodes[second, [NODE_NEXT, NODE_PREV]] = first, -1
-    arrays.nodes[first, [NODE_NEXT, NODE_PREV]] = -1, second
+    arrays.nodes[second, [NODE_FOLLOWING, NODE_PREVIOUS]] = first, -1
+    arrays.nodes[first, [NODE_FOLLOWING, NODE_PREVIOUS]] = -1, second
 
 
 def lose_a_key(arrays: SlotPrefixArrays) -> None:
@@ -198,7 +198,7 @@ def swap_values(arrays: SlotPrefixArrays) -> None:
 
 
 def leave_an_only_child(arrays: SlotPrefixArrays) -> None:
-    arrays.nodes[int(arrays.nodes[fork(arrays), NODE_CHILD]), NODE_NEXT] = -1
+    arrays.nodes[int(arrays.nodes[fork(arrays), NODE_CHILD]), NODE_FOLLOWING] = -1
 
 
 CORRUPTIONS: dict[str, tuple[Spoil, str]] = {
@@ -223,7 +223,7 @@ CORRUPTIONS: dict[str, tuple[Spoil, str]] = {
     "a header slot in use": (header(25, 1), r"header\[25\]"),
     "an entry stack that ends": (header(FREE_ENTRY, -1), "stack of free entries"),
     "an entry stack with a live one": (header(FREE_ENTRY, 1), "stack of free entries"),
-    "an entry stack that goes on": (entry(4, ENTRY_NEXT, 0), "stack of free entries"),
+    "an entry stack that goes on": (entry(4, ENTRY_FOLLOWING, 0), "stack of free entries"),
     "a node stack that ends": (header(FREE_NODE, -1), "stack of free nodes"),
     "a node stack with the root": (header(FREE_NODE, 0), "stack of free nodes"),
     "an empty entry": (entry(1, ENTRY_LENGTH, 0), "entry 1"),
@@ -244,10 +244,10 @@ CORRUPTIONS: dict[str, tuple[Spoil, str]] = {
     "a queue that begins late": (header(OLDEST, 1), "queue"),
     "a queue that begins with a pin": (header(OLDEST, 2), "queue"),
     "a queue without an end": (header(LATEST, 1), "queue"),
-    "a queue cut short": (entry(1, ENTRY_NEXT, -1), "queue"),
-    "a queue in circles": (entry(1, ENTRY_NEXT, 0), "queue"),
-    "a queue that leads out": (entry(1, ENTRY_NEXT, 70), "queue"),
-    "a queue broken backwards": (entry(1, ENTRY_PREV, -1), "queue"),
+    "a queue cut short": (entry(1, ENTRY_FOLLOWING, -1), "queue"),
+    "a queue in circles": (entry(1, ENTRY_FOLLOWING, 0), "queue"),
+    "a queue that leads out": (entry(1, ENTRY_FOLLOWING, 70), "queue"),
+    "a queue broken backwards": (entry(1, ENTRY_PREVIOUS, -1), "queue"),
     "uses out of order": (entry(3, ENTRY_CLOCK, 1), "queue"),
     "a node without a parent": (node(None, NODE_PARENT, -1), "node"),
     "a node no deeper than its parent": (node(None, NODE_DEPTH, 2), "node"),
@@ -264,9 +264,9 @@ CORRUPTIONS: dict[str, tuple[Spoil, str]] = {
     "a child that is the root": (node(None, NODE_CHILD, 0), "node"),
     "no children": (node(None, NODE_CHILD, -1), "node"),
     "a child of others": (node(3, NODE_CHILD, 1), "children"),
-    "a sibling lost": (node(2, NODE_NEXT, -1), "node"),
-    "a sibling backwards": (node(1, NODE_PREV, -1), "children"),
-    "siblings in circles": (node(1, NODE_NEXT, 1), "children"),
+    "a sibling lost": (node(2, NODE_FOLLOWING, -1), "node"),
+    "a sibling backwards": (node(1, NODE_PREVIOUS, -1), "children"),
+    "siblings in circles": (node(1, NODE_FOLLOWING, 1), "children"),
     "siblings out of order": (swap_siblings, "children"),
     "a node that should be merged": (leave_an_only_child, "node"),
     "another first token": (node(1, NODE_TOKEN, 4), "tokens of entry 1"),

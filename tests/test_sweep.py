@@ -13,7 +13,7 @@ import pytest
 from jitalloc.errors import InvalidArgument
 from jitalloc.replay import ReplayOptions, Request, read_trace, replay, run_sweep, save_curves
 from jitalloc.replay.clairvoyant import PagePaths
-from jitalloc.replay.options import POLICIES
+from jitalloc.replay.options import REPLAY_POLICIES
 from jitalloc.replay.table import print_sweep
 from jitalloc.replay.traces import read_traces
 from tests.oracle_cache import one_after_another
@@ -73,7 +73,7 @@ def test_the_model_has_the_published_hit_rates(hour: list[Request]) -> None:
 
 
 @recorded
-@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("policy", REPLAY_POLICIES)
 @pytest.mark.parametrize(("num_pages", "size"), [(900, 512), (2_500, 192), (500, 1024)])
 def test_the_hour_goes_as_in_the_model(
     hour: list[Request], policy: str, num_pages: int, size: int

@@ -149,7 +149,7 @@ class CudaSequenceCommits(CudaSequenceCalls):
         arrays, owners = self._index.arrays, pool._shadow.owners
         arrays.tokens[got.told] = got.tokens
         here.bring(got)
-        whole = bool((got.owners[arrays.next_pages[got.pages] == UNCACHED] > 1).any())
+        whole = bool((got.owners[arrays.following_pages[got.pages] == UNCACHED] > 1).any())
         if whole:
             here.bring_all()
             owners[:] = gpu.download(pool.arrays.refcount)

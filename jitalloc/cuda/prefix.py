@@ -220,7 +220,7 @@ class CudaPrefixCache(PrefixCache, device="cuda"):
             self._check_tokens()
 
     def _check_tokens(self) -> None:
-        cached = self.arrays.next_pages != UNCACHED
+        cached = self.arrays.following_pages != UNCACHED
         wrong = (self._tokens_here() != self.arrays.tokens).any(axis=1) & cached
         if wrong.any():
             raise CorruptState(f"tokens of page {np.argmax(wrong)} differ from those on the GPU")

@@ -208,7 +208,7 @@ class CudaSequenceSharing(CudaSequenceCommits):
             if released is None:  # of one row: its pages are distinct, and what is cached stays
                 pages = self._here.pages_now(got)
                 own = self.pool._shadow.owners[pages] == 1
-                own &= self._index.arrays.next_pages[pages] == UNCACHED
+                own &= self._index.arrays.following_pages[pages] == UNCACHED
                 status += int(own.sum())
             return status
 

@@ -1,4 +1,4 @@
-"""What follows a page: the hash table of runs, and the list of the children of each page.
+"""What follows a page: the hash table of nodes, and the list of the children of each page.
 
 Shared by the loops of the prefix cache.
 """
@@ -8,17 +8,17 @@ from __future__ import annotations
 import numpy as np
 
 from jitalloc._jit import counting, helper, int32_column, mix
-from jitalloc.kernels.runs import prev_pages, run_of, run_records, token_column
+from jitalloc.kernels.nodes import node_of, node_records, previous_column, token_column
 from jitalloc.prefix_state import (
     BUCKET_MASK,
     BUCKETS_AT,
-    CHAIN_NEXT,
-    CHAIN_PREV,
+    CHAIN_FOLLOWING,
+    CHAIN_PREVIOUS,
     HASH_MASK,
-    ROW,
-    RUN_CHILD,
-    SIBLING_NEXT,
-    SIBLING_PREV,
+    NODE_CHILD,
+    PREFIX_PAGE_SIZE,
+    SIBLING_FOLLOWING,
+    SIBLING_PREVIOUS,
     TOP,
 )
 
@@ -30,12 +30,13 @@ def page_hash(prefix, end, tokens, at):
     31 bits, to choose a bucket by; whoever looks there compares page before and tokens. `end` is
     mixed first, lest tokens that count like page ids cancel it.
     """
-    even, odd = mix(np.uint64(end + 2**32), np.uint64(0)), np.uint64(prefix[ROW])
-    for j in range(0, prefix[ROW] - 1, 2):  # two chains, for each waits for its multiplication
+    size = prefix[PREFIX_PAGE_SIZE]
+    even, odd = mix(np.uint64(end + 2**32), np.uint64(0)), np.uint64(size)
+    for j in range(0, size - 1, 2):  # two chains, for each waits for its multiplication
         even = mix(even, np.uint64(tokens[at + j]))
         odd = mix(odd, np.uint64(tokens[at + j + 1]))
-    if prefix[ROW] & 1:
-        even = mix(even, np.uint64(tokens[at + prefix[ROW] - 1]))
+    if size & 1:
+        even = mix(even, np.uint64(tokens[at + size - 1]))
     folded = mix(even ^ (even >> np.uint64(32)), odd >> np.uint64(17))
     folded = mix(folded ^ (folded >> np.uint64(32)), np.uint64(0))
     return np.int64(folded >> np.uint64(33)) & prefix[HASH_MASK]
@@ -43,88 +44,90 @@ def page_hash(prefix, end, tokens, at):
 
 @counting
 def bucket_column(prefix):
-    """Return the first run of each bucket of the hash table."""
+    """Return the first node of each bucket of the hash table."""
     return int32_column(prefix, prefix[BUCKETS_AT], prefix[BUCKET_MASK] + 1)
 
 
 @helper
-def hash_link(prefix, run):
-    """Enter `run`, whose `prev_pages` and tokens stand already, into the hash table."""
-    runs, buckets = run_records(prefix), bucket_column(prefix)
-    end = np.int64(prev_pages(prefix)[run])
-    code = page_hash(prefix, end, token_column(prefix), run * prefix[ROW])
+def hash_link(prefix, node):
+    """Enter `node`, whose `previous_pages` and tokens stand already, into the hash table."""
+    nodes, buckets = node_records(prefix), bucket_column(prefix)
+    end = np.int64(previous_column(prefix)[node])
+    code = page_hash(prefix, end, token_column(prefix), node * prefix[PREFIX_PAGE_SIZE])
     bucket = code & prefix[BUCKET_MASK]
-    behind = np.int64(buckets[bucket])
-    runs[run, CHAIN_NEXT] = behind
-    runs[run, CHAIN_PREV] = ~bucket
-    if behind >= 0:
-        runs[behind, CHAIN_PREV] = run
-    buckets[bucket] = run
+    following = np.int64(buckets[bucket])
+    nodes[node, CHAIN_FOLLOWING] = following
+    nodes[node, CHAIN_PREVIOUS] = ~bucket
+    if following >= 0:
+        nodes[following, CHAIN_PREVIOUS] = node
+    buckets[bucket] = node
 
 
 @helper
-def hash_unlink(prefix, run):
-    """Take `run` out of the hash table.
+def hash_unlink(prefix, node):
+    """Take `node` out of the hash table.
 
     Linked both ways, so that an eviction only writes to what is not in a cache of the processor,
-    and does not wait for it: 0.1 us a page instead of 0.35 with a million runs.
+    and does not wait for it: 0.1 us a page instead of 0.35 with a million nodes.
     """
-    runs = run_records(prefix)
-    before, behind = np.int64(runs[run, CHAIN_PREV]), np.int64(runs[run, CHAIN_NEXT])
-    if before >= 0:
-        runs[before, CHAIN_NEXT] = behind
+    nodes = node_records(prefix)
+    previous = np.int64(nodes[node, CHAIN_PREVIOUS])
+    following = np.int64(nodes[node, CHAIN_FOLLOWING])
+    if previous >= 0:
+        nodes[previous, CHAIN_FOLLOWING] = following
     else:
-        bucket_column(prefix)[~before] = behind
-    if behind >= 0:
-        runs[behind, CHAIN_PREV] = before
+        bucket_column(prefix)[~previous] = following
+    if following >= 0:
+        nodes[following, CHAIN_PREVIOUS] = previous
 
 
 @helper
 def first_child(prefix, end):
-    """Return the most recently used run behind `end`, or -1; at a root, of any namespace."""
+    """Return the most recently used node behind `end`, or -1; at a root, of any namespace."""
     if end < 0:
         return prefix[TOP]
-    return np.int64(run_records(prefix)[run_of(prefix, end), RUN_CHILD])
+    return np.int64(node_records(prefix)[node_of(prefix, end), NODE_CHILD])
 
 
 @helper
-def set_first_child(prefix, end, run):
-    """Make `run` the first in the list of the runs behind `end`."""
+def set_first_child(prefix, end, node):
+    """Make `node` the first in the list of the nodes behind `end`."""
     if end < 0:
-        prefix[TOP] = run
+        prefix[TOP] = node
     else:
-        run_records(prefix)[run_of(prefix, end), RUN_CHILD] = run
+        node_records(prefix)[node_of(prefix, end), NODE_CHILD] = node
 
 
 @helper
-def child_link(prefix, run):
-    """Put `run` in front of the runs that follow the same page."""
-    runs = run_records(prefix)
-    end = np.int64(prev_pages(prefix)[run])
+def child_link(prefix, node):
+    """Put `node` in front of the nodes that follow the same page."""
+    nodes = node_records(prefix)
+    end = np.int64(previous_column(prefix)[node])
     other = first_child(prefix, end)
-    runs[run, SIBLING_PREV] = -1
-    runs[run, SIBLING_NEXT] = other
+    nodes[node, SIBLING_PREVIOUS] = -1
+    nodes[node, SIBLING_FOLLOWING] = other
     if other >= 0:
-        runs[other, SIBLING_PREV] = run
-    set_first_child(prefix, end, run)
+        nodes[other, SIBLING_PREVIOUS] = node
+    set_first_child(prefix, end, node)
 
 
 @helper
-def child_unlink(prefix, run):
-    """Take `run` out of the list of the runs that follow the same page."""
-    runs = run_records(prefix)
-    before, behind = np.int64(runs[run, SIBLING_PREV]), np.int64(runs[run, SIBLING_NEXT])
-    if before >= 0:
-        runs[before, SIBLING_NEXT] = behind
+def child_unlink(prefix, node):
+    """Take `node` out of the list of the nodes that follow the same page."""
+    nodes = node_records(prefix)
+    previous = np.int64(nodes[node, SIBLING_PREVIOUS])
+    following = np.int64(nodes[node, SIBLING_FOLLOWING])
+    if previous >= 0:
+        nodes[previous, SIBLING_FOLLOWING] = following
     else:
-        set_first_child(prefix, np.int64(prev_pages(prefix)[run]), behind)
-    if behind >= 0:
-        runs[behind, SIBLING_PREV] = before
+        set_first_child(prefix, np.int64(previous_column(prefix)[node]), following)
+    if following >= 0:
+        nodes[following, SIBLING_PREVIOUS] = previous
 
 
 @helper
-def child_to_front(prefix, run):
-    """Make `run` the most recently used of those that follow the same page."""
-    if run_records(prefix)[run, SIBLING_PREV] >= 0:
-        child_unlink(prefix, run)
-        child_link(prefix, run)
+def child_to_front(prefix, node):
+    """Make `node` the most recently used of those that follow the same page."""
+    if node_records(prefix)[node, SIBLING_PREVIOUS] >= 0:
+        child_unlink(prefix, node)
+        child_link(prefix, node)

@@ -12,8 +12,8 @@ import numpy as np
 
 from jitalloc._jit import bit, counting, helper
 from jitalloc.kernels.children import hash_link
-from jitalloc.kernels.insertion import grow_run, link_new, refresh
-from jitalloc.kernels.joints import split_after
+from jitalloc.kernels.insertion import grow_node, link_new, refresh
+from jitalloc.kernels.nodes import token_column
 from jitalloc.kernels.owners import pool_release
 from jitalloc.kernels.paths import UNUSED, path_join, path_lock
 from jitalloc.kernels.pool import pool_views
@@ -25,8 +25,8 @@ from jitalloc.kernels.row_locks import (
     lock_sharers,
     lockable,
 )
-from jitalloc.kernels.runs import token_column
 from jitalloc.kernels.search import descend
+from jitalloc.kernels.split_join import split_after
 from jitalloc.kernels.tables import tables_column, tables_pages_of, tables_row, tables_taken
 from jitalloc.prefix_state import DEFAULT, NEVER
 from jitalloc.state import KNOWN, LOCK_END, LOCKED, NAMESPACE, NUM_ROWS, ROW_PAGE_SIZE, STEP
@@ -144,7 +144,7 @@ def row_commit(pool, tables, prefix, row):
     end = lock_end[row] if depth > 0 else -2 - tables_column(tables, NAMESPACE)[row]
     pages = tables_row(tables, row)
     present, stop, released = np.int64(0), full, np.int64(0)
-    grown = full == depth + 1 and grow_run(pool, prefix, end, np.int64(pages[depth]))
+    grown = full == depth + 1 and grow_node(pool, prefix, end, np.int64(pages[depth]))
     if not grown:
         present, stop, released = row_adopt(pool, tables, prefix, row, depth, full, end)
         if stop == depth:
@@ -153,7 +153,7 @@ def row_commit(pool, tables, prefix, row):
     refresh(prefix, last, new, prefix[DEFAULT], np.int64(NEVER), pool[STEP])
     if not grown:
         path_lock(prefix, last, end, UNUSED)
-        path_join(prefix, last)  # else each page that a sequence fills would stay its own run
+        path_join(prefix, last)  # else each page that a sequence fills would stay its own node
     locked[row] = stop
     lock_end[row] = last
     for j in range(depth + present, stop):

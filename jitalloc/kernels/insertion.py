@@ -10,31 +10,31 @@ import numpy as np
 from jitalloc._jit import fail, helper
 from jitalloc.errors import PAGE_CACHED, PAGE_FREE, REFCOUNT_OVERFLOW
 from jitalloc.kernels.children import child_link
+from jitalloc.kernels.nodes import (
+    following_column,
+    node_expiries,
+    node_of,
+    node_records,
+    previous_column,
+)
 from jitalloc.kernels.owners import page_fault
 from jitalloc.kernels.paths import demote, path_raise, path_touch, path_use
 from jitalloc.kernels.pool import pool_views
 from jitalloc.kernels.queues import expire, push
-from jitalloc.kernels.runs import (
-    next_pages,
-    prev_pages,
-    run_expiries,
-    run_of,
-    run_records,
-)
 from jitalloc.prefix_state import (
     BY_FIFO,
     BY_PRIORITY,
     INSERTED,
     NEVER,
+    NODE_CHILD,
+    NODE_END,
+    NODE_LENGTH,
+    NODE_LOCKS,
+    NODE_STATE,
     NUM_CACHED,
     NUM_LOCKED,
     POLICY,
     QUEUED,
-    RUN_CHILD,
-    RUN_END,
-    RUN_LENGTH,
-    RUN_LOCKS,
-    RUN_STATE,
     UNCACHED,
 )
 from jitalloc.state import FIRST_PAGE, INT32_MAX, NUM_PAGES
@@ -44,24 +44,26 @@ from jitalloc.state import FIRST_PAGE, INT32_MAX, NUM_PAGES
 def unlink_new(pool, prefix, pages, start, stop):
     """Take `pages[start:stop]`, which have just been linked, out again."""
     _free_pages, refcount, _released = pool_views(pool)
-    nexts = next_pages(prefix)
+    following_pages = following_column(prefix)
     for i in range(start, stop):
-        nexts[pages[i]] = UNCACHED
+        following_pages[pages[i]] = UNCACHED
         refcount[pages[i]] -= np.int32(1)
 
 
 @helper
 def link_new(pool, prefix, end, pages, start):
-    """Link `pages[start:]`, whose tokens stand in their rows, behind `end` as one new run.
+    """Link `pages[start:]`, whose tokens stand in their rows, behind `end` as one new node.
 
     Each gets one owner more. Returns 0 or a status word, and then nothing has changed.
     """
     if start == pages.size:
         return np.int64(0)
     _free_pages, refcount, _released = pool_views(pool)
-    nexts, prevs, runs = next_pages(prefix), prev_pages(prefix), run_records(prefix)
-    run = np.int64(pages[start])
-    before = end
+    following_pages = following_column(prefix)
+    previous_pages = previous_column(prefix)
+    nodes = node_records(prefix)
+    node = np.int64(pages[start])
+    previous = end
     for i in range(start, pages.size):
         page = pages[i]
         code = 0
@@ -71,25 +73,25 @@ def link_new(pool, prefix, end, pages, start):
             code = PAGE_FREE
         elif refcount[page] == INT32_MAX:
             code = REFCOUNT_OVERFLOW
-        elif nexts[page] != UNCACHED:
+        elif following_pages[page] != UNCACHED:
             code = PAGE_CACHED
         if code != 0:
             unlink_new(pool, prefix, pages, start, i)
             return fail(code, i)
         refcount[page] += np.int32(1)
-        prevs[page] = before
-        nexts[page] = ~run
+        previous_pages[page] = previous
+        following_pages[page] = ~node
         if i > start:
-            nexts[before] = page
-        before = np.int64(page)
-    runs[run, RUN_END] = before
-    runs[run, RUN_LENGTH] = pages.size - start
-    runs[run, RUN_CHILD] = -1
-    runs[run, RUN_LOCKS] = 0
-    runs[run, RUN_STATE] = 0
+            following_pages[previous] = page
+        previous = np.int64(page)
+    nodes[node, NODE_END] = previous
+    nodes[node, NODE_LENGTH] = pages.size - start
+    nodes[node, NODE_CHILD] = -1
+    nodes[node, NODE_LOCKS] = 0
+    nodes[node, NODE_STATE] = 0
     if prefix[POLICY] == BY_PRIORITY:
-        run_expiries(prefix)[run] = -1  # below every expiry: `path_raise` gives it its first
-    child_link(prefix, run)
+        node_expiries(prefix)[node] = -1  # below every expiry: `path_raise` gives it its first
+    child_link(prefix, node)
     prefix[NUM_CACHED] += pages.size - start
     prefix[INSERTED] += pages.size - start
     return np.int64(0)
@@ -99,7 +101,7 @@ def link_new(pool, prefix, end, pages, start):
 def refresh(prefix, end, new, priority, expiry, now):
     """What every insertion ends with: the whole path is used, raised and touched.
 
-    Under the policy `fifo` only its new pages, the last run, take their place in the queue.
+    Under the policy `fifo` only its new pages, the last node, take their place in the queue.
 
     `new`: how many of its pages are new; `now`: the pool's step at the start of the call.
     """
@@ -110,13 +112,13 @@ def refresh(prefix, end, new, priority, expiry, now):
     if prefix[POLICY] != BY_FIFO:
         path_touch(prefix, end)
     elif new > 0:
-        push(prefix, run_of(prefix, end))  # what was there before keeps its place
+        push(prefix, node_of(prefix, end))  # what was there before keeps its place
     demote(prefix)
 
 
 @helper
-def grow_run(pool, prefix, end, page):
-    """Let `page`, whose tokens stand in its row, follow `end` in its run, locked; or do nothing.
+def grow_node(pool, prefix, end, page):
+    """Let `page`, whose tokens stand in its row, follow `end` in its node, locked; or do nothing.
 
     For a sequence that fills one page after another: nobody else has locked or continued what
     ends with `end`, nor holds `page`. The same as `link_new`, `path_lock` and `path_join`, but for
@@ -125,22 +127,22 @@ def grow_run(pool, prefix, end, page):
     if end < 0 or prefix[POLICY] == BY_PRIORITY or prefix[POLICY] == BY_FIFO:
         return False
     _free_pages, refcount, _released = pool_views(pool)
-    nexts, runs = next_pages(prefix), run_records(prefix)
-    if nexts[end] >= 0 or nexts[page] != UNCACHED or refcount[page] != 1:
+    following_pages, nodes = following_column(prefix), node_records(prefix)
+    if following_pages[end] >= 0 or following_pages[page] != UNCACHED or refcount[page] != 1:
         return False
-    run = run_of(prefix, end)
+    node = node_of(prefix, end)
     if (
-        runs[run, RUN_CHILD] >= 0
-        or runs[run, RUN_LOCKS] != 1
-        or runs[run, RUN_STATE] & ~QUEUED != 0  # a new page has no class, uses nor pins
+        nodes[node, NODE_CHILD] >= 0
+        or nodes[node, NODE_LOCKS] != 1
+        or nodes[node, NODE_STATE] & ~QUEUED != 0  # a new page has no class, uses nor pins
     ):
         return False
     refcount[page] = 2
-    prev_pages(prefix)[page] = end
-    nexts[end] = page
-    nexts[page] = ~run
-    runs[run, RUN_END] = page
-    runs[run, RUN_LENGTH] += 1
+    previous_column(prefix)[page] = end
+    following_pages[end] = page
+    following_pages[page] = ~node
+    nodes[node, NODE_END] = page
+    nodes[node, NODE_LENGTH] += 1
     prefix[NUM_CACHED] += 1
     prefix[INSERTED] += 1
     prefix[NUM_LOCKED] += 1

@@ -12,7 +12,7 @@ from jitalloc.errors import (
     PAGE_RANGE,
     PAGE_RESERVED,
     REFCOUNT_OVERFLOW,
-    SLOT_FREE,
+    SLOT_NOT_HELD,
     SLOT_RANGE,
 )
 from jitalloc.kernels.pool import ALL_ONES, pool_views
@@ -275,7 +275,7 @@ def owners_free_slots_cpu(slab, slots, pages):
         page = slot >> shift if shift >= 0 else slot // size
         start = page * size
         if page < slab[FIRST_PAGE] or refcount[page] == 0:
-            status = fail(SLOT_RANGE if page < slab[FIRST_PAGE] else SLOT_FREE, i)
+            status = fail(SLOT_RANGE if page < slab[FIRST_PAGE] else SLOT_NOT_HELD, i)
             break
         if marks[page >> 6] & bit(page) == np.uint64(0):
             marks[page >> 6] |= bit(page)

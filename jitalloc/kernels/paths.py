@@ -1,6 +1,6 @@
-"""Paths from a root to a page: split and join of their runs, locks, touches, the pages of a path.
+"""Paths from a root to a page: split and join of their nodes, locks, touches, the pages of a path.
 
-Shared by the loops of the prefix cache. A path is named by its last page, `end`, at which a run
+Shared by the loops of the prefix cache. A path is named by its last page, `end`, at which a node
 must end (`split_after` sees to it), or by the root itself.
 """
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from jitalloc._jit import helper
 from jitalloc.kernels.children import child_to_front
-from jitalloc.kernels.joints import join_runs, may_join, split_run
+from jitalloc.kernels.nodes import node_class, node_of, node_records, previous_column
 from jitalloc.kernels.queues import (
     expire,
     oldest_protected,
@@ -20,21 +20,21 @@ from jitalloc.kernels.queues import (
     queue_unlink,
     raise_priority,
 )
-from jitalloc.kernels.runs import prev_pages, run_class, run_of, run_records
+from jitalloc.kernels.split_join import join_nodes, may_join, split_node
 from jitalloc.prefix_state import (
     BY_FIFO,
     BY_SLRU,
     CAPACITY,
     MOST_USES,
+    NODE_END,
+    NODE_LENGTH,
+    NODE_LOCKS,
+    NODE_STATE,
     NUM_LOCKED,
     NUM_PINNED,
     NUM_PROTECTED,
     PINS_SHIFT,
     POLICY,
-    RUN_END,
-    RUN_LENGTH,
-    RUN_LOCKS,
-    RUN_STATE,
     USES_SHIFT,
 )
 
@@ -46,63 +46,63 @@ UNUSED, USED = np.int64(0), np.int64(1)
 
 @helper
 def path_touch(prefix, end):
-    """Push every page of a path, the deepest first; runs that have become alike are joined."""
-    prevs = prev_pages(prefix)
+    """Push every page of a path, the deepest first; nodes that have become alike are joined."""
+    previous_pages = previous_column(prefix)
     child = np.int64(-1)
     while end >= 0:
-        run = run_of(prefix, end)
-        push(prefix, run)
-        if child >= 0 and may_join(prefix, run, child):
-            join_runs(prefix, run, child)
-        child = run
-        end = np.int64(prevs[run])
+        node = node_of(prefix, end)
+        push(prefix, node)
+        if child >= 0 and may_join(prefix, node, child):
+            join_nodes(prefix, node, child)
+        child = node
+        end = np.int64(previous_pages[node])
 
 
 @helper
 def path_join(prefix, end):
-    """Join the runs of a path that have become alike."""
-    prevs = prev_pages(prefix)
+    """Join the nodes of a path that have become alike."""
+    previous_pages = previous_column(prefix)
     child = np.int64(-1)
     while end >= 0:
-        run = run_of(prefix, end)
-        if child >= 0 and may_join(prefix, run, child):
-            join_runs(prefix, run, child)
-        child = run
-        end = np.int64(prevs[run])
+        node = node_of(prefix, end)
+        if child >= 0 and may_join(prefix, node, child):
+            join_nodes(prefix, node, child)
+        child = node
+        end = np.int64(previous_pages[node])
 
 
 @helper
 def path_put_back(prefix, end):
-    """Put the unlocked runs of a path that are parked back to where they belong.
+    """Put the unlocked nodes of a path that are parked back to where they belong.
 
     For locks that are given back without a touch.
     """
-    runs, prevs = run_records(prefix), prev_pages(prefix)
+    nodes, previous_pages = node_records(prefix), previous_column(prefix)
     while end >= 0:
-        run = run_of(prefix, end)
-        if runs[run, RUN_LOCKS] == 0:
-            put_in_order(prefix, run)
-        end = np.int64(prevs[run])
+        node = node_of(prefix, end)
+        if nodes[node, NODE_LOCKS] == 0:
+            put_in_order(prefix, node)
+        end = np.int64(previous_pages[node])
 
 
 @helper
 def path_use(prefix, end):
-    """Make every run of a path the most recently used of those that follow the same page."""
-    prevs = prev_pages(prefix)
+    """Make every node of a path the most recently used of those that follow the same page."""
+    previous_pages = previous_column(prefix)
     while end >= 0:
-        run = run_of(prefix, end)
-        child_to_front(prefix, run)
-        end = np.int64(prevs[run])
+        node = node_of(prefix, end)
+        child_to_front(prefix, node)
+        end = np.int64(previous_pages[node])
 
 
 @helper
 def path_raise(prefix, end, priority, expiry):
-    """Give every run of a path a priority and its expiry, where that is more than it has."""
-    prevs = prev_pages(prefix)
+    """Give every node of a path a priority and its expiry, where that is more than it has."""
+    previous_pages = previous_column(prefix)
     while end >= 0:
-        run = run_of(prefix, end)
-        raise_priority(prefix, run, priority, expiry)
-        end = np.int64(prevs[run])
+        node = node_of(prefix, end)
+        raise_priority(prefix, node, priority, expiry)
+        end = np.int64(previous_pages[node])
 
 
 @helper
@@ -111,46 +111,46 @@ def path_lock(prefix, end, stop, uses):
 
     `uses`: 1 where it counts as a use of the pages, else 0.
     """
-    runs, prevs = run_records(prefix), prev_pages(prefix)
+    nodes, previous_pages = node_records(prefix), previous_column(prefix)
     while end >= 0 and end != stop:
-        run = run_of(prefix, end)
-        if runs[run, RUN_LOCKS] == 0:
-            prefix[NUM_LOCKED] += runs[run, RUN_LENGTH]
+        node = node_of(prefix, end)
+        if nodes[node, NODE_LOCKS] == 0:
+            prefix[NUM_LOCKED] += nodes[node, NODE_LENGTH]
             if prefix[POLICY] == BY_SLRU:
-                prefix[NUM_PROTECTED] -= run_class(prefix, run) * runs[run, RUN_LENGTH]
-        runs[run, RUN_LOCKS] += 1
-        if uses != 0 and (runs[run, RUN_STATE] >> USES_SHIFT) & 255 < MOST_USES:
-            runs[run, RUN_STATE] += 1 << USES_SHIFT
-        end = np.int64(prevs[run])
+                prefix[NUM_PROTECTED] -= node_class(prefix, node) * nodes[node, NODE_LENGTH]
+        nodes[node, NODE_LOCKS] += 1
+        if uses != 0 and (nodes[node, NODE_STATE] >> USES_SHIFT) & 255 < MOST_USES:
+            nodes[node, NODE_STATE] += 1 << USES_SHIFT
+        end = np.int64(previous_pages[node])
 
 
 @helper
 def path_unlock(prefix, end):
     """Take one lock off every page of a path; `path_release` puts what it parked in order again."""
-    runs, prevs = run_records(prefix), prev_pages(prefix)
+    nodes, previous_pages = node_records(prefix), previous_column(prefix)
     while end >= 0:
-        run = run_of(prefix, end)
-        runs[run, RUN_LOCKS] -= 1
-        if runs[run, RUN_LOCKS] == 0:
-            prefix[NUM_LOCKED] -= runs[run, RUN_LENGTH]
+        node = node_of(prefix, end)
+        nodes[node, NODE_LOCKS] -= 1
+        if nodes[node, NODE_LOCKS] == 0:
+            prefix[NUM_LOCKED] -= nodes[node, NODE_LENGTH]
             if prefix[POLICY] == BY_SLRU:
-                prefix[NUM_PROTECTED] += run_class(prefix, run) * runs[run, RUN_LENGTH]
+                prefix[NUM_PROTECTED] += node_class(prefix, node) * nodes[node, NODE_LENGTH]
             if prefix[POLICY] == BY_FIFO:  # under the others a touch follows
-                put_back(prefix, run)
-        end = np.int64(prevs[run])
+                put_back(prefix, node)
+        end = np.int64(previous_pages[node])
 
 
 @helper
 def path_pin(prefix, end, sign):
     """Pin every page of a path once more (`sign` 1) or once less (`sign` -1)."""
-    runs, prevs = run_records(prefix), prev_pages(prefix)
+    nodes, previous_pages = node_records(prefix), previous_column(prefix)
     while end >= 0:
-        run = run_of(prefix, end)
-        before = runs[run, RUN_STATE] >> PINS_SHIFT
-        runs[run, RUN_STATE] += sign * PIN
-        if min(before, before + sign) == 0:
-            prefix[NUM_PINNED] += sign * runs[run, RUN_LENGTH]
-        end = np.int64(prevs[run])
+        node = node_of(prefix, end)
+        pins = nodes[node, NODE_STATE] >> PINS_SHIFT
+        nodes[node, NODE_STATE] += sign * PIN
+        if min(pins, pins + sign) == 0:
+            prefix[NUM_PINNED] += sign * nodes[node, NODE_LENGTH]
+        end = np.int64(previous_pages[node])
 
 
 @helper
@@ -158,20 +158,20 @@ def demote(prefix):
     """Policy `slru`: let the oldest protected pages fall back until the rest fits the capacity."""
     if prefix[POLICY] != BY_SLRU:
         return
-    runs, prevs = run_records(prefix), prev_pages(prefix)
+    nodes, previous_pages = node_records(prefix), previous_column(prefix)
     while prefix[NUM_PROTECTED] > prefix[CAPACITY]:
-        run = oldest_protected(prefix)
+        node = oldest_protected(prefix)
         excess = prefix[NUM_PROTECTED] - prefix[CAPACITY]
-        kept = runs[run, RUN_LENGTH] - excess
+        kept = nodes[node, NODE_LENGTH] - excess
         if kept > 0:
-            tail = end = np.int64(runs[run, RUN_END])
+            tail = end = np.int64(nodes[node, NODE_END])
             for _ in range(excess):
-                tail, end = end, np.int64(prevs[end])
-            split_run(prefix, run, end, kept)
-            run = tail
-        queue_unlink(prefix, run)
-        runs[run, RUN_STATE] &= ~(MOST_USES << USES_SHIFT)
-        push(prefix, run)
+                tail, end = end, np.int64(previous_pages[end])
+            split_node(prefix, node, end, kept)
+            node = tail
+        queue_unlink(prefix, node)
+        nodes[node, NODE_STATE] &= ~(MOST_USES << USES_SHIFT)
+        push(prefix, node)
 
 
 @helper

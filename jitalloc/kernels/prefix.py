@@ -1,4 +1,7 @@
-"""Loops of the prefix cache: match, insert, release, pin."""
+"""Loops of the prefix cache: match, insert, release, pin.
+
+A kernel holds the lock of the pool while it works, and answers BUSY where somebody else does.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ from jitalloc._jit import fail, helper, kernel, try_lock, unlock
 from jitalloc.errors import BUSY, NEGATIVE_TOKEN, NOT_LOCKED, OVER_PIN_BUDGET, RENAMED
 from jitalloc.kernels.children import hash_link
 from jitalloc.kernels.insertion import expiry_at, link_new, refresh
+from jitalloc.kernels.nodes import node_of, node_records, previous_column, token_column
 from jitalloc.kernels.paths import (
     NO_PAGE,
     UNUSED,
@@ -17,7 +21,6 @@ from jitalloc.kernels.paths import (
     path_release,
     path_use,
 )
-from jitalloc.kernels.runs import prev_pages, run_of, run_records, token_column
 from jitalloc.kernels.search import find, find_partial
 from jitalloc.prefix_state import (
     EPOCH,
@@ -32,13 +35,13 @@ from jitalloc.prefix_state import (
     MATCH_HELD,
     MATCH_PAGES,
     MOST_PINS,
+    NODE_LENGTH,
+    NODE_STATE,
     NUM_PINNED,
     PAGES_ASKED,
     PIN_BUDGET,
     PINS_SHIFT,
-    ROW,
-    RUN_LENGTH,
-    RUN_STATE,
+    PREFIX_PAGE_SIZE,
     TOKENS_ASKED,
 )
 from jitalloc.state import STEP
@@ -46,7 +49,9 @@ from jitalloc.state import STEP
 
 @kernel("int64(int64[::1], int64)")
 def prefix_advance_cpu(pool, steps):
-    # For a pool of another device, whose calls the clock of the host follows.
+    """Mutates the pool's header: its step goes on by `steps`.
+    Reads nothing else, requires a pool of another device: the clock of the host follows it.
+    """
     if not try_lock(pool):
         return fail(BUSY, 0)
     pool[STEP] += steps
@@ -83,7 +88,7 @@ def count_lookup(prefix, end, tokens, count):
     path_use(prefix, end)
     prefix[LOOKUPS] += 1
     prefix[TOKENS_ASKED] += tokens.size
-    prefix[PAGES_ASKED] += tokens.size // prefix[ROW]
+    prefix[PAGES_ASKED] += tokens.size // prefix[PREFIX_PAGE_SIZE]
     prefix[HIT_PAGES] += count
 
 
@@ -91,18 +96,23 @@ def count_lookup(prefix, end, tokens, count):
 def match_one(prefix, root, tokens, record, out):
     """Find and lock the longest cached prefix of `tokens`; return 0 or a status word."""
     count, end = find(prefix, root, tokens, out)
-    status = negative_token(tokens, count * prefix[ROW])  # cached tokens are not negative
+    # Cached tokens are not negative.
+    status = negative_token(tokens, count * prefix[PREFIX_PAGE_SIZE])
     if status < 0:
         return status
     path_lock(prefix, end, NO_PAGE, USED)
     count_lookup(prefix, end, tokens, count)
-    find_partial(prefix, root, end, tokens, count * prefix[ROW], record)
+    find_partial(prefix, root, end, tokens, count * prefix[PREFIX_PAGE_SIZE], record)
     write_match(prefix, record, HELD_LOCK, count, end)
     return np.int64(0)
 
 
 @kernel("int64(int64[::1], int64[::1], int64, int32[::1], int32[::1])")
 def prefix_match_cpu(pool, prefix, root, tokens, record):
+    """Mutates the prefix cache (locks, uses, counters, where nodes end), the pool's step, `record`.
+    Reads `tokens`, requires a `root` (`-2 - namespace`) and `record` to have MATCH_FIELDS elements
+    and one more for each whole page of `tokens`: there the pages go. Fails at a negative token.
+    """
     if not try_lock(pool):
         return fail(BUSY, 0)
     status = match_one(prefix, root, tokens, record, record[MATCH_FIELDS:])
@@ -114,7 +124,10 @@ def prefix_match_cpu(pool, prefix, root, tokens, record):
 
 @kernel("int64(int64[::1], int64[::1], int64[::1], int32[::1], int64[::1], int32[::1], int32[::1])")
 def prefix_match_batch_cpu(pool, prefix, roots, tokens, indptr, records, out):
-    # `indptr` ascends within `tokens`. `out` has room for every whole page of each prompt.
+    """Mutates the prefix cache as so many matches do, the pool's step, `records`, and `out`.
+    Reads `tokens` and `indptr`, requires that `indptr` ascends within `tokens` and has one element
+    more than `roots`, MATCH_FIELDS of `records` a prompt, and room in `out` for all whole pages.
+    """
     if not try_lock(pool):
         return fail(BUSY, 0)
     put = np.int64(0)
@@ -153,7 +166,10 @@ def release_one(prefix, record, now):
 
 @kernel("int64(int64[::1], int64[::1], int32[::1], int64, int64)")
 def prefix_release_cpu(pool, prefix, records, count, held):
-    # `held`: what the records, `count` of them, must hold: HELD_LOCK or HELD_PIN.
+    """Mutates the prefix cache (locks, pins, queues, stamps), the pool's step, and the records.
+    Reads `count` records, requires `held` to be HELD_LOCK or HELD_PIN. Fails, and releases none,
+    where one does not hold that, or pages were renamed since.
+    """
     if not try_lock(pool):
         return fail(BUSY, 0)
     for i in range(count):
@@ -171,16 +187,16 @@ def prefix_release_cpu(pool, prefix, records, count, held):
 @helper
 def pin_fault(prefix, end):
     """Return the status word of why a path cannot be pinned, or 0; its detail: pages to pin."""
-    runs, prevs = run_records(prefix), prev_pages(prefix)
+    nodes, previous_pages = node_records(prefix), previous_column(prefix)
     fresh = np.int64(0)
     full = False
     while end >= 0:
-        run = run_of(prefix, end)
-        pins = runs[run, RUN_STATE] >> PINS_SHIFT
+        node = node_of(prefix, end)
+        pins = nodes[node, NODE_STATE] >> PINS_SHIFT
         if pins == 0:
-            fresh += runs[run, RUN_LENGTH]
+            fresh += nodes[node, NODE_LENGTH]
         full = full or pins == MOST_PINS
-        end = np.int64(prevs[run])
+        end = np.int64(previous_pages[node])
     if full or prefix[NUM_PINNED] + fresh > prefix[PIN_BUDGET]:
         return fail(OVER_PIN_BUDGET, fresh)
     return np.int64(0)
@@ -188,17 +204,20 @@ def pin_fault(prefix, end):
 
 @kernel("int64(int64[::1], int64[::1], int64, int32[::1], int32[::1])")
 def prefix_pin_cpu(pool, prefix, root, tokens, record):
+    """Mutates the prefix cache (locks, pins, where nodes end), the pool's step, and `record`.
+    Reads `tokens`, requires what `prefix_match_cpu` does. Fails past the pin budget.
+    """
     if not try_lock(pool):
         return fail(BUSY, 0)
     count, end = find(prefix, root, tokens, record[MATCH_FIELDS:])
-    status = negative_token(tokens, count * prefix[ROW])
+    status = negative_token(tokens, count * prefix[PREFIX_PAGE_SIZE])
     if status == 0:
         status = pin_fault(prefix, end)
     if status == 0:
         path_lock(prefix, end, NO_PAGE, UNUSED)
         path_pin(prefix, end, np.int64(1))
         path_use(prefix, end)
-        find_partial(prefix, root, end, tokens, count * prefix[ROW], record)
+        find_partial(prefix, root, end, tokens, count * prefix[PREFIX_PAGE_SIZE], record)
         write_match(prefix, record, HELD_PIN, count, end)
         pool[STEP] += 1
     unlock(pool)
@@ -207,15 +226,20 @@ def prefix_pin_cpu(pool, prefix, root, tokens, record):
 
 @kernel("int64(int64[::1], int64[::1], int64, int32[::1], int32[::1], int32[::1], int64, int64)")
 def prefix_insert_cpu(pool, prefix, root, tokens, pages, out, priority, lifetime):
-    # `pages` and `out` have one element for each whole page of `tokens`.
+    """Mutates the prefix cache, refcounts and step of the pool, and `out`: the pages cached now.
+    Reads `tokens` and `pages`, requires one element of `pages` and of `out` for each whole page of
+    `tokens`. Fails where one of those that are new is free or cached already.
+    """
     if not try_lock(pool):
         return fail(BUSY, 0)
-    size, now = prefix[ROW], pool[STEP]
+    size, now = prefix[PREFIX_PAGE_SIZE], pool[STEP]
+    # What is cached already, and whether the rest may enter.
     present, end = find(prefix, root, tokens, out)
     status = negative_token(tokens, present * size)
     if status == 0:
         status = link_new(pool, prefix, end, pages, present)
     if status == 0:
+        # The tokens of the new pages, into their rows.
         column = token_column(prefix)
         for i in range(present, pages.size):
             page = np.int64(pages[i])
@@ -224,6 +248,7 @@ def prefix_insert_cpu(pool, prefix, root, tokens, pages, out, priority, lifetime
                 row[j] = source[j]
             out[i] = page
             end = page
+        # The new node among the others, and the path in order.
         if present < pages.size:
             hash_link(prefix, np.int64(pages[present]))
         refresh(prefix, end, pages.size - present, priority, expiry_at(now, lifetime), now)

@@ -1,6 +1,6 @@
-"""The order in which runs give way: queues by class, and the wheel of expiring priorities.
+"""The order in which nodes give way: queues by class, and what expires.
 
-Shared by the loops of the prefix cache. Locking a run leaves it in its queue; an eviction that
+Shared by the loops of the prefix cache. Locking a node leaves it in its queue; an eviction that
 meets it there takes it out (it is *parked*), and it comes back when it is pushed again, or when
 its last lock or child goes.
 """
@@ -10,8 +10,8 @@ from __future__ import annotations
 import numpy as np
 
 from jitalloc._jit import counting, helper, int32_rows, trailing_zeros
-from jitalloc.kernels.runs import FIRST, LAST, run_class, run_expiries, run_records, run_stamps
-from jitalloc.kernels.wheel import arm, wheel_due
+from jitalloc.kernels.expiries import arm, expiry_due
+from jitalloc.kernels.nodes import FIRST, LAST, node_class, node_expiries, node_records, node_stamps
 from jitalloc.prefix_state import (
     BY_LFU,
     BY_MRU,
@@ -21,126 +21,127 @@ from jitalloc.prefix_state import (
     DEFAULT,
     FILLED_AT,
     NEVER,
+    NODE_CHILD,
+    NODE_LENGTH,
+    NODE_LOCKS,
+    NODE_STATE,
     NUM_PROTECTED,
     POLICY,
-    QUEUE_NEXT,
-    QUEUE_PREV,
+    QUEUE_ENDS_AT,
+    QUEUE_FOLLOWING,
+    QUEUE_PREVIOUS,
     QUEUED,
     QUEUES,
-    QUEUES_AT,
-    RUN_CHILD,
-    RUN_LENGTH,
-    RUN_LOCKS,
-    RUN_STATE,
     USES_SHIFT,
 )
 
 
 @counting
 def queue_ends(prefix):
-    """Return the first (row FIRST) and the last run (row LAST) of each queue."""
-    return int32_rows(prefix, QUEUES_AT, 2, QUEUES)
+    """Return the first (row FIRST) and the last node (row LAST) of each queue."""
+    return int32_rows(prefix, QUEUE_ENDS_AT, 2, QUEUES)
 
 
 @helper
-def queue_link(prefix, run, before):
-    """Put `run` into the queue of its class, in front of the run `before`; -1: at the end."""
-    runs, ends = run_records(prefix), queue_ends(prefix)
-    queue = run_class(prefix, run)
-    behind = np.int64(ends[LAST, queue] if before < 0 else runs[before, QUEUE_PREV])
-    runs[run, QUEUE_PREV] = behind
-    runs[run, QUEUE_NEXT] = before
-    if behind >= 0:
-        runs[behind, QUEUE_NEXT] = run
+def queue_link(prefix, node, following):
+    """Put `node` into the queue of its class, before the node `following`; -1: at the end."""
+    nodes, ends = node_records(prefix), queue_ends(prefix)
+    queue = node_class(prefix, node)
+    previous = np.int64(ends[LAST, queue] if following < 0 else nodes[following, QUEUE_PREVIOUS])
+    nodes[node, QUEUE_PREVIOUS] = previous
+    nodes[node, QUEUE_FOLLOWING] = following
+    if previous >= 0:
+        nodes[previous, QUEUE_FOLLOWING] = node
     else:
-        ends[FIRST, queue] = run
+        ends[FIRST, queue] = node
         prefix[FILLED_AT + (queue >> 6)] |= np.int64(1) << (queue & 63)
-    if before >= 0:
-        runs[before, QUEUE_PREV] = run
+    if following >= 0:
+        nodes[following, QUEUE_PREVIOUS] = node
     else:
-        ends[LAST, queue] = run
-    runs[run, RUN_STATE] |= QUEUED
+        ends[LAST, queue] = node
+    nodes[node, NODE_STATE] |= QUEUED
 
 
 @helper
-def queue_unlink(prefix, run):
-    """Take `run` out of its queue, where it is in one."""
-    runs, ends = run_records(prefix), queue_ends(prefix)
-    if runs[run, RUN_STATE] & QUEUED == 0:
+def queue_unlink(prefix, node):
+    """Take `node` out of its queue, where it is in one."""
+    nodes, ends = node_records(prefix), queue_ends(prefix)
+    if nodes[node, NODE_STATE] & QUEUED == 0:
         return
-    queue = run_class(prefix, run)
-    behind, before = np.int64(runs[run, QUEUE_PREV]), np.int64(runs[run, QUEUE_NEXT])
-    if behind >= 0:
-        runs[behind, QUEUE_NEXT] = before
+    queue = node_class(prefix, node)
+    previous = np.int64(nodes[node, QUEUE_PREVIOUS])
+    following = np.int64(nodes[node, QUEUE_FOLLOWING])
+    if previous >= 0:
+        nodes[previous, QUEUE_FOLLOWING] = following
     else:
-        ends[FIRST, queue] = before
-    if before >= 0:
-        runs[before, QUEUE_PREV] = behind
+        ends[FIRST, queue] = following
+    if following >= 0:
+        nodes[following, QUEUE_PREVIOUS] = previous
     else:
-        ends[LAST, queue] = behind
-    if behind < 0 and before < 0:
+        ends[LAST, queue] = previous
+    if previous < 0 and following < 0:
         prefix[FILLED_AT + (queue >> 6)] &= ~(np.int64(1) << (queue & 63))
-    runs[run, QUEUE_NEXT] = -1
-    runs[run, QUEUE_PREV] = -1
-    runs[run, RUN_STATE] &= ~QUEUED
+    nodes[node, QUEUE_FOLLOWING] = -1
+    nodes[node, QUEUE_PREVIOUS] = -1
+    nodes[node, NODE_STATE] &= ~QUEUED
 
 
 @helper
-def set_class(prefix, run, new):
-    """Give `run`, which must be in no queue, the class `new`."""
-    runs = run_records(prefix)
-    if prefix[POLICY] == BY_SLRU and runs[run, RUN_LOCKS] == 0:
-        prefix[NUM_PROTECTED] += (new - run_class(prefix, run)) * runs[run, RUN_LENGTH]
-    runs[run, RUN_STATE] = (runs[run, RUN_STATE] & ~255) | new
+def set_class(prefix, node, new):
+    """Give `node`, which must be in no queue, the class `new`."""
+    nodes = node_records(prefix)
+    if prefix[POLICY] == BY_SLRU and nodes[node, NODE_LOCKS] == 0:
+        prefix[NUM_PROTECTED] += (new - node_class(prefix, node)) * nodes[node, NODE_LENGTH]
+    nodes[node, NODE_STATE] = (nodes[node, NODE_STATE] & ~255) | new
 
 
 @helper
-def push(prefix, run):
-    """Put `run` at the end of the queue that its class now is, with new stamps."""
-    runs = run_records(prefix)
-    queue_unlink(prefix, run)
+def push(prefix, node):
+    """Put `node` at the end of the queue that its class now is, with new stamps."""
+    nodes = node_records(prefix)
+    queue_unlink(prefix, node)
     policy = prefix[POLICY]
-    uses = (runs[run, RUN_STATE] >> USES_SHIFT) & 255
+    uses = (nodes[node, NODE_STATE] >> USES_SHIFT) & 255
     if policy == BY_LFU:
-        set_class(prefix, run, uses)
+        set_class(prefix, node, uses)
     elif policy == BY_SLRU:
-        set_class(prefix, run, min(uses, 1))
-    prefix[CLOCK] += runs[run, RUN_LENGTH]
-    run_stamps(prefix)[run] = prefix[CLOCK]
-    queue_link(prefix, run, np.int64(-1))
+        set_class(prefix, node, min(uses, 1))
+    prefix[CLOCK] += nodes[node, NODE_LENGTH]
+    node_stamps(prefix)[node] = prefix[CLOCK]
+    queue_link(prefix, node, np.int64(-1))
 
 
 @helper
-def put_back(prefix, run):
-    """Put `run` back to where its stamp belongs, if it can be evicted and is parked."""
-    runs = run_records(prefix)
-    if runs[run, RUN_LOCKS] == 0 and runs[run, RUN_CHILD] < 0:
-        put_in_order(prefix, run)
+def put_back(prefix, node):
+    """Put `node` back to where its stamp belongs, if it can be evicted and is parked."""
+    nodes = node_records(prefix)
+    if nodes[node, NODE_LOCKS] == 0 and nodes[node, NODE_CHILD] < 0:
+        put_in_order(prefix, node)
 
 
 @helper
-def put_in_order(prefix, run):
-    """Put `run`, if it is parked, into its queue where its stamp belongs.
+def put_in_order(prefix, node):
+    """Put `node`, if it is parked, into its queue where its stamp belongs.
 
-    The scan begins at the end that evictions take from, for what stood there when the run was
+    The scan begins at the end that evictions take from, for what stood there when the node was
     parked has mostly gone.
     """
-    runs, ends = run_records(prefix), queue_ends(prefix)
-    if runs[run, RUN_STATE] & QUEUED != 0:
+    nodes, ends = node_records(prefix), queue_ends(prefix)
+    if nodes[node, NODE_STATE] & QUEUED != 0:
         return
-    stamps = run_stamps(prefix)
-    queue = run_class(prefix, run)
+    stamps = node_stamps(prefix)
+    queue = node_class(prefix, node)
     if prefix[POLICY] == BY_MRU:
-        before = np.int64(-1)
+        following = np.int64(-1)
         other = np.int64(ends[LAST, queue])
-        while other >= 0 and stamps[other] > stamps[run]:
-            before = other
-            other = np.int64(runs[other, QUEUE_PREV])
+        while other >= 0 and stamps[other] > stamps[node]:
+            following = other
+            other = np.int64(nodes[other, QUEUE_PREVIOUS])
     else:
-        before = np.int64(ends[FIRST, queue])
-        while before >= 0 and stamps[before] < stamps[run]:
-            before = np.int64(runs[before, QUEUE_NEXT])
-    queue_link(prefix, run, before)
+        following = np.int64(ends[FIRST, queue])
+        while following >= 0 and stamps[following] < stamps[node]:
+            following = np.int64(nodes[following, QUEUE_FOLLOWING])
+    queue_link(prefix, node, following)
 
 
 @helper
@@ -155,35 +156,35 @@ def lowest_queue(prefix):
 
 @helper
 def next_victim(prefix):
-    """Return the run that gives way next, parking those that cannot; there must be one."""
-    runs, ends = run_records(prefix), queue_ends(prefix)
+    """Return the node that gives way next, parking those that cannot; there must be one."""
+    nodes, ends = node_records(prefix), queue_ends(prefix)
     side = LAST if prefix[POLICY] == BY_MRU else FIRST
     while True:
-        run = np.int64(ends[side, lowest_queue(prefix)])
-        if runs[run, RUN_LOCKS] == 0 and runs[run, RUN_CHILD] < 0:
-            return run
-        queue_unlink(prefix, run)
+        node = np.int64(ends[side, lowest_queue(prefix)])
+        if nodes[node, NODE_LOCKS] == 0 and nodes[node, NODE_CHILD] < 0:
+            return node
+        queue_unlink(prefix, node)
 
 
 @helper
 def oldest_protected(prefix):
-    """Return the unlocked run of queue 1 with the smallest stamp, parking locked ones before it."""
+    """Return the unlocked node of queue 1 with the smallest stamp; park locked ones before it."""
     ends = queue_ends(prefix)
-    run = np.int64(ends[FIRST, 1])
-    while run >= 0 and run_records(prefix)[run, RUN_LOCKS] > 0:
-        queue_unlink(prefix, run)
-        run = np.int64(ends[FIRST, 1])
-    return run
+    node = np.int64(ends[FIRST, 1])
+    while node >= 0 and node_records(prefix)[node, NODE_LOCKS] > 0:
+        queue_unlink(prefix, node)
+        node = np.int64(ends[FIRST, 1])
+    return node
 
 
 @helper
-def raise_priority(prefix, run, priority, expiry):
-    """Give `run` a priority and its expiry, where that is more than it has."""
-    own = run_class(prefix, run)
-    if priority > own or (priority == own and expiry > run_expiries(prefix)[run]):
-        queue_unlink(prefix, run)
-        set_class(prefix, run, priority)
-        arm(prefix, run, expiry)
+def raise_priority(prefix, node, priority, expiry):
+    """Give `node` a priority and its expiry, where that is more than it has."""
+    own = node_class(prefix, node)
+    if priority > own or (priority == own and expiry > node_expiries(prefix)[node]):
+        queue_unlink(prefix, node)
+        set_class(prefix, node, priority)
+        arm(prefix, node, expiry)
 
 
 @helper
@@ -191,10 +192,10 @@ def expire(prefix, now):
     """Let every priority that ends at or before `now` fall back to the default."""
     if prefix[POLICY] != BY_PRIORITY:
         return
-    run = wheel_due(prefix, now)
-    while run >= 0:
-        arm(prefix, run, np.int64(NEVER))
-        queue_unlink(prefix, run)
-        set_class(prefix, run, prefix[DEFAULT])
-        push(prefix, run)
-        run = wheel_due(prefix, now)
+    node = expiry_due(prefix, now)
+    while node >= 0:
+        arm(prefix, node, np.int64(NEVER))
+        queue_unlink(prefix, node)
+        set_class(prefix, node, prefix[DEFAULT])
+        push(prefix, node)
+        node = expiry_due(prefix, now)

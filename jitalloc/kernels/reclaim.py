@@ -1,4 +1,7 @@
-"""Loops that take pages back from the prefix cache: evict, clear."""
+"""Loops that take pages back from the prefix cache: evict, clear.
+
+A kernel holds the lock of the pool while it works, and answers BUSY where somebody else does.
+"""
 
 from __future__ import annotations
 
@@ -7,20 +10,26 @@ import numpy as np
 from jitalloc._jit import counting, fail, helper, kernel, try_lock, unlock
 from jitalloc.errors import BUSY, STILL_LOCKED
 from jitalloc.kernels.children import child_unlink, hash_unlink
+from jitalloc.kernels.expiries import expiry_unlink
+from jitalloc.kernels.nodes import (
+    following_column,
+    node_class,
+    node_of,
+    node_records,
+    previous_column,
+)
 from jitalloc.kernels.owners import pool_release
 from jitalloc.kernels.queues import expire, next_victim, put_back, queue_unlink
-from jitalloc.kernels.runs import next_pages, prev_pages, run_class, run_of, run_records
-from jitalloc.kernels.wheel import wheel_unlink
 from jitalloc.prefix_state import (
     BY_SLRU,
     CLEARED,
     EVICTED,
+    NODE_END,
+    NODE_LENGTH,
     NUM_CACHED,
     NUM_LOCKED,
     NUM_PROTECTED,
     POLICY,
-    RUN_END,
-    RUN_LENGTH,
     UNCACHED,
 )
 from jitalloc.state import STEP
@@ -33,34 +42,36 @@ def prefix_evictable(prefix):
 
 
 @helper
-def drop_run(prefix, run):
-    """Take a run without children, whose pages are dropped, out of all lists."""
-    end = np.int64(prev_pages(prefix)[run])
-    hash_unlink(prefix, run)
-    child_unlink(prefix, run)
-    queue_unlink(prefix, run)
-    wheel_unlink(prefix, run)
+def drop_node(prefix, node):
+    """Take a node without children, whose pages are dropped, out of all lists."""
+    end = np.int64(previous_column(prefix)[node])
+    hash_unlink(prefix, node)
+    child_unlink(prefix, node)
+    queue_unlink(prefix, node)
+    expiry_unlink(prefix, node)
     if end >= 0:
-        put_back(prefix, run_of(prefix, end))
+        put_back(prefix, node_of(prefix, end))
 
 
 @helper
-def drop_pages_of(prefix, run, count, victims, put):
-    """Drop the last `count` pages of a run, writing them to `victims[put:]`."""
-    runs, nexts, prevs = run_records(prefix), next_pages(prefix), prev_pages(prefix)
+def drop_pages_of(prefix, node, count, victims, put):
+    """Drop the last `count` pages of a node, writing them to `victims[put:]`."""
+    nodes = node_records(prefix)
+    following_pages = following_column(prefix)
+    previous_pages = previous_column(prefix)
     if prefix[POLICY] == BY_SLRU:
-        prefix[NUM_PROTECTED] -= run_class(prefix, run) * count
-    page = np.int64(runs[run, RUN_END])
+        prefix[NUM_PROTECTED] -= node_class(prefix, node) * count
+    page = np.int64(nodes[node, NODE_END])
     for i in range(count):
         victims[put + i] = page
-        nexts[page] = UNCACHED
-        page = np.int64(prevs[page])
-    if count == runs[run, RUN_LENGTH]:
-        drop_run(prefix, run)
+        following_pages[page] = UNCACHED
+        page = np.int64(previous_pages[page])
+    if count == nodes[node, NODE_LENGTH]:
+        drop_node(prefix, node)
     else:
-        runs[run, RUN_END] = page
-        runs[run, RUN_LENGTH] -= count
-        nexts[page] = ~run
+        nodes[node, NODE_END] = page
+        nodes[node, NODE_LENGTH] -= count
+        following_pages[page] = ~node
 
 
 @helper
@@ -70,12 +81,12 @@ def give_way(prefix, victims, reason):
     There are so many that can be evicted. `reason`: REQUESTED, PRESSURE or CLEARED. The caller
     has let priorities `expire` before, and takes the cache's share of each page away.
     """
-    runs = run_records(prefix)
+    nodes = node_records(prefix)
     done = np.int64(0)
     while done < victims.size:
-        run = next_victim(prefix)
-        count = min(victims.size - done, np.int64(runs[run, RUN_LENGTH]))
-        drop_pages_of(prefix, run, count, victims, done)
+        node = next_victim(prefix)
+        count = min(victims.size - done, np.int64(nodes[node, NODE_LENGTH]))
+        drop_pages_of(prefix, node, count, victims, done)
         done += count
     prefix[NUM_CACHED] -= done
     prefix[EVICTED + reason] += done
@@ -92,6 +103,9 @@ def evict(pool, prefix, n, reason):
 
 @kernel("int64(int64[::1], int64[::1], int64, int64)")
 def reclaim_evict_cpu(pool, prefix, n, reason):
+    """Mutates the prefix cache, which loses up to `n` pages, and the pool, which gets them.
+    Reads order and locks of the nodes, requires a `reason`: REQUESTED or PRESSURE.
+    """
     if not try_lock(pool):
         return fail(BUSY, 0)
     expire(prefix, pool[STEP])
@@ -111,6 +125,9 @@ def clear_fault(prefix):
 
 @kernel("int64(int64[::1], int64[::1])")
 def reclaim_clear_cpu(pool, prefix):
+    """Mutates the prefix cache, which loses every page, and the pool, which gets them.
+    Reads NUM_LOCKED, requires nothing; fails where a page is locked.
+    """
     if not try_lock(pool):
         return fail(BUSY, 0)
     status = clear_fault(prefix)
@@ -124,8 +141,12 @@ def reclaim_clear_cpu(pool, prefix):
 
 @kernel("int64(int64[::1], int64[::1], int64, int64, int32[::1])")
 def reclaim_choose_cpu(pool, prefix, n, reason, out):
-    # For a pool of another device, which is told to free the pages, and that is the step. `out`
-    # has room for `n` pages, or for all. With the reason CLEARED all go, or none.
+    """Mutates the prefix cache, which loses up to `n` pages, `out`, the pool's step if none goes.
+    Reads order and locks of the nodes, requires room in `out` for `n` pages, or for all.
+
+    For a pool of another device, which is told to free the pages, and that is the step. With the
+    reason CLEARED all go, or none where one is locked.
+    """
     if not try_lock(pool):
         return fail(BUSY, 0)
     status = clear_fault(prefix) if reason == CLEARED else np.int64(0)

@@ -8,10 +8,10 @@ from __future__ import annotations
 import numpy as np
 
 from jitalloc._jit import bit, counting, helper
-from jitalloc.kernels.joints import split_after
+from jitalloc.kernels.nodes import following_column, previous_column
 from jitalloc.kernels.paths import NO_PAGE, UNUSED, path_lock, path_release
 from jitalloc.kernels.pool import pool_views
-from jitalloc.kernels.runs import next_pages, prev_pages
+from jitalloc.kernels.split_join import split_after
 from jitalloc.kernels.tables import tables_column, tables_row, tables_taken
 from jitalloc.prefix_state import UNCACHED
 from jitalloc.state import (
@@ -37,7 +37,7 @@ def has_prefix(prefix):
 @helper
 def is_cached(prefix, page):
     """Return whether the prefix cache, where there is one, holds `page`."""
-    return has_prefix(prefix) and next_pages(prefix)[page] != UNCACHED
+    return has_prefix(prefix) and following_column(prefix)[page] != UNCACHED
 
 
 @helper
@@ -70,7 +70,7 @@ def row_shorten(pool, tables, prefix, row, keep):
     end = above = np.int64(lock_end[row])
     if keep > 0:
         for _ in range(locked[row] - keep):
-            above = np.int64(prev_pages(prefix)[above])
+            above = np.int64(previous_column(prefix)[above])
         if above != tables_row(tables, row)[keep - 1]:
             return  # a window has cut the row: what lies behind the gap needs the whole path
         split_after(prefix, above)
@@ -156,17 +156,17 @@ def lock_sharers(tables, prefix, row, depth, full, end):
 @helper
 def row_lock_fault(tables, prefix, row, locks):
     """Return whether `row` contradicts the path that it locks; count its locks in `locks`."""
-    nexts, prevs = next_pages(prefix), prev_pages(prefix)
+    following_pages, previous_pages = following_column(prefix), previous_column(prefix)
     depth, page = tables_column(tables, LOCKED)[row], tables_column(tables, LOCK_END)[row]
     if depth == 0:
         return False
-    if page < 0 or page >= nexts.size or nexts[page] >= 0:
+    if page < 0 or page >= following_pages.size or following_pages[page] >= 0:
         return True
     sure = tables_column(tables, KNOWN)[row] // tables[ROW_PAGE_SIZE]
     pages = tables_row(tables, row)
     for i in range(depth - 1, -1, -1):
-        if page < 0 or nexts[page] == UNCACHED or (i < sure and pages[i] != page):
+        if page < 0 or following_pages[page] == UNCACHED or (i < sure and pages[i] != page):
             return True
         locks[page] += np.int32(1)
-        page = np.int64(prevs[page])
+        page = np.int64(previous_pages[page])
     return page >= 0

@@ -18,6 +18,7 @@ from jitalloc.errors import (
     TABLE_WIDTH,
 )
 from jitalloc.kernels.committing import copy_tokens, write_tokens
+from jitalloc.kernels.nodes import token_column
 from jitalloc.kernels.paths import NO_PAGE, UNUSED, path_lock, path_release, path_unlock
 from jitalloc.kernels.pool import pool_advance, pool_reserve, pool_views
 from jitalloc.kernels.prefix import negative_token
@@ -33,7 +34,6 @@ from jitalloc.kernels.rows import (
     touch,
     unmark_rows,
 )
-from jitalloc.kernels.runs import token_column
 from jitalloc.kernels.sharing import make_room
 from jitalloc.kernels.tables import (
     tables_column,

@@ -18,7 +18,7 @@ from jitalloc.errors import (
     TOKEN_DIFFERS,
 )
 from jitalloc.kernels.committing import commit_rows, first_difference, row_commit, write_tokens
-from jitalloc.kernels.joints import split_after
+from jitalloc.kernels.nodes import following_column, node_records
 from jitalloc.kernels.paths import (
     NO_PAGE,
     UNUSED,
@@ -38,13 +38,13 @@ from jitalloc.kernels.row_locks import (
     is_cut,
     row_lock_fault,
 )
-from jitalloc.kernels.runs import next_pages, run_records
 from jitalloc.kernels.search import find
+from jitalloc.kernels.split_join import split_after
 from jitalloc.kernels.tables import tables_column, tables_pages_of, tables_row
 from jitalloc.prefix_state import (
+    NODE_LOCKS,
+    PREFIX_PAGE_SIZE,
     PRESSURE,
-    ROW,
-    RUN_LOCKS,
     UNCACHED,
 )
 from jitalloc.state import (
@@ -97,7 +97,8 @@ def begin_share(prefix, root, tokens, pages):
     Returns `(status word, number of pages, end)`. What is locked stays when room is made.
     """
     count, end = find(prefix, root, tokens, pages)
-    status = negative_token(tokens, count * prefix[ROW])  # cached tokens are not negative
+    # Cached tokens are not negative.
+    status = negative_token(tokens, count * prefix[PREFIX_PAGE_SIZE])
     path_lock(prefix, end, NO_PAGE, UNUSED)
     return status, count, end
 
@@ -288,10 +289,10 @@ def sharing_check_cpu(pool, tables, prefix, locks):
     for row in range(tables[NUM_ROWS]):
         if status == 0 and row_lock_fault(tables, prefix, row, locks):
             status = fail(BAD_ROW_LOCK, row)
-    runs, nexts = run_records(prefix), next_pages(prefix)
-    for page in range(nexts.size):
-        if status == 0 and nexts[page] != UNCACHED and nexts[page] < 0:
-            if runs[~nexts[page], RUN_LOCKS] < locks[page]:
+    nodes, following_pages = node_records(prefix), following_column(prefix)
+    for page in range(following_pages.size):
+        if status == 0 and following_pages[page] != UNCACHED and following_pages[page] < 0:
+            if nodes[~following_pages[page], NODE_LOCKS] < locks[page]:
                 status = fail(LOCKS_MISSING, page)
     unlock(pool)
     return status

@@ -1,4 +1,7 @@
-"""Loops that change a slot prefix cache: insert, evict, remove, pin, release."""
+"""Loops that change a slot prefix cache: insert, evict, remove, pin, release.
+
+A kernel holds the lock of the slab while it works, and answers BUSY where somebody else does.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ from jitalloc.errors import (
     BUSY,
     ENTRY_NOT_PINNED,
     ENTRY_PINNED,
-    SLOT_IS_TAKEN,
+    SLOT_TAKEN,
 )
 from jitalloc.kernels.slot_table import (
     entry_find,
@@ -35,8 +38,8 @@ from jitalloc.slot_prefix_state import (
     CAPACITY,
     ENTRIES,
     ENTRIES_USED,
+    ENTRY_FOLLOWING,
     ENTRY_LENGTH,
-    ENTRY_NEXT,
     ENTRY_NODE,
     ENTRY_PINS,
     ENTRY_SLOT,
@@ -44,9 +47,9 @@ from jitalloc.slot_prefix_state import (
     FREE_ENTRY,
     GONE,
     INSERTIONS,
+    NIL,
     NODE_DEPTH,
     NODE_ENTRY,
-    NONE,
     OLDEST,
     PINNED_ENTRIES,
     SLOT_EVICTIONS,
@@ -62,7 +65,7 @@ def entry_drop(slab, entry, out):
     tree_unhang(slab, entry)
     table_erase(table, slot_key(slab, entries[entry, ENTRY_SLOT]))
     entries[entry, ENTRY_NODE] = GONE
-    entries[entry, ENTRY_NEXT] = slab[FREE_ENTRY]
+    entries[entry, ENTRY_FOLLOWING] = slab[FREE_ENTRY]
     slab[FREE_ENTRY] = entry
     slab[ENTRIES] -= 1
 
@@ -72,11 +75,11 @@ def entry_make(slab, tokens, slot, version):
     """Return a new entry, not yet in the tree."""
     entries, _nodes, table = prefix_views(slab)
     entry = slab[FREE_ENTRY]
-    if entry == NONE:
+    if entry == NIL:
         entry = slab[ENTRIES_USED]
         slab[ENTRIES_USED] += 1
     else:
-        slab[FREE_ENTRY] = entries[entry, ENTRY_NEXT]
+        slab[FREE_ENTRY] = entries[entry, ENTRY_FOLLOWING]
     slab[ENTRIES] += 1
     entries[entry, ENTRY_SLOT] = slot
     entries[entry, ENTRY_VERSION] = version
@@ -100,8 +103,8 @@ def entry_renew(slab, entry, slot, version, out):
         if entries[entry, ENTRY_PINS] > 0:
             return fail(ENTRY_PINNED, 0)
         if old != slot:
-            if table_get(table, slot_key(slab, slot)) != NONE:
-                return fail(SLOT_IS_TAKEN, 0)
+            if table_get(table, slot_key(slab, slot)) != NIL:
+                return fail(SLOT_TAKEN, 0)
             table_erase(table, slot_key(slab, old))
             table_put(table, slot_key(slab, slot), entry)
             entries[entry, ENTRY_SLOT] = slot
@@ -116,13 +119,13 @@ def entry_insert(slab, tokens, slot, version, out):
     entries, nodes, table = prefix_views(slab)
     node, length = tree_search(slab, tokens)
     if length == tokens.size and nodes[node, NODE_DEPTH] == length:
-        if nodes[node, NODE_ENTRY] != NONE:
+        if nodes[node, NODE_ENTRY] != NIL:
             return entry_renew(slab, np.int64(nodes[node, NODE_ENTRY]), slot, version, out)
-    if table_get(table, slot_key(slab, slot)) != NONE:
-        return fail(SLOT_IS_TAKEN, 0)
+    if table_get(table, slot_key(slab, slot)) != NIL:
+        return fail(SLOT_TAKEN, 0)
     gone = np.int64(0)
     if slab[ENTRIES] == slab[CAPACITY]:
-        if slab[OLDEST] == NONE:
+        if slab[OLDEST] == NIL:
             return fail(ALL_PINNED, 0)
         entry_drop(slab, slab[OLDEST], out)
         slab[SLOT_EVICTIONS] += 1
@@ -136,6 +139,10 @@ def entry_insert(slab, tokens, slot, version, out):
 
 @kernel("int64(int64[::1], int32[::1], int64, int64, int64[::1])")
 def slot_entries_insert_cpu(slab, tokens, slot, version, out):
+    """Mutates the slab, by one entry, which is new, renewed, or takes the place of that in `out`.
+    Reads `tokens`, requires 1 to MAX_TOKENS of them and three elements of `out`. Fails where `slot`
+    backs an entry of other tokens, or pins stand in the way. Returns 1 where `out` lost its slot.
+    """
     if not try_lock(slab):
         return fail(BUSY, 0)
     status = entry_insert(slab, tokens, slot, version, out)
@@ -147,10 +154,13 @@ def slot_entries_insert_cpu(slab, tokens, slot, version, out):
 
 @kernel("int64(int64[::1], int64[::1])")
 def slot_entries_evict_cpu(slab, out):
+    """Mutates the slab, which loses the entry used longest ago, and `out`, which says what it was.
+    Reads the queue, requires three elements of `out`. Returns 0 where no entry is without pins.
+    """
     if not try_lock(slab):
         return fail(BUSY, 0)
     status = np.int64(0)
-    if slab[OLDEST] != NONE:
+    if slab[OLDEST] != NIL:
         entry_drop(slab, slab[OLDEST], out)
         slab[SLOT_EVICTIONS] += 1
         status = np.int64(1)
@@ -160,6 +170,10 @@ def slot_entries_evict_cpu(slab, out):
 
 @kernel("int64(int64[::1], int64, int64, int64[::1])")
 def slot_entries_remove_cpu(slab, slot, version, out):
+    """Mutates the slab, which loses the entry of `slot`, and `out`, which says what it was.
+    Reads the table, requires three elements of `out`; fails where `slot` backs no entry in this
+    `version`, or one with pins.
+    """
     if not try_lock(slab):
         return fail(BUSY, 0)
     entries, _nodes, _table = prefix_views(slab)
@@ -174,6 +188,9 @@ def slot_entries_remove_cpu(slab, slot, version, out):
 
 @kernel("int64(int64[::1], int64, int64)")
 def slot_entries_pin_cpu(slab, slot, version):
+    """Mutates the pins of the entry of `slot`; with its first it leaves the queue.
+    Reads the table, requires nothing; fails where `slot` backs no entry in this `version`.
+    """
     if not try_lock(slab):
         return fail(BUSY, 0)
     entries, _nodes, _table = prefix_views(slab)
@@ -186,6 +203,10 @@ def slot_entries_pin_cpu(slab, slot, version):
 
 @kernel("int64(int64[::1], int64, int64)")
 def slot_entries_release_cpu(slab, slot, version):
+    """Mutates the pins of the entry of `slot`, and the order of use: it is the one used last.
+    Reads the table, requires nothing; fails where `slot` backs no entry in this `version`, or one
+    without pins.
+    """
     if not try_lock(slab):
         return fail(BUSY, 0)
     entries, nodes, _table = prefix_views(slab)

@@ -1,4 +1,7 @@
-"""Loops over a whole slot prefix cache: check."""
+"""Loops over a whole slot prefix cache: check.
+
+A kernel holds the lock of the slab while it works, and answers BUSY where somebody else does.
+"""
 
 from __future__ import annotations
 
@@ -18,10 +21,10 @@ from jitalloc.slot_prefix_state import (
     BAD_ENTRY,
     BAD_ENTRY_STACK,
     BAD_ENTRY_TOKENS,
-    BAD_NODE,
     BAD_NODE_NEWEST,
     BAD_NODE_STACK,
     BAD_SLOT_CHILDREN,
+    BAD_SLOT_NODE,
     BAD_SLOT_PREFIX_HEADER,
     BAD_SLOT_QUEUE,
     BAD_TABLE,
@@ -30,11 +33,11 @@ from jitalloc.slot_prefix_state import (
     ENTRIES,
     ENTRIES_USED,
     ENTRY_CLOCK,
+    ENTRY_FOLLOWING,
     ENTRY_LENGTH,
-    ENTRY_NEXT,
     ENTRY_NODE,
     ENTRY_PINS,
-    ENTRY_PREV,
+    ENTRY_PREVIOUS,
     ENTRY_SLOT,
     ENTRY_VERSION,
     FREE_ENTRY,
@@ -45,17 +48,17 @@ from jitalloc.slot_prefix_state import (
     LATEST,
     LOOKUPS,
     MAX_TOKENS,
+    NIL,
     NODE_CHILD,
     NODE_DEPTH,
     NODE_ENTRY,
+    NODE_FOLLOWING,
     NODE_NEWEST,
-    NODE_NEXT,
     NODE_PARENT,
-    NODE_PREV,
+    NODE_PREVIOUS,
     NODE_TOKEN,
     NODES,
     NODES_USED,
-    NONE,
     OLDEST,
     PINNED_ENTRIES,
     PREFIX_HEADER_SLOTS,
@@ -102,15 +105,15 @@ def stacks_fault(slab, entries, nodes):
     for _ in range(slab[ENTRIES_USED] - slab[ENTRIES]):
         if entry < 0 or entry >= slab[ENTRIES_USED] or entries[entry, ENTRY_NODE] != GONE:
             return fail(BAD_ENTRY_STACK, max(entry, 0))
-        entry = entries[entry, ENTRY_NEXT]
-    if entry != NONE:
+        entry = entries[entry, ENTRY_FOLLOWING]
+    if entry != NIL:
         return fail(BAD_ENTRY_STACK, max(entry, 0))
     node = slab[FREE_NODE]
     for _ in range(slab[NODES_USED] - slab[NODES]):
         if node < 0 or node >= slab[NODES_USED] or nodes[node, NODE_PARENT] != GONE:
             return fail(BAD_NODE_STACK, max(node, 0))
-        node = np.int64(nodes[node, NODE_NEXT])
-    if node != NONE:
+        node = np.int64(nodes[node, NODE_FOLLOWING])
+    if node != NIL:
         return fail(BAD_NODE_STACK, max(node, 0))
     return np.int64(0)
 
@@ -155,52 +158,52 @@ def entries_fault(slab, entries, nodes):
 @helper
 def queue_fault(slab, entries):
     """Return the status word of the first fault in the queue, or 0."""
-    before, entry = np.int64(NONE), slab[OLDEST]
+    previous, entry = np.int64(NIL), slab[OLDEST]
     clock = np.int64(0)
     for _ in range(slab[ENTRIES] - slab[PINNED_ENTRIES]):
         if entry < 0 or entry >= slab[ENTRIES_USED]:
-            return fail(BAD_SLOT_QUEUE, max(before, 0))
+            return fail(BAD_SLOT_QUEUE, max(previous, 0))
         if entries[entry, ENTRY_NODE] == GONE or entries[entry, ENTRY_PINS] != 0:
             return fail(BAD_SLOT_QUEUE, entry)
-        if entries[entry, ENTRY_PREV] != before or entries[entry, ENTRY_CLOCK] <= clock:
+        if entries[entry, ENTRY_PREVIOUS] != previous or entries[entry, ENTRY_CLOCK] <= clock:
             return fail(BAD_SLOT_QUEUE, entry)
         clock = entries[entry, ENTRY_CLOCK]
-        before, entry = entry, entries[entry, ENTRY_NEXT]
-    if entry != NONE or slab[LATEST] != before:
-        return fail(BAD_SLOT_QUEUE, max(before, 0))
+        previous, entry = entry, entries[entry, ENTRY_FOLLOWING]
+    if entry != NIL or slab[LATEST] != previous:
+        return fail(BAD_SLOT_QUEUE, max(previous, 0))
     return np.int64(0)
 
 
 @helper
 def node_is_sound(slab, entries, nodes, node):
     """Return whether the columns of a live node are in their ranges, and lead to live ones."""
-    for column in (NODE_NEXT, NODE_PREV, NODE_CHILD):
+    for column in (NODE_FOLLOWING, NODE_PREVIOUS, NODE_CHILD):
         other = nodes[node, column]
-        if other < NONE or other >= slab[NODES_USED] or other == ROOT:
+        if other < NIL or other >= slab[NODES_USED] or other == ROOT:
             return False
-        if other != NONE and nodes[other, NODE_PARENT] == GONE:
+        if other != NIL and nodes[other, NODE_PARENT] == GONE:
             return False
     entry, newest = nodes[node, NODE_ENTRY], nodes[node, NODE_NEWEST]
-    if entry < NONE or entry >= slab[ENTRIES_USED]:
+    if entry < NIL or entry >= slab[ENTRIES_USED]:
         return False
-    if entry != NONE and entries[entry, ENTRY_NODE] != node:
+    if entry != NIL and entries[entry, ENTRY_NODE] != node:
         return False
     parent = nodes[node, NODE_PARENT]
     if node == ROOT:
-        if parent != NONE or nodes[node, NODE_DEPTH] != 0 or entry != NONE:
+        if parent != NIL or nodes[node, NODE_DEPTH] != 0 or entry != NIL:
             return False
     elif parent < 0 or parent >= slab[NODES_USED] or nodes[parent, NODE_PARENT] == GONE:
         return False
     elif nodes[parent, NODE_DEPTH] >= nodes[node, NODE_DEPTH]:
         return False
-    if newest == NONE:
-        return node == ROOT and slab[ENTRIES] == 0 and nodes[node, NODE_CHILD] == NONE
+    if newest == NIL:
+        return node == ROOT and slab[ENTRIES] == 0 and nodes[node, NODE_CHILD] == NIL
     if newest < 0 or newest >= slab[ENTRIES_USED] or entries[newest, ENTRY_NODE] == GONE:
         return False
     if entries[newest, ENTRY_LENGTH] < nodes[node, NODE_DEPTH]:
         return False
     child = nodes[node, NODE_CHILD]
-    return node == ROOT or entry != NONE or (child != NONE and nodes[child, NODE_NEXT] != NONE)
+    return node == ROOT or entry != NIL or (child != NIL and nodes[child, NODE_FOLLOWING] != NIL)
 
 
 @helper
@@ -211,7 +214,7 @@ def nodes_fault(slab, entries, nodes):
         if nodes[node, NODE_PARENT] == GONE:
             continue
         if not node_is_sound(slab, entries, nodes, node):
-            return fail(BAD_NODE, node)
+            return fail(BAD_SLOT_NODE, node)
         live += 1
     return np.int64(0) if live == slab[NODES] else fail(BAD_SLOT_PREFIX_HEADER, NODES)
 
@@ -224,11 +227,15 @@ def children_fault(slab, entries, nodes):
         if nodes[node, NODE_PARENT] == GONE:
             continue
         entry, newest = np.int64(nodes[node, NODE_ENTRY]), np.int64(nodes[node, NODE_NEWEST])
-        best = entries[entry, ENTRY_CLOCK] if entry != NONE else np.int64(0)
-        before, child = np.int64(NONE), np.int64(nodes[node, NODE_CHILD])
+        best = entries[entry, ENTRY_CLOCK] if entry != NIL else np.int64(0)
+        previous, child = np.int64(NIL), np.int64(nodes[node, NODE_CHILD])
         clock = slab[CLOCK] + 1
-        while child != NONE:
-            if left == 0 or nodes[child, NODE_PARENT] != node or nodes[child, NODE_PREV] != before:
+        while child != NIL:
+            if (
+                left == 0
+                or nodes[child, NODE_PARENT] != node
+                or nodes[child, NODE_PREVIOUS] != previous
+            ):
                 return fail(BAD_SLOT_CHILDREN, node)
             left -= 1
             used = entries[nodes[child, NODE_NEWEST], ENTRY_CLOCK]
@@ -236,8 +243,8 @@ def children_fault(slab, entries, nodes):
                 return fail(BAD_SLOT_CHILDREN, node)
             clock = used
             best = max(best, used)
-            before, child = child, np.int64(nodes[child, NODE_NEXT])
-        if newest != NONE and entries[newest, ENTRY_CLOCK] != best:
+            previous, child = child, np.int64(nodes[child, NODE_FOLLOWING])
+        if newest != NIL and entries[newest, ENTRY_CLOCK] != best:
             return fail(BAD_NODE_NEWEST, node)
     return np.int64(0) if left == 0 else fail(BAD_SLOT_CHILDREN, ROOT)
 
@@ -257,7 +264,7 @@ def text_fault(slab, entries, nodes):
         if common_prefix(text, above, depth) < depth:
             return fail(BAD_ENTRY_TOKENS, newest)
         entry = np.int64(nodes[node, NODE_ENTRY])
-        if entry != NONE:
+        if entry != NIL:
             length = entries[entry, ENTRY_LENGTH]
             if common_prefix(tokens_of(slab, entry), text, length) < length:
                 return fail(BAD_ENTRY_TOKENS, entry)
@@ -311,6 +318,9 @@ def prefix_fault(slab):
 
 @kernel("int64(int64[::1])")
 def slot_prefix_check_cpu(slab):
+    """Mutates nothing; returns the first broken invariant, or 0.
+    Reads the whole slab, requires that CAPACITY, MAX_TOKENS and TABLE_BITS are right.
+    """
     if not try_lock(slab):
         return fail(BUSY, 0)
     status = prefix_fault(slab)

@@ -1,4 +1,7 @@
-"""Loops under a slot prefix cache: its arrays, the table of keys, the queue by age."""
+"""Loops under a slot prefix cache: its arrays, the table of keys, the queue by age.
+
+A kernel holds the lock of the slab while it works, and answers BUSY where somebody else does.
+"""
 
 from __future__ import annotations
 
@@ -20,22 +23,22 @@ from jitalloc.slot_prefix_state import (
     ENTRIES,
     ENTRIES_USED,
     ENTRY_COLUMNS,
+    ENTRY_FOLLOWING,
     ENTRY_LENGTH,
-    ENTRY_NEXT,
     ENTRY_PINS,
-    ENTRY_PREV,
+    ENTRY_PREVIOUS,
     ENTRY_SLOT,
     ENTRY_VERSION,
     FREE_ENTRY,
     FREE_NODE,
     LATEST,
     MAX_TOKENS,
+    NIL,
     NODE_COLUMNS,
     NODE_DEPTH,
     NODE_TOKEN,
     NODES,
     NODES_USED,
-    NONE,
     OLDEST,
     PINNED_ENTRIES,
     PREFIX_HEADER_SLOTS,
@@ -106,9 +109,9 @@ def table_place(table, key):
 
 @helper
 def table_get(table, key):
-    """Return the value of `key`, or NONE."""
+    """Return the value of `key`, or NIL."""
     at = table_place(table, key)
-    return table[at, 1] if table[at, 0] == key else np.int64(NONE)
+    return table[at, 1] if table[at, 0] == key else np.int64(NIL)
 
 
 @helper
@@ -143,27 +146,27 @@ def table_erase(table, key):
 def queue_append(slab, entries, entry):
     """Put `entry` at the end of the queue that is evicted last."""
     last = slab[LATEST]
-    entries[entry, ENTRY_PREV] = last
-    entries[entry, ENTRY_NEXT] = NONE
-    if last == NONE:
+    entries[entry, ENTRY_PREVIOUS] = last
+    entries[entry, ENTRY_FOLLOWING] = NIL
+    if last == NIL:
         slab[OLDEST] = entry
     else:
-        entries[last, ENTRY_NEXT] = entry
+        entries[last, ENTRY_FOLLOWING] = entry
     slab[LATEST] = entry
 
 
 @helper
 def queue_remove(slab, entries, entry):
     """Take `entry` out of the queue."""
-    before, behind = entries[entry, ENTRY_PREV], entries[entry, ENTRY_NEXT]
-    if before == NONE:
-        slab[OLDEST] = behind
+    previous, following = entries[entry, ENTRY_PREVIOUS], entries[entry, ENTRY_FOLLOWING]
+    if previous == NIL:
+        slab[OLDEST] = following
     else:
-        entries[before, ENTRY_NEXT] = behind
-    if behind == NONE:
-        slab[LATEST] = before
+        entries[previous, ENTRY_FOLLOWING] = following
+    if following == NIL:
+        slab[LATEST] = previous
     else:
-        entries[behind, ENTRY_PREV] = before
+        entries[following, ENTRY_PREVIOUS] = previous
 
 
 # Entries.
@@ -182,7 +185,7 @@ def entry_find(slab, slot, version):
     """Return the entry of `slot` in this version, or a status word."""
     entries, _nodes, table = prefix_views(slab)
     entry = table_get(table, slot_key(slab, slot))
-    if entry == NONE or entries[entry, ENTRY_VERSION] != version:
+    if entry == NIL or entries[entry, ENTRY_VERSION] != version:
         return fail(NO_ENTRY, 0)
     return entry
 
@@ -198,14 +201,17 @@ def entry_pin(slab, entries, entry):
 
 @kernel("int64(int64[::1], int64, int64[::1])")
 def slot_table_look_cpu(slab, slot, out):
+    """Mutates `out` where `slot` backs an entry, and then returns 1: its length, slot and version.
+    Reads the table and the entry, requires three elements of `out`.
+    """
     if not try_lock(slab):
         return fail(BUSY, 0)
     entries, _nodes, table = prefix_views(slab)
     entry = table_get(table, slot_key(slab, slot))
-    if entry != NONE:
+    if entry != NIL:
         entry_show(entries, entry, out)
     unlock(slab)
-    return np.int64(entry != NONE)
+    return np.int64(entry != NIL)
 
 
 @helper
@@ -214,21 +220,23 @@ def prefix_reset(slab):
     _entries, nodes, _table = prefix_views(slab)
     slab[ENTRIES] = 0
     slab[ENTRIES_USED] = 0
-    slab[OLDEST] = NONE
-    slab[LATEST] = NONE
-    slab[FREE_ENTRY] = NONE
-    slab[FREE_NODE] = NONE
+    slab[OLDEST] = NIL
+    slab[LATEST] = NIL
+    slab[FREE_ENTRY] = NIL
+    slab[FREE_NODE] = NIL
     slab[NODES] = 1
     slab[NODES_USED] = 1
     for column in range(NODE_COLUMNS):
-        nodes[ROOT, column] = NONE
+        nodes[ROOT, column] = NIL
     nodes[ROOT, NODE_DEPTH] = 0
     nodes[ROOT, NODE_TOKEN] = 0
 
 
 @kernel("int64(int64[::1], int32[::1])")
 def slot_table_clear_cpu(slab, slots):
-    # `slots` has room for CAPACITY of them; they come by age.
+    """Mutates the header, the table, the root, and `slots`: those that backed entries, by age.
+    Reads the queue, requires room in `slots` for CAPACITY of them; fails where an entry has pins.
+    """
     if not try_lock(slab):
         return fail(BUSY, 0)
     if slab[PINNED_ENTRIES] > 0:
@@ -236,12 +244,14 @@ def slot_table_clear_cpu(slab, slots):
         unlock(slab)
         return status
     entries, _nodes, table = prefix_views(slab)
+    # Which slots go.
     count = 0
     entry = slab[OLDEST]
-    while entry != NONE:
+    while entry != NIL:
         slots[count] = entries[entry, ENTRY_SLOT]
         count += 1
-        entry = entries[entry, ENTRY_NEXT]
+        entry = entries[entry, ENTRY_FOLLOWING]
+    # The index as new; what stands in rows of entries is never read again.
     for at in range(table.shape[0]):
         table[at, 0] = 0
         table[at, 1] = 0

@@ -1,4 +1,7 @@
-"""Loops of the radix tree in a slot prefix cache: search, and who hangs where."""
+"""Loops of the radix tree in a slot prefix cache: search, and who hangs where.
+
+A kernel holds the lock of the slab while it works, and answers BUSY where somebody else does.
+"""
 
 from __future__ import annotations
 
@@ -28,17 +31,17 @@ from jitalloc.slot_prefix_state import (
     GONE,
     HITS,
     LOOKUPS,
+    NIL,
     NODE_CHILD,
     NODE_DEPTH,
     NODE_ENTRY,
+    NODE_FOLLOWING,
     NODE_NEWEST,
-    NODE_NEXT,
     NODE_PARENT,
-    NODE_PREV,
+    NODE_PREVIOUS,
     NODE_TOKEN,
     NODES,
     NODES_USED,
-    NONE,
     ROOT,
     TOKENS_ASKED,
     TOKENS_FOUND,
@@ -53,38 +56,38 @@ BLOCK = 64  # tokens compared at once
 @helper
 def siblings_remove(nodes, node):
     """Take `node` out of the children of its parent."""
-    before, behind = nodes[node, NODE_PREV], nodes[node, NODE_NEXT]
-    if before == NONE:
-        nodes[nodes[node, NODE_PARENT], NODE_CHILD] = behind
+    previous, following = nodes[node, NODE_PREVIOUS], nodes[node, NODE_FOLLOWING]
+    if previous == NIL:
+        nodes[nodes[node, NODE_PARENT], NODE_CHILD] = following
     else:
-        nodes[before, NODE_NEXT] = behind
-    if behind != NONE:
-        nodes[behind, NODE_PREV] = before
+        nodes[previous, NODE_FOLLOWING] = following
+    if following != NIL:
+        nodes[following, NODE_PREVIOUS] = previous
 
 
 @helper
-def siblings_insert(nodes, node, before, behind):
-    """Put `node` between two children of its parent (NONE: at that end)."""
-    nodes[node, NODE_PREV] = before
-    nodes[node, NODE_NEXT] = behind
-    if before == NONE:
+def siblings_insert(nodes, node, previous, following):
+    """Put `node` between two children of its parent (NIL: at that end)."""
+    nodes[node, NODE_PREVIOUS] = previous
+    nodes[node, NODE_FOLLOWING] = following
+    if previous == NIL:
         nodes[nodes[node, NODE_PARENT], NODE_CHILD] = node
     else:
-        nodes[before, NODE_NEXT] = node
-    if behind != NONE:
-        nodes[behind, NODE_PREV] = node
+        nodes[previous, NODE_FOLLOWING] = node
+    if following != NIL:
+        nodes[following, NODE_PREVIOUS] = node
 
 
 @helper
 def siblings_sink(entries, nodes, node):
     """Move `node` behind the siblings that were used since its newest entry was."""
     clock = entries[nodes[node, NODE_NEWEST], ENTRY_CLOCK]
-    before, behind = node, nodes[node, NODE_NEXT]
-    while behind != NONE and entries[nodes[behind, NODE_NEWEST], ENTRY_CLOCK] > clock:
-        before, behind = behind, nodes[behind, NODE_NEXT]
-    if before != node:
+    previous, following = node, nodes[node, NODE_FOLLOWING]
+    while following != NIL and entries[nodes[following, NODE_NEWEST], ENTRY_CLOCK] > clock:
+        previous, following = following, nodes[following, NODE_FOLLOWING]
+    if previous != node:
         siblings_remove(nodes, node)
-        siblings_insert(nodes, node, before, behind)
+        siblings_insert(nodes, node, previous, following)
 
 
 # The tree.
@@ -101,10 +104,10 @@ def entry_use(slab, entries, nodes, entry):
     node = entries[entry, ENTRY_NODE]
     while node != ROOT:
         nodes[node, NODE_NEWEST] = entry
-        if nodes[node, NODE_PREV] != NONE:
+        if nodes[node, NODE_PREVIOUS] != NIL:
             siblings_remove(nodes, node)
             parent = nodes[node, NODE_PARENT]
-            siblings_insert(nodes, node, NONE, nodes[parent, NODE_CHILD])
+            siblings_insert(nodes, node, NIL, nodes[parent, NODE_CHILD])
         node = np.int64(nodes[node, NODE_PARENT])
     nodes[ROOT, NODE_NEWEST] = entry
 
@@ -138,7 +141,7 @@ def tree_search(slab, tokens):
     node = np.int64(ROOT)
     while nodes[node, NODE_DEPTH] < tokens.size:
         child = table_get(table, table_key(node, tokens[nodes[node, NODE_DEPTH]]))
-        if child == NONE:
+        if child == NIL:
             break
         node = child
     if node == ROOT:
@@ -154,18 +157,18 @@ def tree_search(slab, tokens):
 def node_take(slab, nodes, parent, depth, token):
     """Return a new node without children or entry, not yet among the children of `parent`."""
     node = slab[FREE_NODE]
-    if node == NONE:
+    if node == NIL:
         node = slab[NODES_USED]
         slab[NODES_USED] += 1
     else:
-        slab[FREE_NODE] = nodes[node, NODE_NEXT]
+        slab[FREE_NODE] = nodes[node, NODE_FOLLOWING]
     slab[NODES] += 1
     nodes[node, NODE_PARENT] = parent
     nodes[node, NODE_DEPTH] = depth
     nodes[node, NODE_TOKEN] = token
-    nodes[node, NODE_ENTRY] = NONE
-    nodes[node, NODE_CHILD] = NONE
-    nodes[node, NODE_NEWEST] = NONE
+    nodes[node, NODE_ENTRY] = NIL
+    nodes[node, NODE_CHILD] = NIL
+    nodes[node, NODE_NEWEST] = NIL
     return node
 
 
@@ -173,7 +176,7 @@ def node_take(slab, nodes, parent, depth, token):
 def node_give(slab, nodes, node):
     """Give a node back that nothing leads to any more."""
     nodes[node, NODE_PARENT] = GONE
-    nodes[node, NODE_NEXT] = slab[FREE_NODE]
+    nodes[node, NODE_FOLLOWING] = slab[FREE_NODE]
     slab[FREE_NODE] = node
     slab[NODES] -= 1
 
@@ -184,14 +187,14 @@ def node_replace(nodes, table, old, new):
     parent = nodes[old, NODE_PARENT]
     nodes[new, NODE_PARENT] = parent
     nodes[new, NODE_TOKEN] = nodes[old, NODE_TOKEN]
-    siblings_insert(nodes, new, nodes[old, NODE_PREV], nodes[old, NODE_NEXT])
+    siblings_insert(nodes, new, nodes[old, NODE_PREVIOUS], nodes[old, NODE_FOLLOWING])
     table_put(table, table_key(parent, nodes[new, NODE_TOKEN]), new)
 
 
 @helper
 def node_adopt(nodes, table, parent, child):
     """Hang `child` below `parent`, before its other children."""
-    siblings_insert(nodes, child, NONE, nodes[parent, NODE_CHILD])
+    siblings_insert(nodes, child, NIL, nodes[parent, NODE_CHILD])
     table_put(table, table_key(parent, nodes[child, NODE_TOKEN]), child)
 
 
@@ -223,26 +226,26 @@ def tree_unhang(slab, entry):
     """Take `entry` out of the tree, and the nodes that it alone needed."""
     entries, nodes, table = prefix_views(slab)
     node = entries[entry, ENTRY_NODE]
-    nodes[node, NODE_ENTRY] = NONE
-    if nodes[node, NODE_CHILD] == NONE:
+    nodes[node, NODE_ENTRY] = NIL
+    if nodes[node, NODE_CHILD] == NIL:
         parent = np.int64(nodes[node, NODE_PARENT])
         siblings_remove(nodes, node)
         table_erase(table, table_key(parent, nodes[node, NODE_TOKEN]))
         node_give(slab, nodes, node)
         node = parent
     above = node
-    while above != NONE and nodes[above, NODE_NEWEST] == entry:
+    while above != NIL and nodes[above, NODE_NEWEST] == entry:
         newest, child = np.int64(nodes[above, NODE_ENTRY]), nodes[above, NODE_CHILD]
-        if child != NONE:
+        if child != NIL:
             other = np.int64(nodes[child, NODE_NEWEST])
-            if newest == NONE or entries[other, ENTRY_CLOCK] > entries[newest, ENTRY_CLOCK]:
+            if newest == NIL or entries[other, ENTRY_CLOCK] > entries[newest, ENTRY_CLOCK]:
                 newest = other
         nodes[above, NODE_NEWEST] = newest
         if above != ROOT:
             siblings_sink(entries, nodes, above)
         above = np.int64(nodes[above, NODE_PARENT])
     child = nodes[node, NODE_CHILD]
-    if node == ROOT or nodes[node, NODE_ENTRY] != NONE or nodes[child, NODE_NEXT] != NONE:
+    if node == ROOT or nodes[node, NODE_ENTRY] != NIL or nodes[child, NODE_FOLLOWING] != NIL:
         return
     table_erase(table, table_key(node, nodes[child, NODE_TOKEN]))
     node_replace(nodes, table, node, child)
@@ -251,6 +254,10 @@ def tree_unhang(slab, entry):
 
 @kernel("int64(int64[::1], int32[::1], int64, int64[::1])")
 def slot_tree_find_cpu(slab, tokens, pins, out):
+    """Mutates the order of use (queue, siblings), counters, pins where `pins` is 1, and `out`.
+    Reads `tokens` and the tree, requires three elements of `out`: length, slot and version of the
+    entry found go there. Returns how many tokens it shares; 0: none was found.
+    """
     if not try_lock(slab):
         return fail(BUSY, 0)
     entries, nodes, _table = prefix_views(slab)

@@ -1,4 +1,7 @@
-"""Loops of the slot allocator: bitmap of free slots, its summary, versions."""
+"""Loops of the slot allocator: bitmap of free slots, its summary, versions.
+
+A kernel holds the lock of the slab while it works, and answers BUSY where somebody else does.
+"""
 
 from __future__ import annotations
 
@@ -18,9 +21,9 @@ from jitalloc._jit import (
 from jitalloc.errors import (
     BUSY,
     OUT_OF_SLOTS,
-    SLOT_IS_FREE,
-    SLOT_IS_TAKEN,
+    SLOT_FREE,
     SLOT_OUTSIDE,
+    SLOT_TAKEN,
 )
 from jitalloc.kernels.pool import ALL_ONES, ONE
 from jitalloc.slot_state import (
@@ -94,6 +97,9 @@ def slot_give(slab, free, summary, slot):
 
 @kernel("int64(int64[::1])")
 def slots_alloc_cpu(slab):
+    """Mutates both bitmaps, the header, and the version of the lowest free slot, which is returned.
+    Reads the summary first, requires nothing; fails where no slot is free.
+    """
     if not try_lock(slab):
         return fail(BUSY, 0)
     if slab[FREE_SLOTS] == 0:
@@ -110,6 +116,9 @@ def slots_alloc_cpu(slab):
 
 @kernel("int64(int64[::1], int32[::1])")
 def slots_alloc_batch_cpu(slab, out):
+    """Mutates both bitmaps, the header, versions, and `out`: the lowest free slots, ascending.
+    Reads FREE_SLOTS first, requires nothing; fails where `out` has more elements than that.
+    """
     if not try_lock(slab):
         return fail(BUSY, 0)
     if out.size > slab[FREE_SLOTS]:
@@ -137,12 +146,15 @@ def slots_alloc_batch_cpu(slab, out):
 
 @kernel("int64(int64[::1], int64)")
 def slots_free_cpu(slab, slot):
+    """Mutates both bitmaps and the header: `slot` is free again.
+    Reads its bit first, requires `0 <= slot < NUM_SLOTS`; fails where it is free.
+    """
     if not try_lock(slab):
         return fail(BUSY, 0)
     summary, free, _versions = slot_views(slab)
     if free[slot >> 6] & bit(slot) != ZERO:
         unlock(slab)
-        return fail(SLOT_IS_FREE, 0)
+        return fail(SLOT_FREE, 0)
     slot_give(slab, free, summary, slot)
     slab[FREE_SLOTS] += 1
     unlock(slab)
@@ -151,8 +163,12 @@ def slots_free_cpu(slab, slot):
 
 @kernel("int64(int64[::1], int32[:])")
 def slots_free_batch_cpu(slab, slots):
-    # Optimistic: a slot named twice shows as free when its turn comes, and what was done until
-    # then is undone.
+    """Mutates both bitmaps and the header: all of `slots` are free again.
+    Reads `slots`, requires nothing; fails where one is out of range, free, or named twice.
+
+    Optimistic: a slot named twice shows as free when its turn comes, and what was done until then
+    is undone.
+    """
     if not try_lock(slab):
         return fail(BUSY, 0)
     summary, free, _versions = slot_views(slab)
@@ -163,8 +179,8 @@ def slots_free_batch_cpu(slab, slots):
         if slot < 0 or slot >= slab[NUM_SLOTS]:
             code = SLOT_OUTSIDE
         elif free[slot >> 6] & bit(slot) != ZERO:
-            code = SLOT_IS_FREE
-        if code != 0:
+            code = SLOT_FREE
+        if code != 0:  # undo
             for j in range(i):
                 mark_taken(free, summary, np.int64(slots[j]))
             slab[LOWEST] = lowest
@@ -178,12 +194,15 @@ def slots_free_batch_cpu(slab, slots):
 
 @kernel("int64(int64[::1], int64)")
 def slots_occupy_cpu(slab, slot):
+    """Mutates both bitmaps, the header, and the version of `slot`, which is taken.
+    Reads its bit first, requires `0 <= slot < NUM_SLOTS`; fails where it is taken.
+    """
     if not try_lock(slab):
         return fail(BUSY, 0)
     summary, free, versions = slot_views(slab)
     if free[slot >> 6] & bit(slot) == ZERO:
         unlock(slab)
-        return fail(SLOT_IS_TAKEN, 0)
+        return fail(SLOT_TAKEN, 0)
     slot_take(free, summary, versions, slot)
     book_taken(slab, 1)
     unlock(slab)
@@ -192,8 +211,11 @@ def slots_occupy_cpu(slab, slot):
 
 @kernel("int64(int64[::1], int64)")
 def slots_look_cpu(slab, slot):
-    # The version, and in the lowest bit whether the slot is taken. With the lock: a batch of
-    # frees that fails has set bits for a moment.
+    """Mutates nothing; returns the version of `slot` and, in the lowest bit, whether it is taken.
+    Reads bitmap and versions, requires `0 <= slot < NUM_SLOTS`.
+
+    With the lock: a batch of frees that fails has set bits for a moment.
+    """
     if not try_lock(slab):
         return fail(BUSY, 0)
     _summary, free, versions = slot_views(slab)
@@ -214,6 +236,9 @@ def ones(words, bits):
 
 @kernel("int64(int64[::1])")
 def slots_clear_cpu(slab):
+    """Mutates both bitmaps and the header: every slot is free; versions stay.
+    Reads NUM_SLOTS, requires nothing.
+    """
     if not try_lock(slab):
         return fail(BUSY, 0)
     summary, free, _versions = slot_views(slab)
@@ -261,6 +286,9 @@ def slots_fault(slab):
 
 @kernel("int64(int64[::1])")
 def slots_check_cpu(slab):
+    """Mutates nothing; returns the first broken invariant, or 0.
+    Reads the whole slab, requires that NUM_SLOTS is right.
+    """
     if not try_lock(slab):
         return fail(BUSY, 0)
     status = slots_fault(slab)

@@ -10,7 +10,7 @@ from jitalloc.state import INT32_MAX
 
 MODES = ("serve", "cache")
 EXPORTS = ("none", "csr", "padded")
-POLICIES = ("lru", "fifo", "mru", "lfu", "slru")
+REPLAY_POLICIES = ("lru", "fifo", "mru", "lfu", "slru")
 LONGEST = 2**20  # tokens: an unbounded row of a huge pool would fill the memory
 
 
@@ -64,7 +64,7 @@ class ReplayOptions:
     limit: int | None = None
 
     def __post_init__(self) -> None:
-        choices = (("mode", MODES), ("policy", (*POLICIES, "none")), ("export", EXPORTS))
+        choices = (("mode", MODES), ("policy", (*REPLAY_POLICIES, "none")), ("export", EXPORTS))
         for name, allowed in choices:
             if getattr(self, name) not in allowed:
                 raise InvalidArgument(name, getattr(self, name), f"one of {', '.join(allowed)}")

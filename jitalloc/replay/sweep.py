@@ -13,7 +13,7 @@ from typing import Any, Final
 from jitalloc.errors import InvalidArgument
 from jitalloc.replay.clairvoyant import PagePaths
 from jitalloc.replay.meter import Meter
-from jitalloc.replay.options import POLICIES, ReplayOptions
+from jitalloc.replay.options import REPLAY_POLICIES, ReplayOptions
 from jitalloc.replay.report import write_atomically
 from jitalloc.replay.request import Request
 from jitalloc.replay.simulator import replay
@@ -95,7 +95,7 @@ class Sweep:
 def run_sweep(
     requests: Iterable[Request],
     sizes: Sequence[int] | None = None,
-    policies: Sequence[str] = POLICIES,
+    policies: Sequence[str] = REPLAY_POLICIES,
     *,
     page_size: int | None = None,
     trace: str = "requests",
@@ -200,8 +200,10 @@ def _check_sizes(sizes: Sequence[int], shape: ReplayOptions) -> Sequence[int]:
 
 def _check_names(policies: Sequence[str]) -> None:
     for position, policy in enumerate(policies):
-        if policy not in POLICIES:
-            raise InvalidArgument("policies", policy, f"one of {', '.join(POLICIES)}", position)
+        if policy not in REPLAY_POLICIES:
+            raise InvalidArgument(
+                "policies", policy, f"one of {', '.join(REPLAY_POLICIES)}", position
+            )
     _check_distinct("policies", policies)
 
 

@@ -28,7 +28,7 @@ from jitalloc.kernels.cuda.row_facts import (
     row_code,
     table_pages,
 )
-from jitalloc.kernels.cuda.scan import NONE, block_min, own_part
+from jitalloc.kernels.cuda.scan import NOWHERE, block_min, own_part
 from jitalloc.state import (
     INT32_MAX,
     LENGTH,
@@ -144,16 +144,16 @@ def counts_total(shared, rows, counts):
 
 @device_helper
 def lowest_fault(shared, tables, shape, rows, counts, tokens):
-    """Return the key of the first failure of rows, tokens or lengths, in this order, or NONE."""
+    """Return the key of the first failure of rows, tokens or lengths, in this order, or NOWHERE."""
     me, step = gpu.threadIdx.x, gpu.blockDim.x
     key = rows_fault(shared, tables, shape, rows)
-    if key != NONE:
+    if key != NOWHERE:
         return key
     for i in range(me, tokens.size, step):
         if tokens[i] < 0:
             key = min(key, fault_key(NEGATIVE_TOKEN, np.int64(i)))
     key = block_min(shared, key)
-    if key != NONE:
+    if key != NOWHERE:
         return key
     for i in range(me, rows.size, step):
         row = np.int64(rows[i])

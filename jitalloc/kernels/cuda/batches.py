@@ -6,7 +6,7 @@ import numpy as np
 
 from jitalloc._cuda import device_helper, gpu
 from jitalloc.kernels.cuda.calls import integer
-from jitalloc.kernels.cuda.scan import NONE, any_thread, block_min, block_scan, block_share
+from jitalloc.kernels.cuda.scan import NOWHERE, any_thread, block_min, block_scan, block_share
 from jitalloc.state import INT32_MAX
 
 
@@ -63,7 +63,7 @@ def share_indptr(shared, counts, wide, indptr, begin, end, total):
 def first_beyond(shared, counts, wide, begin, end, left):
     """Return the first of the counts `begin .. end - 1` up to which they sum up to above `left`.
 
-    By one block; NONE where they do not.
+    By one block; NOWHERE where they do not.
     """
     tile = begin
     while tile < end:
@@ -72,17 +72,17 @@ def first_beyond(shared, counts, wide, begin, end, left):
         before, total = block_scan(shared, mine)
         beyond = i < end and before + mine > left
         if any_thread(beyond):
-            return block_min(shared, i if beyond else NONE)
+            return block_min(shared, i if beyond else NOWHERE)
         left -= total
         tile += gpu.blockDim.x
-    return NONE
+    return NOWHERE
 
 
 @device_helper
 def first_negative(shared, counts, wide, n):
     """Return the place of the first negative one of `n` counts, by one block."""
-    i, worst = np.int64(gpu.threadIdx.x), NONE
-    while i < n and worst == NONE:
+    i, worst = np.int64(gpu.threadIdx.x), NOWHERE
+    while i < n and worst == NOWHERE:
         if integer(counts, wide, i) < 0:
             worst = i
         i += gpu.blockDim.x

@@ -16,7 +16,7 @@ from jitalloc.errors import (
 from jitalloc.kernels.cuda.calls import integer
 from jitalloc.kernels.cuda.merging import pool_views
 from jitalloc.kernels.cuda.pool import fault_key, page_of
-from jitalloc.kernels.cuda.scan import NONE, any_thread, block_min, block_scan
+from jitalloc.kernels.cuda.scan import NOWHERE, any_thread, block_min, block_scan
 from jitalloc.state import FIRST_PAGE, INT32_MAX, NULL, NUM_PAGES, PAGE_SHIFT, PAGE_SIZE
 
 MANY_TOKENS = 2**21  # 1,024 sequences that grow by less fit 31 bits together
@@ -66,7 +66,7 @@ def lengths_of(lens, i):
 
 @device_helper
 def extend_fault(slab, prefix, seq, last, i, tokens):
-    """Return the key of why a sequence cannot be extended, or NONE; `tokens`: up to it."""
+    """Return the key of why a sequence cannot be extended, or NOWHERE; `tokens`: up to it."""
     _free_pages, refcount, _released = pool_views(slab)
     if prefix < 0:
         return fault_key(NEGATIVE, i)
@@ -75,7 +75,7 @@ def extend_fault(slab, prefix, seq, last, i, tokens):
     if seq > INT32_MAX or tokens > INT32_MAX:
         return fault_key(TOO_MANY, i)
     code = last_code(slab, refcount, prefix, last)
-    return fault_key(code, i) if code != 0 else NONE
+    return fault_key(code, i) if code != 0 else NOWHERE
 
 
 @device_helper
@@ -93,11 +93,11 @@ def extend_need(slab, shared, lens, last_slots):
         if 0 <= prefix <= seq:
             grown = min(seq - prefix, np.int64(INT32_MAX + 1))
         before, total = block_scan(shared, grown)
-        key = NONE
+        key = NOWHERE
         if not pads:
             key = extend_fault(slab, prefix, seq, last_slots[i], i, tokens + before + grown)
         tokens += total
-        if any_thread(key != NONE):
+        if any_thread(key != NOWHERE):
             return -block_min(shared, key), np.int64(0)
         _before, total = block_scan(shared, new_pages(prefix, seq, size, shift))
         pages += total

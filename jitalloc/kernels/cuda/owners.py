@@ -15,7 +15,7 @@ from jitalloc.kernels.cuda.page_frees import free_in_order, free_unordered, page
 from jitalloc.kernels.cuda.pool import end_call, end_read, fault_key, fill_null, page_of
 from jitalloc.kernels.cuda.releasing import end_release, marks_of, mentions
 from jitalloc.kernels.cuda.scan import (
-    NONE,
+    NOWHERE,
     SHARED_WORDS,
     any_thread,
     block_min,
@@ -125,7 +125,7 @@ def owners_free_ring_cuda(slab, record, pages, out, group):
 
 @device_helper
 def share_fault(slab, pages, i, begin, step):
-    """Return the key of why nobody can be added to the owners of `pages[i]`, or NONE."""
+    """Return the key of why nobody can be added to the owners of `pages[i]`, or NOWHERE."""
     _free_pages, refcount, _released = pool_views(slab)
     page = np.int64(pages[i])
     if page < slab[FIRST_PAGE] or page >= slab[NUM_PAGES]:
@@ -135,7 +135,7 @@ def share_fault(slab, pages, i, begin, step):
         return fault_key(PAGE_FREE, i)
     if owned > INT32_MAX - step and owned + mentions(pages, page, begin, i) >= INT32_MAX:
         return fault_key(REFCOUNT_OVERFLOW, i)
-    return NONE
+    return NOWHERE
 
 
 @device_helper
@@ -146,11 +146,11 @@ def share_in_order(slab, shared, pages):
     """
     _free_pages, refcount, _released = pool_views(slab)
     me, step, n = gpu.threadIdx.x, gpu.blockDim.x, np.int64(pages.size)
-    begin, key = np.int64(0), NONE
+    begin, key = np.int64(0), NOWHERE
     while begin < n:
         i = begin + me
-        key = share_fault(slab, pages, i, begin, step) if i < n else NONE
-        if any_thread(key != NONE):
+        key = share_fault(slab, pages, i, begin, step) if i < n else NOWHERE
+        if any_thread(key != NOWHERE):
             key = block_min(shared, key)
             break
         if i < n:
@@ -178,7 +178,7 @@ def owners_share_cuda(slab, record, pages):
     last, faults = last_block(record, shared, np.int64(any_thread(bad)))
     if not last:
         return
-    key = NONE
+    key = NOWHERE
     if faults > 0:
         for j in range(gpu.threadIdx.x, n, gpu.blockDim.x):
             page = np.int64(pages[j])
@@ -188,7 +188,7 @@ def owners_share_cuda(slab, record, pages):
         key = share_in_order(slab, shared, pages)
     if gpu.threadIdx.x == 0:
         status, value = np.int64(0), np.int64(0)
-        if key != NONE:
+        if key != NOWHERE:
             status, value = -key, np.int64(pages[key >> STATUS_BITS])
         end_call(slab, record, SHARE, status, value, np.int64(0))
 
@@ -198,7 +198,7 @@ def owners_count_cuda(slab, record, pages, out):
     shared = gpu.shared.array(SHARED_WORDS, np.int64)
     _free_pages, refcount, _released = pool_views(slab)
     size, n = slab[NUM_PAGES], np.int64(pages.size)
-    i, key = np.int64(gpu.grid(1)), NONE
+    i, key = np.int64(gpu.grid(1)), NOWHERE
     while i < n:
         page = np.int64(pages[i])
         if 0 <= page < size:
@@ -209,11 +209,11 @@ def owners_count_cuda(slab, record, pages, out):
     last, key = call_min(record, shared, key)
     if not last:
         return
-    if key != NONE:
+    if key != NOWHERE:
         fill_null(out, 0, gpu.threadIdx.x, gpu.blockDim.x)
     if gpu.threadIdx.x == 0:
         status, value = np.int64(0), np.int64(0)
-        if key != NONE:
+        if key != NOWHERE:
             status, value = -key, np.int64(pages[key >> STATUS_BITS])
         end_read(record, COUNT, status, value, np.int64(0))
 
@@ -247,12 +247,12 @@ def owners_mark_slots_cuda(slab, record, slots):
     shared = gpu.shared.array(SHARED_WORDS, np.int64)
     scratch, places = pool_scratch(slab)
     size, shift, n = slab[PAGE_SIZE], slab[PAGE_SHIFT], np.int64(slots.size)
-    i, used, key = np.int64(gpu.grid(1)), scratch[USED], NONE
+    i, used, key = np.int64(gpu.grid(1)), scratch[USED], NOWHERE
     while i < n:
         slot = slots[i]
         fault = slot_fault(slab, slot, i)
         page = page_of(slot, size, shift)
-        if fault != NONE:
+        if fault != NOWHERE:
             key = min(key, fault)
         elif i == 0 or page_of(slots[i - 1], size, shift) != page:
             gpu.atomic.max(places, page, used + n - i)
@@ -268,13 +268,15 @@ def owners_free_slots_ring_cuda(slab, record, slots, out):
     shared = gpu.shared.array(SHARED_WORDS, np.int64)
     scratch, _places = pool_scratch(slab)
     key, count = scratch[VERDICT], np.int64(0)
-    if key == NONE:
+    if key == NOWHERE:
         count = release_slots_part(slab, shared, slots)
     last, count = last_block(record, shared, count)
     if not last:
         return
-    if key == NONE:
+    if key == NOWHERE:
         end_parts(slab)
     if gpu.threadIdx.x == 0:
         scratch[USED] += slots.size
-        end_free(slab, record, FREE_SLOTS, slots, out, count if key == NONE else -key, np.int64(0))
+        end_free(
+            slab, record, FREE_SLOTS, slots, out, count if key == NOWHERE else -key, np.int64(0)
+        )

@@ -27,7 +27,7 @@ from jitalloc.kernels.cuda.releasing import (
     unrelease,
 )
 from jitalloc.kernels.cuda.scan import (
-    NONE,
+    NOWHERE,
     any_thread,
     block_min,
     block_rank,
@@ -48,7 +48,7 @@ def page_fault(slab, page):
 
 @device_helper
 def free_fault(slab, pages, i, begin, end):
-    """Return the key of why `pages[i]` of the tile `begin .. end - 1` cannot be freed, or NONE.
+    """Return the key of why `pages[i]` of the tile `begin .. end - 1` cannot be freed, or NOWHERE.
 
     All pages of the tile have lost their owners, so counts below 0 are possible.
     """
@@ -61,7 +61,7 @@ def free_fault(slab, pages, i, begin, end):
         owned = left + mentions(pages, page, begin, end)
         if mentions(pages, page, begin, i) >= owned:
             return fault_key(DOUBLE_FREE, i)
-    return NONE
+    return NOWHERE
 
 
 @device_helper
@@ -112,7 +112,7 @@ def free_in_order(slab, shared, pages):
         if named:
             before = np.int64(gpu.atomic.sub(refcount, page, np.int32(1)))
         if any_thread(i < n and (not named or before <= 0)):
-            key = free_fault(slab, pages, i, begin, end) if i < n else NONE
+            key = free_fault(slab, pages, i, begin, end) if i < n else NOWHERE
             key = block_min(shared, key)
             unrelease(slab, pages, end)
             return -key

@@ -26,7 +26,7 @@ from jitalloc.kernels.cuda.merging import (
     pool_views,
 )
 from jitalloc.kernels.cuda.scan import (
-    NONE,
+    NOWHERE,
     SHARED_WORDS,
     any_thread,
     block_highest_before,
@@ -215,13 +215,13 @@ def block_total(shared, counts, wide, n):
         i = np.int64(tile + gpu.threadIdx.x)
         count, mine = count_of(counts, wide, i, n)
         before, tile_total = block_scan(shared, mine)
-        key = NONE
+        key = NOWHERE
         if count < 0:
             key = fault_key(NEGATIVE, i)
         elif total + before + mine > INT32_MAX:
             key = fault_key(TOO_MANY, i)
         total += tile_total
-        if any_thread(key != NONE):
+        if any_thread(key != NOWHERE):
             return -block_min(shared, key)
         tile += gpu.blockDim.x
     return total
@@ -337,7 +337,7 @@ def pool_merge_cuda(slab, record, out):
 
 @device_helper
 def block_runs(slab, shared, n):
-    """Return `(first page of the lowest run of n free pages or NONE, length of the longest)`."""
+    """Return `(first page of the lowest run of n free pages or NOWHERE, length of the longest)`."""
     _free_pages, refcount, _released = pool_views(slab)
     first, end = slab[FIRST_PAGE], slab[NUM_PAGES]
     share = (end - first + gpu.blockDim.x - 1) // gpu.blockDim.x
@@ -348,11 +348,11 @@ def block_runs(slab, shared, n):
         if refcount[page] > 0:
             after_used = np.int64(page + 1)
     run = begin - block_highest_before(shared, after_used, first)
-    lowest, longest = NONE, np.int64(0)
+    lowest, longest = NOWHERE, np.int64(0)
     for page in range(begin, stop):
         run = run + 1 if refcount[page] == 0 else np.int64(0)
         longest = max(longest, run)
-        if run >= n and lowest == NONE:
+        if run >= n and lowest == NOWHERE:
             lowest = np.int64(page + 1 - n)
     return block_min(shared, lowest), -block_min(shared, -longest)
 
@@ -366,7 +366,7 @@ def pool_alloc_run_cuda(slab, record, out):
     if n > 0:
         lowest, longest = block_runs(slab, shared, n)
     me, step = gpu.threadIdx.x, gpu.blockDim.x
-    if lowest == NONE:
+    if lowest == NOWHERE:
         fill_null(out, 0, me, step)
         if me == 0:
             short = n > available

@@ -22,7 +22,7 @@ from jitalloc.kernels.cuda.row_facts import (
     row_key,
     table_pages,
 )
-from jitalloc.kernels.cuda.scan import NONE, block_min, block_scan, own_part
+from jitalloc.kernels.cuda.scan import NOWHERE, block_min, block_scan, own_part
 from jitalloc.state import CALLS, FAULT_STATUS, INT32_MAX, LENGTH, NULL, STEP
 
 # Flags of a call.
@@ -99,22 +99,22 @@ def rows_sound(tables, shape, rows):
 
 @device_helper
 def row_fault(tables, shape, rows, i):
-    """Return the key of why `rows[i]` is no live row named for the first time, or NONE."""
+    """Return the key of why `rows[i]` is no live row named for the first time, or NOWHERE."""
     row = np.int64(rows[i])
     if row == NULL:
-        return NONE
+        return NOWHERE
     if row_code(tables, shape, row) != 0:
         return row_key(tables, shape, rows, i)
     for j in range(i):
         if rows[j] == row:
             return fault_key(ROW_REPEATED, i)
-    return NONE
+    return NOWHERE
 
 
 @device_helper
 def rows_fault(shared, tables, shape, rows):
-    """Return the key of the first row of a batch that is refused, or NONE."""
-    key = NONE
+    """Return the key of the first row of a batch that is refused, or NOWHERE."""
+    key = NOWHERE
     for i in range(gpu.threadIdx.x, rows.size, gpu.blockDim.x):
         key = min(key, row_fault(tables, shape, rows, np.int64(i)))
     return block_min(shared, key)
@@ -189,7 +189,7 @@ def pages_full(pool, tables, shape, rows, others):
 
 @device_helper
 def other_fault(pool, tables, shape, others, i):
-    """Return the key of why `others[i]` cannot be shared by all of a batch, or NONE."""
+    """Return the key of why `others[i]` cannot be shared by all of a batch, or NOWHERE."""
     _free_pages, refcount, _released = pool_views(pool)
     (pages,) = table_pages(tables, shape)
     other, batch = np.int64(others[i]), np.int64(others.size)
@@ -198,7 +198,7 @@ def other_fault(pool, tables, shape, others, i):
         for j in range(pages_of(length_of(tables, shape, other), shape)):
             if refcount[pages[other * shape[1] + j]] > INT32_MAX - batch:
                 code = np.int64(REFCOUNT_OVERFLOW)
-    return fault_key(code, batch + i) if code != 0 else NONE
+    return fault_key(code, batch + i) if code != 0 else NOWHERE
 
 
 @device_helper
@@ -209,16 +209,16 @@ def pairs_fault(pool, shared, tables, shape, rows, others, wanted):
     """
     length, batch = column_start(shape, LENGTH), np.int64(rows.size)
     me, step = gpu.threadIdx.x, gpu.blockDim.x
-    key = NONE
+    key = NOWHERE
     if wanted != NOBODY:
         key = rows_fault(shared, tables, shape, rows)
-    if key != NONE:
+    if key != NOWHERE:
         return key
     for i in range(me, batch if wanted == EMPTY else 0, step):
         if rows[i] != NULL and tables[length + np.int64(rows[i])] != 0:
             key = min(key, fault_key(ROW_NOT_EMPTY, np.int64(i)))
     key = block_min(shared, key)
-    if key != NONE:
+    if key != NOWHERE:
         return key
     for i in range(me, batch, step):
         if rows[i] != NULL:

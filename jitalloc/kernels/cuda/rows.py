@@ -31,7 +31,7 @@ from jitalloc.kernels.cuda.row_facts import (
     touch,
     unclaim,
 )
-from jitalloc.kernels.cuda.scan import NONE, SHARED_WORDS, any_thread, block_min, block_scan
+from jitalloc.kernels.cuda.scan import NOWHERE, SHARED_WORDS, any_thread, block_min, block_scan
 from jitalloc.kernels.cuda.tokens import owner_of
 from jitalloc.state import (
     ACTIVE,
@@ -144,7 +144,7 @@ def begin_tokens(tables, shape, known, plan, tokens):
 def plan_status(pool, shared, tables, plan, given):
     """Return `(status word or 0, how many new pages a plan needs)`."""
     _free_pages, refcount, _released = pool_views(pool)
-    batch, key = np.int64(plan.size // PLAN), NONE
+    batch, key = np.int64(plan.size // PLAN), NOWHERE
     for at in range(gpu.threadIdx.x, given.size, gpu.blockDim.x):
         if refcount[given[at]] > INT32_MAX - batch:
             key = min(key, fault_key(REFCOUNT_OVERFLOW, np.int64(at)))
@@ -154,7 +154,7 @@ def plan_status(pool, shared, tables, plan, given):
         need += pages_of(plan[PLAN_LENGTH * batch + last], table_shape(tables))
     available = pool[FREE] + pool[RELEASED]
     status = np.int64(0)
-    if key != NONE:
+    if key != NOWHERE:
         status = -key
     elif need > available:
         status = fail(OUT_OF_PAGES, available)

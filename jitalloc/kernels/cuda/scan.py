@@ -15,7 +15,7 @@ from jitalloc.state import LOWEST, TICKET
 ALL_LANES = 0xFFFFFFFF
 LANES = 1 if SIMULATED else 32  # threads of a warp
 SHARED_WORDS = MOST_THREADS if SIMULATED else 32
-NONE = np.int64(2**62)  # above every position
+NOWHERE = np.int64(2**62)  # above every position
 TICKET_BITS = 12  # of the record's ticket count blocks, those above them add up what these bring
 
 
@@ -161,7 +161,7 @@ def any_thread(condition):
 def block_min(shared, value):
     """Return the lowest value of all threads."""
     if gpu.threadIdx.x == 0:
-        shared[0] = NONE
+        shared[0] = NOWHERE
     gpu.syncthreads()
     gpu.atomic.min(shared, 0, value)
     gpu.syncthreads()
@@ -206,7 +206,7 @@ def last_block(record, shared, value):
     if gpu.threadIdx.x == 0:
         mine = np.int64(value)
         ticket = gpu.atomic.add(record, TICKET, (mine << TICKET_BITS) + 1)
-        shared[0] = NONE
+        shared[0] = NOWHERE
         if ticket & ((1 << TICKET_BITS) - 1) == gpu.gridDim.x - 1:
             shared[0] = (ticket >> TICKET_BITS) + mine
             record[TICKET] = 0
@@ -214,7 +214,7 @@ def last_block(record, shared, value):
     gpu.syncthreads()
     total = shared[0]
     gpu.syncthreads()
-    return total != NONE, total
+    return total != NOWHERE, total
 
 
 @device_helper
@@ -284,20 +284,20 @@ def sum_before(words, shared, start, part, value):
 def call_min(record, shared, value):
     """Return `(whether this is the last block, the lowest value of all threads of the call)`.
 
-    A value is NONE or from 0 on. Elsewhere than in the last block the lowest is not known.
+    A value is NOWHERE or from 0 on. Elsewhere than in the last block the lowest is not known.
     """
-    lowest = NONE
-    if any_thread(value != NONE):
+    lowest = NOWHERE
+    if any_thread(value != NOWHERE):
         lowest = block_min(shared, value)
     if gpu.gridDim.x == 1:
         return True, lowest
-    if lowest != NONE and gpu.threadIdx.x == 0:
-        gpu.atomic.max(record, LOWEST, NONE - lowest)
+    if lowest != NOWHERE and gpu.threadIdx.x == 0:
+        gpu.atomic.max(record, LOWEST, NOWHERE - lowest)
     if not is_last_block(record, shared):
-        return False, NONE
+        return False, NOWHERE
     if gpu.threadIdx.x == 0:
         # By an atomic: another block may have left an old value in the cache of this processor.
-        shared[0] = NONE - gpu.atomic.exch(record, LOWEST, np.int64(0))
+        shared[0] = NOWHERE - gpu.atomic.exch(record, LOWEST, np.int64(0))
     gpu.syncthreads()
     lowest = shared[0]
     gpu.syncthreads()

@@ -59,7 +59,7 @@ from jitalloc.kernels.cuda.row_facts import (
     unclaim,
 )
 from jitalloc.kernels.cuda.scan import (
-    NONE,
+    NOWHERE,
     SHARED_WORDS,
     any_thread,
     block_min,
@@ -205,7 +205,7 @@ def kept_tokens(tables, shape, row, n, drops):
 def truncate_fault(shared, tables, shape, rows, counts, drops):
     """Return the key of the first row that is refused, or else of the first such number."""
     key = rows_fault(shared, tables, shape, rows)
-    if key != NONE:
+    if key != NOWHERE:
         return key
     for i in range(gpu.threadIdx.x, rows.size, gpu.blockDim.x):
         row, n = np.int64(rows[i]), count_of(counts, rows.size, i)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from jitalloc._cuda import device_helper, gpu
-from jitalloc.errors import SLOT_FREE, SLOT_RANGE
+from jitalloc.errors import SLOT_NOT_HELD, SLOT_RANGE
 from jitalloc.kernels.cuda.merging import PARTS, SUMS, USED, pool_scratch, pool_views
 from jitalloc.kernels.cuda.pool import bit, fault_key, page_of
 from jitalloc.kernels.cuda.releasing import (
@@ -18,7 +18,7 @@ from jitalloc.kernels.cuda.releasing import (
     take_off,
 )
 from jitalloc.kernels.cuda.scan import (
-    NONE,
+    NOWHERE,
     any_thread,
     block_min,
     block_rank,
@@ -33,14 +33,14 @@ from jitalloc.state import FIRST_PAGE, NUM_PAGES, PAGE_SHIFT, PAGE_SIZE
 
 @device_helper
 def slot_fault(slab, slot, i):
-    """Return the key of why the page of `slot` cannot be freed, or NONE."""
+    """Return the key of why the page of `slot` cannot be freed, or NOWHERE."""
     _free_pages, refcount, _released = pool_views(slab)
     size = slab[PAGE_SIZE]
     if slot < slab[FIRST_PAGE] * size or slot >= slab[NUM_PAGES] * size:
         return fault_key(SLOT_RANGE, i)
     if refcount[page_of(slot, size, slab[PAGE_SHIFT])] == 0:
-        return fault_key(SLOT_FREE, i)
-    return NONE
+        return fault_key(SLOT_NOT_HELD, i)
+    return NOWHERE
 
 
 @device_helper
@@ -100,11 +100,11 @@ def free_slots_in_order(slab, shared, slots):
     (marks,) = marks_of(slab)
     me, step, n = gpu.threadIdx.x, gpu.blockDim.x, np.int64(slots.size)
     size, shift = slab[PAGE_SIZE], slab[PAGE_SHIFT]
-    key = NONE
+    key = NOWHERE
     for i in range(me, n, step):
         key = min(key, slot_fault(slab, slots[i], i))
     key = block_min(shared, key)
-    if key != NONE:
+    if key != NOWHERE:
         return -key
     count = np.int64(0)
     for begin in range(0, n, step):

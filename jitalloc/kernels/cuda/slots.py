@@ -15,14 +15,14 @@ import numpy as np
 from jitalloc._cuda import MOST_THREADS, cuda_kernel, device_helper, gpu
 from jitalloc.errors import (
     OUT_OF_SLOTS,
-    SLOT_IS_FREE,
-    SLOT_IS_TAKEN,
+    SLOT_FREE,
     SLOT_OUTSIDE,
+    SLOT_TAKEN,
     STATUS_BITS,
 )
 from jitalloc.kernels.cuda.pool import bit, end_read, fail, fault_key, fill_null
 from jitalloc.kernels.cuda.releasing import mentions
-from jitalloc.kernels.cuda.scan import NONE, SHARED_WORDS, any_thread, block_min, block_scan
+from jitalloc.kernels.cuda.scan import NOWHERE, SHARED_WORDS, any_thread, block_min, block_scan
 from jitalloc.kernels.cuda.tokens import owner_of
 from jitalloc.slot_state import FREE_SLOTS, LOWEST, NUM_SLOTS, PEAK_SLOTS, SLOT_CALL_KINDS
 from jitalloc.state import (
@@ -98,14 +98,14 @@ def slots_alloc_cuda(slab, record, answer):
     free = slab[first_free:first_version].view(np.uint64)
     if not begins_for(record, answer):
         return
-    s, found = np.int64(slab[LOWEST] + gpu.threadIdx.x), NONE
+    s, found = np.int64(slab[LOWEST] + gpu.threadIdx.x), NOWHERE
     if slab[FREE_SLOTS] > 0:  # then there is a word, and all threads meet in the same round
-        while found == NONE:
+        while found == NOWHERE:
             has = s < summary.size and summary[s] != ZERO
-            found = block_min(shared, s if has else NONE)
+            found = block_min(shared, s if has else NOWHERE)
             s += gpu.blockDim.x
     if gpu.threadIdx.x == 0:
-        if found == NONE:
+        if found == NOWHERE:
             answer[RESULT] = fail(OUT_OF_SLOTS, 0)
         else:
             w = (found << 6) + lowest_bit(summary[found])
@@ -125,7 +125,7 @@ def slots_free_cuda(slab, record, answer, slot):
     if begins_for(record, answer) and gpu.threadIdx.x == 0:
         w = slot >> 6
         if free[w] & bit(slot) != ZERO:
-            answer[RESULT] = fail(SLOT_IS_FREE, 0)
+            answer[RESULT] = fail(SLOT_FREE, 0)
         else:
             free[w] |= bit(slot)
             summary[w >> 6] |= bit(w)
@@ -140,7 +140,7 @@ def slots_occupy_cuda(slab, record, answer, slot):
     free = slab[first_free:first_version].view(np.uint64)
     if begins_for(record, answer) and gpu.threadIdx.x == 0:
         if free[slot >> 6] & bit(slot) == ZERO:
-            answer[RESULT] = fail(SLOT_IS_TAKEN, 0)
+            answer[RESULT] = fail(SLOT_TAKEN, 0)
         else:
             mark_taken(summary, free, slot)
             slab[first_version + slot] += 1
@@ -223,18 +223,18 @@ def slots_alloc_batch_cuda(slab, record, out):
 
 @device_helper
 def give_fault(slab, free, slots, i, begin):
-    """Return the key of why `slots[i]` of the tile from `begin` on cannot be freed, or NONE.
+    """Return the key of why `slots[i]` of the tile from `begin` on cannot be freed, or NOWHERE.
 
     Slots before the tile are marked free by now, those of the tile are not.
     """
     slot = np.int64(slots[i])
     if slot == NULL:
-        return NONE
+        return NOWHERE
     if slot < 0 or slot >= slab[NUM_SLOTS]:
         return fault_key(SLOT_OUTSIDE, i)
     if free[slot >> 6] & bit(slot) != ZERO or mentions(slots, slot, begin, i) > 0:
-        return fault_key(SLOT_IS_FREE, i)
-    return NONE
+        return fault_key(SLOT_FREE, i)
+    return NOWHERE
 
 
 @device_helper
@@ -281,7 +281,7 @@ def slots_free_batch_cuda(slab, record, slots):
                 freed += 1
         if any_thread(wrong or twice):
             take_back(summary, free, slots, begin, marked)
-            key = give_fault(slab, free, slots, i, begin) if i < n else NONE
+            key = give_fault(slab, free, slots, i, begin) if i < n else NOWHERE
             key = block_min(shared, key)
             take_back(summary, free, slots, 0, begin)
             if me == 0:

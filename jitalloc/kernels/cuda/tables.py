@@ -29,7 +29,7 @@ from jitalloc.kernels.cuda.row_facts import (
     table_shape,
 )
 from jitalloc.kernels.cuda.scan import (
-    NONE,
+    NOWHERE,
     SHARED_WORDS,
     any_thread,
     block_min,
@@ -59,14 +59,14 @@ WARP = 32
 @device_helper
 def value_at(key, values):
     """Return the element that a failure is about, or 0 where there is none."""
-    return np.int64(0) if key == NONE else np.int64(values[key >> STATUS_BITS])
+    return np.int64(0) if key == NOWHERE else np.int64(values[key >> STATUS_BITS])
 
 
 @device_helper
 def end_layout(record, kind, key, value, wanted, out):
-    """Book the end of an export by its last block, `key` the first failure or NONE."""
+    """Book the end of an export by its last block, `key` the first failure or NOWHERE."""
     status = np.int64(0)
-    if key != NONE:
+    if key != NOWHERE:
         status = -key
         gpu.syncthreads()  # all have read the value, perhaps from `out`
         fill_null(out, 0, gpu.threadIdx.x, gpu.blockDim.x)
@@ -78,7 +78,7 @@ def end_layout(record, kind, key, value, wanted, out):
 def tables_lengths_cuda(record, tables, rows, out):
     # A thread reads rows[i] before it writes out[i]: they may be the same.
     shared = gpu.shared.array(SHARED_WORDS, np.int64)
-    key, shape = NONE, table_shape(tables)
+    key, shape = NOWHERE, table_shape(tables)
     i = np.int64(gpu.grid(1))
     while i < rows.size:
         lives, tokens, _row = live_row(tables, shape, np.int64(rows[i]))
@@ -96,7 +96,7 @@ def tables_lengths_cuda(record, tables, rows, out):
 def tables_slots_cuda(record, tables, rows, positions, out):
     # A thread reads position i before it writes out[i]: they may be the same.
     shared = gpu.shared.array(SHARED_WORDS, np.int64)
-    key, shape = NONE, table_shape(tables)
+    key, shape = NOWHERE, table_shape(tables)
     _rows, width, size, shift = shape
     wide = 1 if positions.size > rows.size else 0
     (pages,) = table_pages(tables, shape)
@@ -163,7 +163,7 @@ def padded_part(pages, start, count, out, end, column, step):
 def tables_padded_cuda(record, tables, rows, out, width, pad):
     # Up to 32 threads write a part of a row, each of them four of its columns.
     shared = gpu.shared.array(SHARED_WORDS, np.int64)
-    me, key, shape = np.int64(gpu.grid(1)), NONE, table_shape(tables)
+    me, key, shape = np.int64(gpu.grid(1)), NOWHERE, table_shape(tables)
     (pages,) = table_pages(tables, shape)
     group = group_shift(width)
     threads = np.int64(1) << group
@@ -192,7 +192,7 @@ def tables_padded_cuda(record, tables, rows, out, width, pad):
 @cuda_kernel("void(int64[::1], int64[::1], int32[::1], int64[::1])")
 def tables_width_cuda(record, tables, rows, out):
     shared = gpu.shared.array(SHARED_WORDS, np.int64)
-    me, key, longest, shape = gpu.threadIdx.x, NONE, np.int64(0), table_shape(tables)
+    me, key, longest, shape = gpu.threadIdx.x, NOWHERE, np.int64(0), table_shape(tables)
     for i in range(me, rows.size, gpu.blockDim.x):
         lives, tokens, _row = live_row(tables, shape, np.int64(rows[i]))
         longest = max(longest, tokens)
@@ -215,17 +215,17 @@ def row_pages(tables, shape, rows, i):
 
 @device_helper
 def csr_key(tables, shape, rows, i, pages, upto):
-    """Return the key of why `rows[i]` is refused, or NONE; `upto`: the pages up to its last."""
+    """Return the key of why `rows[i]` is refused, or NOWHERE; `upto`: the pages up to its last."""
     if pages < 0:
         return row_key(tables, shape, rows, i)
-    return fault_key(TOO_MANY, i) if upto > INT32_MAX else NONE
+    return fault_key(TOO_MANY, i) if upto > INT32_MAX else NOWHERE
 
 
 @device_helper
 def csr_tile(tables, shape, shared, rows, begin, put, starts):
     """Put where the pages of each row of a tile begin into `starts`, from 0 on, by one block.
 
-    `put` pages come before. Returns `(pages of the tile, key of a row that is refused or NONE)`.
+    `put` pages come before. Returns `(pages of the tile, key of a row that is refused or NOWHERE)`.
     """
     j = 2 * gpu.threadIdx.x
     i = np.int64(begin + j)
@@ -247,7 +247,7 @@ def csr_total(tables, shape, shared, rows, starts):
     while begin < rows.size:
         count, key = csr_tile(tables, shape, shared, rows, begin, total, starts)
         total += count
-        if any_thread(key != NONE):
+        if any_thread(key != NOWHERE):
             return -block_min(shared, key)
         begin += 2 * gpu.blockDim.x
     return total

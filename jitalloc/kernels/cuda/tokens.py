@@ -38,7 +38,7 @@ from jitalloc.kernels.cuda.pool import (
 )
 from jitalloc.kernels.cuda.scan import (
     LANES,
-    NONE,
+    NOWHERE,
     SHARED_WORDS,
     block_min,
     block_scan,
@@ -76,16 +76,16 @@ def token_value(key, prefix, seq, last):
 
 @device_helper
 def decode_fault(slab, seq, last, i):
-    """Return the key of why a sequence cannot decode, or NONE."""
+    """Return the key of why a sequence cannot decode, or NOWHERE."""
     _free_pages, refcount, _released = pool_views(slab)
     if seq == NULL:
-        return NONE
+        return NOWHERE
     if seq < 1:
         return fault_key(SEQ_BELOW_PREFIX, i)
     if seq > INT32_MAX:
         return fault_key(TOO_MANY, i)
     code = last_code(slab, refcount, seq - 1, last)
-    return fault_key(code, i) if code != 0 else NONE
+    return fault_key(code, i) if code != 0 else NOWHERE
 
 
 @device_helper
@@ -116,7 +116,7 @@ def decode_look(slab, shared, seq_lens, last_slots, wide, first, end):
 @device_helper
 def decode_first_fault(slab, shared, seq_lens, last_slots, wide, first, end):
     """Return the key of the first sequence that cannot decode, by one block."""
-    key = NONE
+    key = NOWHERE
     for i in range(first, end):
         key = min(key, decode_fault(slab, integer(seq_lens, wide, i), last_slots[i], i))
     return block_min(shared, key)

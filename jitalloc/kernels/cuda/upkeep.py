@@ -8,7 +8,7 @@ from jitalloc._cuda import cuda_kernel, device_helper, gpu
 from jitalloc.errors import OUT_SHORT, PAGE_IN_USE
 from jitalloc.kernels.cuda.merging import pool_views
 from jitalloc.kernels.cuda.pool import bit, end_call, fail, fill_null, ring_place
-from jitalloc.kernels.cuda.scan import NONE, SHARED_WORDS, block_min, block_scan, is_last_block
+from jitalloc.kernels.cuda.scan import NOWHERE, SHARED_WORDS, block_min, block_scan, is_last_block
 from jitalloc.state import (
     CALL_KINDS,
     FIRST_PAGE,
@@ -126,12 +126,12 @@ def upkeep_resize_cuda(slab, record, new):
     new_free, new_count, new_released = pool_views(new)
     me, step = gpu.threadIdx.x, gpu.blockDim.x
     n, end = slab[NUM_PAGES], new[NUM_PAGES]
-    held = NONE
+    held = NOWHERE
     for page in range(end + me, n, step):
         if refcount[page] > 0:
             held = min(held, np.int64(page))
     held = block_min(shared, held)
-    if held != NONE:
+    if held != NOWHERE:
         if me == 0:
             end_call(slab, record, RESIZE, fail(PAGE_IN_USE, held), held, end)
         return

@@ -8,8 +8,8 @@ from __future__ import annotations
 import numpy as np
 
 from jitalloc._jit import helper
-from jitalloc.kernels.runs import token_column
-from jitalloc.prefix_state import ROW
+from jitalloc.kernels.nodes import token_column
+from jitalloc.prefix_state import PREFIX_PAGE_SIZE
 
 BLOCK = 64  # elements that are compared without a way out
 SHORT = 16
@@ -39,21 +39,21 @@ def agreement(left, at, right, start, size):
 
 
 @helper
-def consecutive(nexts, page, size):
+def consecutive(following_pages, page, size):
     """Return how many pages behind `page` have the ids that follow its own, at most `size`."""
     done = np.int64(0)
-    if size == 0 or nexts[page] != page + 1:
+    if size == 0 or following_pages[page] != page + 1:
         return done
     while done + BLOCK <= size:
         first = np.uint64(page + done)
         following = np.int32(first) + np.int32(1)
         different = np.int32(0)
         for j in range(np.uint64(BLOCK)):
-            different |= nexts[first + j] ^ (following + np.int32(j))
+            different |= following_pages[first + j] ^ (following + np.int32(j))
         if different != 0:
             break
         done += BLOCK
-    while done < size and nexts[page + done] == page + done + 1:
+    while done < size and following_pages[page + done] == page + done + 1:
         done += 1
     return done
 
@@ -61,5 +61,5 @@ def consecutive(nexts, page, size):
 @helper
 def page_agrees(prefix, page, tokens, at):
     """Return whether the tokens of `page` are those from `tokens[at]` on."""
-    size = prefix[ROW]
+    size = prefix[PREFIX_PAGE_SIZE]
     return agreement(token_column(prefix), page * size, tokens, at, size) == size
