@@ -21,7 +21,6 @@ from typing import Any
 
 import numpy as np
 
-import jitalloc  # noqa: F401  (registers the kernels)
 from jitalloc import _cuda
 from jitalloc._cuda import gpu
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from jitalloc._jit import bit, helper, kernel
+from jitalloc._intrinsics import bit
+from jitalloc._jit import helper, kernel
 from jitalloc.kernels.tables import tables_column, tables_pages, tables_pages_of, tables_taken
 from jitalloc.state import LENGTH, MAX_PAGES, NULL, NUM_ROWS
 

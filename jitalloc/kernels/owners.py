@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from jitalloc._jit import bit, borrow, fail, helper, kernel, try_lock, unlock
+from jitalloc._intrinsics import bit, borrow, fail, try_lock, unlock
+from jitalloc._jit import helper, kernel
 from jitalloc.errors import (
     BUSY,
     DOUBLE_FREE,

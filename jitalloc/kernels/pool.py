@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from jitalloc._jit import counting, fail, helper, kernel, trailing_zeros, try_lock, unlock
+from jitalloc._intrinsics import fail, trailing_zeros, try_lock, unlock
+from jitalloc._jit import counting, helper, kernel
 from jitalloc.errors import (
     BUSY,
     CHANGED,

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from jitalloc._jit import counting, helper, int32_rows, trailing_zeros
+from jitalloc._intrinsics import int32_rows, trailing_zeros
+from jitalloc._jit import counting, helper
 from jitalloc.kernels.runs import FIRST, LAST, run_class, run_expiries, run_records, run_stamps
 from jitalloc.kernels.wheel import arm, wheel_due
 from jitalloc.prefix_state import (

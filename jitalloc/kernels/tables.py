@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from jitalloc._jit import bit, bit_count, counting, fail, helper, kernel
+from jitalloc._intrinsics import bit, bit_count, fail
+from jitalloc._jit import counting, helper, kernel
 from jitalloc.errors import (
     BAD_ROW_COLUMN,
     BAD_ROW_COUNT,
