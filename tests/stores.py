@@ -50,7 +50,7 @@ def planted_kernel() -> _cuda.CudaKernel:
     globals()["gpu"] = cuda
     register_jitable(inline="always")(itself)
     signature = "void(int64[::1], int64[::1], int64)"
-    return _cuda.CudaKernel(planted_cuda, signature, wide=False)
+    return _cuda.CudaKernel(planted_cuda, signature)
 
 
 # In the source.

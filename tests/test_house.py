@@ -124,12 +124,8 @@ CUDA_ORDER += ["owners", "extends", *KERNEL_ORDER[2 : KERNEL_ORDER.index("tables
 CUDA_ORDER += ["row_facts", "tables", "mirror", "row_batches", "sharing", "leading", "dropping"]
 CUDA_ORDER += ["appends", "append_writes", "forking"]
 CUDA_ORDER += KERNEL_ORDER[KERNEL_ORDER.index("rows") :]
-# Launches that stand before the one which has the twin's name, and that twin.
-PARTS = {
-    name: twin for each in CUDA_REGISTRIES for name, twin in getattr(each, "PARTS", {}).items()
-}
-# Kernels of the GPU alone.
-ALONE = {name for each in CUDA_REGISTRIES for name in getattr(each, "ALONE", {})}
+# Kernels of the GPU alone: the CPU needs no loop for what they do.
+ALONE = ["rows_mark_cuda"]
 CUDA_FILES = sorted(
     path.stem for path in (PACKAGE / "kernels" / "cuda").glob("*.py") if path.stem[0] != "_"
 )
@@ -312,33 +308,50 @@ def test_kernels_are_named_by_noun_verb_and_device(noun: str) -> None:
 
 
 @pytest.mark.parametrize("noun", CUDA_FILES)
-def test_cuda_kernels_stand_in_the_file_named_like_that_of_their_twins(noun: str) -> None:
+def test_cuda_kernels_are_named_by_noun_verb_and_device(noun: str) -> None:
     module = importlib.import_module(f"jitalloc.kernels.cuda.{noun}")
     mine = [name for name, each in vars(module).items() if isinstance(each, _cuda.CudaKernel)]
     assert bool(mine) == (noun not in CUDA_SHARED)
     for name in mine:
         assert re.fullmatch(rf"{noun}_[a-z_]+_cuda", name)
-        twin = PARTS.get(name, re.sub("_cuda", "_cpu", name))
-        assert name in ALONE or twin in _jit.kernels()
         assert _cuda.cuda_kernels()[name].name == name
 
 
-def test_every_cuda_kernel_is_registered_by_importing_the_package() -> None:
-    code = "import jitalloc; from jitalloc import _cuda; print(sorted(_cuda.cuda_kernels()))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    files = (PACKAGE / "kernels" / "cuda").glob("*.py")
-    written = {
-        name for file in files for name in re.findall(r"^def (\w+_cuda)\(", file.read_text(), re.M)
+def made_by(decorator: str) -> set[str]:
+    """The functions of the package that stand behind a decorator."""
+    return {
+        node.name
+        for path in MODULES
+        for node in ast.parse(path.read_text()).body
+        if isinstance(node, ast.FunctionDef)
+        for each in node.decorator_list
+        if isinstance(each, ast.Call) and ast.unparse(each.func) == decorator
     }
-    assert set(ast.literal_eval(done.stdout)) == written
+
+
+def test_every_kernel_is_registered_by_importing_the_package() -> None:
+    code = "import jitalloc; from jitalloc import _cuda, _jit; "
+    code += "print(sorted(_jit.kernels()), sorted(_cuda.cuda_kernels()), sep=',')"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    cpu, cuda = ast.literal_eval(done.stdout)
+    assert set(cpu) == made_by("kernel")
+    assert set(cuda) == made_by("cuda_kernel")
+
+
+def test_every_kernel_has_a_twin_or_a_reason_to_have_none() -> None:
+    twins = {each.twin for each in _cuda.cuda_kernels().values() if each.twin is not None}
+    for twin in twins:
+        assert _jit.kernels()[twin.name] is twin
+    without = {name for each in CUDA_REGISTRIES for name in each.WITHOUT_TWIN}
+    assert without.isdisjoint(twin.name for twin in twins)
+    assert without | {twin.name for twin in twins} == set(_jit.kernels())
+    assert [name for name, each in _cuda.cuda_kernels().items() if each.twin is None] == ALONE
 
 
 def test_every_cuda_kernel_is_simulated() -> None:
     # test_cuda_twins.py runs these steps, test_cuda_compile.py compiles what is registered.
     steps = [name for each in CUDA_REGISTRIES for name in each.CUDA_STEPS]
     assert sorted(_cuda.cuda_kernels()) == sorted(steps)
-    without = {name for each in CUDA_REGISTRIES for name in each.WITHOUT_TWIN}
-    assert without <= set(_jit.kernels())
 
 
 FORBIDDEN = re.compile(r"\b(TODO|FIXME|XXX|HACK|NotImplementedError)\b")

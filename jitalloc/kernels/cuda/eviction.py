@@ -30,6 +30,7 @@ from jitalloc.kernels.cuda.row_facts import (
     unclaim,
 )
 from jitalloc.kernels.cuda.scan import SHARED_WORDS, any_thread, block_scan, own_part
+from jitalloc.kernels.eviction import eviction_window_batch_cpu
 from jitalloc.state import (
     CALL_KINDS,
     EVICTIONS,
@@ -126,7 +127,8 @@ def look_behind_gaps(tables, shape, rows, firsts, moved, found):
 
 
 @cuda_kernel(
-    "void(int64[::1], int64[::1], int32[::1], int64[::1], int64[::1], int64[::1], int64, int64)"
+    "void(int64[::1], int64[::1], int32[::1], int64[::1], int64[::1], int64[::1], int64, int64)",
+    twin=eviction_window_batch_cpu,
 )
 def eviction_window_batch_cuda(words, tables, rows, scratch, dropped, answer, rule, flags):
     # `scratch`: 3 B + 2 words. `rule`: sinks in the upper half, window in the lower. With OPTION

@@ -18,13 +18,14 @@ from jitalloc.kernels.mirror import (
     ROW,
     START,
     TOKENS,
+    mirror_pack_cpu,
 )
 from jitalloc.state import HEADER_SLOTS, LENGTH, NULL
 
 WARP = 32
 
 
-@cuda_kernel("void(int64[::1], int32[::1])")
+@cuda_kernel("void(int64[::1], int32[::1])", twin=mirror_pack_cpu)
 def mirror_apply_cuda(tables, message):
     # A record is done by the threads of a warp side by side. Rows share words of the bitmap.
     shape = table_shape(tables)

@@ -28,6 +28,12 @@ from jitalloc.kernels.cuda.slot_frees import (
     release_slots_part,
     slot_fault,
 )
+from jitalloc.kernels.owners import (
+    owners_count_cpu,
+    owners_free_cpu,
+    owners_free_slots_cpu,
+    owners_share_cpu,
+)
 from jitalloc.state import (
     CALL_KINDS,
     FIRST_PAGE,
@@ -58,7 +64,7 @@ def end_free(slab, record, kind, named, out, count, wanted):
         end_call(slab, record, kind, np.int64(0), np.int64(0), np.int64(0))
 
 
-@cuda_kernel("void(int64[::1], int64[::1], int32[::1], int64[::1], int64)")
+@cuda_kernel("void(int64[::1], int64[::1], int32[::1], int64[::1], int64)", twin=owners_free_cpu)
 def owners_free_cuda(slab, record, pages, out, group):
     # Many blocks in the order `sorted` only. `group` stays in the record of a call that fails.
     shared = gpu.shared.array(SHARED_WORDS, np.int64)
@@ -73,7 +79,7 @@ def owners_free_cuda(slab, record, pages, out, group):
         end_free(slab, record, RELEASE, pages, out, count, group)
 
 
-@cuda_kernel("void(int64[::1], int64[::1], int32[::1])")
+@cuda_kernel("void(int64[::1], int64[::1], int32[::1])", twin=owners_free_cpu)
 def owners_take_off_cuda(slab, record, pages):
     """Take the owners off and note who names a page last: first launch of a free into a ring."""
     shared = gpu.shared.array(SHARED_WORDS, np.int64)
@@ -94,7 +100,7 @@ def owners_take_off_cuda(slab, record, pages):
         scratch[VERDICT] = faults
 
 
-@cuda_kernel("void(int64[::1], int64[::1], int32[::1], int64[::1], int64)")
+@cuda_kernel("void(int64[::1], int64[::1], int32[::1], int64[::1], int64)", twin=owners_free_cpu)
 def owners_free_ring_cuda(slab, record, pages, out, group):
     """Put what has no owner left into the ring: behind `owners_take_off_cuda`."""
     shared = gpu.shared.array(SHARED_WORDS, np.int64)
@@ -162,7 +168,7 @@ def share_in_order(slab, shared, pages):
     return key
 
 
-@cuda_kernel("void(int64[::1], int64[::1], int32[::1])")
+@cuda_kernel("void(int64[::1], int64[::1], int32[::1])", twin=owners_share_cpu)
 def owners_share_cuda(slab, record, pages):
     shared = gpu.shared.array(SHARED_WORDS, np.int64)
     _free_pages, refcount, _released = pool_views(slab)
@@ -193,7 +199,7 @@ def owners_share_cuda(slab, record, pages):
         end_call(slab, record, SHARE, status, value, np.int64(0))
 
 
-@cuda_kernel("void(int64[::1], int64[::1], int32[::1], int32[::1])")
+@cuda_kernel("void(int64[::1], int64[::1], int32[::1], int32[::1])", twin=owners_count_cpu)
 def owners_count_cuda(slab, record, pages, out):
     shared = gpu.shared.array(SHARED_WORDS, np.int64)
     _free_pages, refcount, _released = pool_views(slab)
@@ -218,7 +224,7 @@ def owners_count_cuda(slab, record, pages, out):
         end_read(record, COUNT, status, value, np.int64(0))
 
 
-@cuda_kernel("void(int64[::1], int64[::1], int64[::1], int64[::1])")
+@cuda_kernel("void(int64[::1], int64[::1], int64[::1], int64[::1])", twin=owners_free_slots_cpu)
 def owners_free_slots_cuda(slab, record, slots, out):
     # Many blocks in the order `sorted` only.
     shared = gpu.shared.array(SHARED_WORDS, np.int64)
@@ -241,7 +247,7 @@ def owners_free_slots_cuda(slab, record, slots, out):
         end_free(slab, record, FREE_SLOTS, slots, out, count, np.int64(0))
 
 
-@cuda_kernel("void(int64[::1], int64[::1], int64[::1])")
+@cuda_kernel("void(int64[::1], int64[::1], int64[::1])", twin=owners_free_slots_cpu)
 def owners_mark_slots_cuda(slab, record, slots):
     """Note which slot names a page first: first launch of a free by slot into a ring."""
     shared = gpu.shared.array(SHARED_WORDS, np.int64)
@@ -262,7 +268,7 @@ def owners_mark_slots_cuda(slab, record, slots):
         scratch[VERDICT] = key
 
 
-@cuda_kernel("void(int64[::1], int64[::1], int64[::1], int64[::1])")
+@cuda_kernel("void(int64[::1], int64[::1], int64[::1], int64[::1])", twin=owners_free_slots_cpu)
 def owners_free_slots_ring_cuda(slab, record, slots, out):
     """Take the owners off and put what has none left into the ring: behind the marks."""
     shared = gpu.shared.array(SHARED_WORDS, np.int64)

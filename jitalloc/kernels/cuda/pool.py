@@ -37,6 +37,14 @@ from jitalloc.kernels.cuda.scan import (
     last_block,
     part_of,
 )
+from jitalloc.kernels.pool import (
+    pool_admit_cpu,
+    pool_alloc_batch_cpu,
+    pool_alloc_cpu,
+    pool_alloc_run_cpu,
+    pool_merge_cpu,
+    pool_total_cpu,
+)
 from jitalloc.state import (
     ALLOCATED,
     CALL_KINDS,
@@ -199,7 +207,7 @@ def end_take(slab, record, kind, n, status, value):
     end_call(slab, record, kind, status, value, n)
 
 
-@cuda_kernel("void(int64[::1], int64[::1], int32[::1])")
+@cuda_kernel("void(int64[::1], int64[::1], int32[::1])", twin=pool_alloc_cpu)
 def pool_alloc_cuda(slab, record, out):
     shared = gpu.shared.array(SHARED_WORDS, np.int64)
     n = np.int64(out.size)
@@ -238,7 +246,7 @@ def batch_status(slab, total, room):
     return fail(OUT_SHORT, room) if total > room else np.int64(0)
 
 
-@cuda_kernel("void(int64[::1], int64[::1], int32[::1], int64, int64)")
+@cuda_kernel("void(int64[::1], int64[::1], int32[::1], int64, int64)", twin=pool_total_cpu)
 def pool_total_cuda(slab, record, counts, n, wide):
     """Sum up the `n` counts of a batch: first launch."""
     shared = gpu.shared.array(SHARED_WORDS, np.int64)
@@ -256,7 +264,10 @@ def pool_total_cuda(slab, record, counts, n, wide):
         scratch[VERDICT] = total
 
 
-@cuda_kernel("void(int64[::1], int64[::1], int32[::1], int32[::1], int32[::1], int64, int64)")
+@cuda_kernel(
+    "void(int64[::1], int64[::1], int32[::1], int32[::1], int32[::1], int64, int64)",
+    twin=pool_alloc_batch_cpu,
+)
 def pool_alloc_batch_cuda(slab, record, counts, indptr, out, wide, summed):
     """Hand out the pages of a batch; `summed`: behind `pool_total_cuda` in as many blocks."""
     shared = gpu.shared.array(SHARED_WORDS, np.int64)
@@ -282,7 +293,9 @@ def pool_alloc_batch_cuda(slab, record, counts, indptr, out, wide, summed):
         end_take(slab, record, ALLOC_BATCH, n, status, value)
 
 
-@cuda_kernel("void(int64[::1], int64[::1], int32[::1], int64[::1], int64, int64)")
+@cuda_kernel(
+    "void(int64[::1], int64[::1], int32[::1], int64[::1], int64, int64)", twin=pool_admit_cpu
+)
 def pool_admit_cuda(slab, record, counts, out, n, wide):
     # All blocks sum up their parts; the last one looks into that in which the pages are used up.
     shared = gpu.shared.array(SHARED_WORDS, np.int64)
@@ -319,7 +332,7 @@ def pool_admit_cuda(slab, record, counts, out, n, wide):
         record[CALLS] += 1
 
 
-@cuda_kernel("void(int64[::1], int64[::1], int64[::1])")
+@cuda_kernel("void(int64[::1], int64[::1], int64[::1])", twin=pool_merge_cpu)
 def pool_merge_cuda(slab, record, out):
     shared = gpu.shared.array(SHARED_WORDS, np.int64)
     waiting = slab[RELEASED]
@@ -357,7 +370,7 @@ def block_runs(slab, shared, n):
     return block_min(shared, lowest), -block_min(shared, -longest)
 
 
-@cuda_kernel("void(int64[::1], int64[::1], int32[::1])")
+@cuda_kernel("void(int64[::1], int64[::1], int32[::1])", twin=pool_alloc_run_cpu)
 def pool_alloc_run_cuda(slab, record, out):
     shared = gpu.shared.array(MOST_THREADS, np.int64)
     n = np.int64(out.size)

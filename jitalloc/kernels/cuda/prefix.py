@@ -10,17 +10,21 @@ import numpy as np
 
 from jitalloc._cuda import cuda_kernel, gpu
 from jitalloc.kernels.cuda.merging import pool_views
+from jitalloc.kernels.prefix import prefix_advance_cpu, prefix_insert_cpu
 from jitalloc.state import HEADER_SLOTS, NUM_PAGES, RECORD_SLOTS, STEP
 
 
-@cuda_kernel("void(int64[::1], int64[::1], int64)")
+@cuda_kernel("void(int64[::1], int64[::1], int64)", twin=prefix_advance_cpu)
 def prefix_advance_cuda(slab, record, steps):
     # Brings the clock of the pool to that of the host.
     if gpu.grid(1) == 0:
         slab[STEP] += steps
 
 
-@cuda_kernel("void(int64[::1], int64[::1], int32[::1], int32[::1], int64[::1], int32[::1])")
+@cuda_kernel(
+    "void(int64[::1], int64[::1], int32[::1], int32[::1], int64[::1], int32[::1])",
+    twin=prefix_insert_cpu,
+)
 def prefix_fetch_cuda(slab, record, pages, tokens, words, out):
     # `words`: record and header. `out`: the pages, how many owners each has, and the tokens. A
     # page that the pool has not is one without owners.
@@ -38,7 +42,10 @@ def prefix_fetch_cuda(slab, record, pages, tokens, words, out):
         out[2 * n + i] = tokens[i]
 
 
-@cuda_kernel("void(int64[::1], int64[::1], int32[::1], int32[::1], int32[::1], int64)")
+@cuda_kernel(
+    "void(int64[::1], int64[::1], int32[::1], int32[::1], int32[::1], int64)",
+    twin=prefix_insert_cpu,
+)
 def prefix_insert_cuda(slab, record, column, pages, tokens, size):
     # One owner more for each page, whose `size` token ids go into its row of `column`.
     _free_pages, refcount, _released = pool_views(slab)

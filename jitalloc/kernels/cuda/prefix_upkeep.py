@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 
 from jitalloc._cuda import cuda_kernel, gpu
+from jitalloc.kernels.prefix_upkeep import prefix_upkeep_rename_cpu
 
 
-@cuda_kernel("void(int32[::1], int32[::1], int32[::1], int64)")
+@cuda_kernel("void(int32[::1], int32[::1], int32[::1], int64)", twin=prefix_upkeep_rename_cpu)
 def prefix_upkeep_rename_cuda(column, src, dst, size):
     # No page is in both, so that rows are copied in any order.
     for i in range(gpu.grid(1), src.size * size, gpu.gridsize(1)):

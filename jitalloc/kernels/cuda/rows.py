@@ -33,6 +33,7 @@ from jitalloc.kernels.cuda.row_facts import (
 )
 from jitalloc.kernels.cuda.scan import NONE, SHARED_WORDS, any_thread, block_min, block_scan
 from jitalloc.kernels.cuda.tokens import owner_of
+from jitalloc.kernels.rows import rows_allocate_cpu, rows_free_cpu
 from jitalloc.state import (
     ACTIVE,
     BORN,
@@ -183,7 +184,9 @@ def begin_sequences(pool, shared, tables, known, plan, news, need):
 
 
 @cuda_kernel(
-    "void(int64[::1], int64[::1], int32[::1], int64[::1], int32[::1], int32[::1], int64[::1],int64)"
+    "void(int64[::1], int64[::1], int32[::1], int64[::1], int32[::1], int32[::1], int64[::1], "
+    "int64)",
+    twin=rows_allocate_cpu,
 )
 def rows_allocate_cuda(words, tables, known, plan, given, tokens, answer, flags):
     # Sequences in free rows, by a plan of the host; `given`: the pages that they share. In one
@@ -224,7 +227,9 @@ def end_sequences(tables, shape, rows):
             gpu.atomic.and_(tables, HEADER_SLOTS + (row >> 6), ~row_bit(row))
 
 
-@cuda_kernel("void(int64[::1], int64[::1], int32[::1], int64[::1], int64[::1], int64)")
+@cuda_kernel(
+    "void(int64[::1], int64[::1], int32[::1], int64[::1], int64[::1], int64)", twin=rows_free_cpu
+)
 def rows_free_cuda(words, tables, rows, scratch, answer, flags):
     # `scratch`: 2 B + 1 words. With OPTION the sequences give way to others.
     shared = gpu.shared.array(SHARED_WORDS, np.int64)
@@ -265,7 +270,7 @@ def rows_free_cuda(words, tables, rows, scratch, answer, flags):
         end_batch(pool, words, answer, (FREE_ROWS, flags), count, (np.int64(0), np.int64(0)))
 
 
-@cuda_kernel("void(int64[::1], int32[::1], int64, int64)")
+@cuda_kernel("void(int64[::1], int32[::1], int64, int64)", twin=None)  # one word is written
 def rows_mark_cuda(tables, rows, column, value):
     # Sets one fact of live rows; those of nobody are passed over.
     shape = table_shape(tables)

@@ -66,6 +66,12 @@ from jitalloc.kernels.cuda.scan import (
     block_scan,
     own_part,
 )
+from jitalloc.kernels.sequences import (
+    sequences_append_cpu,
+    sequences_fork_batch_cpu,
+    sequences_reorder_cpu,
+    sequences_truncate_batch_cpu,
+)
 from jitalloc.state import (
     ACTIVE,
     CALL_KINDS,
@@ -174,7 +180,8 @@ def append_block(pool, words, shared, tables, known, pairs, news, copied):
 
 @cuda_kernel(
     "void(int64[::1], int64[::1], int32[::1], int32[::1], int32[::1], int32[::1], int64[::1],"
-    "int32[::1])"
+    "int32[::1])",
+    twin=sequences_append_cpu,
 )
 def sequences_append_cuda(words, tables, known, rows, counts, tokens, slots, copied):
     # `counts`: see `count_of`; `copied`: two rows of one column a row of the batch. In one block,
@@ -229,7 +236,10 @@ def truncate_row(pool, tables, shape, row, tokens):
     shorten_lock(tables, shape, pages, row, pages_of(tokens, shape))
 
 
-@cuda_kernel("void(int64[::1], int64[::1], int32[::1], int32[::1], int64[::1], int64[::1], int64)")
+@cuda_kernel(
+    "void(int64[::1], int64[::1], int32[::1], int32[::1], int64[::1], int64[::1], int64)",
+    twin=sequences_truncate_batch_cpu,
+)
 def sequences_truncate_batch_cuda(words, tables, rows, counts, scratch, answer, flags):
     # `scratch`: 2 B + 1 words. With OPTION, `counts` tells how many tokens go.
     shared = gpu.shared.array(SHARED_WORDS, np.int64)
@@ -288,7 +298,10 @@ def end_pairs(pool, words, answer, call, key, pair):
     end_batch(pool, words, answer, call, -key, fact)
 
 
-@cuda_kernel("void(int64[::1], int64[::1], int32[::1], int32[::1], int64[::1], int64)")
+@cuda_kernel(
+    "void(int64[::1], int64[::1], int32[::1], int32[::1], int64[::1], int64)",
+    twin=sequences_fork_batch_cpu,
+)
 def sequences_fork_batch_cuda(words, tables, src_rows, dst_rows, answer, flags):
     # With OPTION the destinations are free rows, which new sequences begin to live in.
     shared = gpu.shared.array(SHARED_WORDS, np.int64)
@@ -325,7 +338,10 @@ def sequences_fork_batch_cuda(words, tables, src_rows, dst_rows, answer, flags):
         end_batch(pool, words, answer, (FORK, flags), forks, (np.int64(0), np.int64(0)))
 
 
-@cuda_kernel("void(int64[::1], int64[::1], int32[::1], int32[::1], int64[::1], int64[::1])")
+@cuda_kernel(
+    "void(int64[::1], int64[::1], int32[::1], int32[::1], int64[::1], int64[::1])",
+    twin=sequences_reorder_cpu,
+)
 def sequences_reorder_cuda(words, tables, rows, parents, scratch, answer):
     # `scratch`: `reorder_words` of the batch.
     shared = gpu.shared.array(SHARED_WORDS, np.int64)

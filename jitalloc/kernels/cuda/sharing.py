@@ -21,6 +21,8 @@ from jitalloc.kernels.cuda.row_facts import (
 )
 from jitalloc.kernels.cuda.scan import SHARED_WORDS, own_part
 from jitalloc.kernels.cuda.tokens import owner_of
+from jitalloc.kernels.rows import rows_free_cpu
+from jitalloc.kernels.sharing import sharing_commit_cpu
 from jitalloc.state import (
     GAP,
     HEADER_SLOTS,
@@ -87,7 +89,7 @@ def put_facts(tables, shape, row, at, rule, out):
     return max(pages - page, np.int64(0)), max(full - told, np.int64(0))
 
 
-@cuda_kernel("void(int64[::1], int64[::1], int32[::1], int64[::1], int64)")
+@cuda_kernel("void(int64[::1], int64[::1], int32[::1], int64[::1], int64)", twin=sharing_commit_cpu)
 def sharing_facts_cuda(words, tables, rows, out, rule):
     # Up to where the pages begin; in one block.
     shared = gpu.shared.array(SHARED_WORDS, np.int64)
@@ -111,7 +113,10 @@ def sharing_facts_cuda(words, tables, rows, out, rule):
     running_starts(shared, tokens, batch)
 
 
-@cuda_kernel("void(int64[::1], int64[::1], int32[::1], int32[::1], int64[::1], int32[::1])")
+@cuda_kernel(
+    "void(int64[::1], int64[::1], int32[::1], int32[::1], int64[::1], int32[::1])",
+    twin=sharing_commit_cpu,
+)
 def sharing_gather_cuda(words, tables, known, tokens, facts, out):
     # Behind `sharing_facts_cuda`, by all blocks; `facts`: what that wrote from the first row on. As
     # much as `out` has room for: the host sees that it was not all.
@@ -141,7 +146,7 @@ def sharing_gather_cuda(words, tables, known, tokens, facts, out):
         out[put + at] = known[page * shape[2] + at - page_at * shape[2]]
 
 
-@cuda_kernel("void(int64[::1], int64[::1], int32[::1], int64[::1])")
+@cuda_kernel("void(int64[::1], int64[::1], int32[::1], int64[::1])", twin=sharing_commit_cpu)
 def sharing_commit_cuda(words, tables, known, changes):
     # `changes`: how many of each sort there are, then pairs of a place and a value: owners that a
     # page gets more; page ids of rows; facts of rows, by their place among all; token ids of slots.
@@ -162,7 +167,7 @@ def sharing_commit_cuda(words, tables, known, changes):
             known[place] = np.int32(value)
 
 
-@cuda_kernel("void(int64[::1], int64)")
+@cuda_kernel("void(int64[::1], int64)", twin=rows_free_cpu)
 def sharing_count_cuda(out, n):
     # Pages that went free before the call whose result stands in `out`, NULL where that failed.
     if gpu.grid(1) == 0 and out[0] != NULL:

@@ -24,6 +24,15 @@ from jitalloc.kernels.cuda.pool import bit, end_read, fail, fault_key, fill_null
 from jitalloc.kernels.cuda.releasing import mentions
 from jitalloc.kernels.cuda.scan import NONE, SHARED_WORDS, any_thread, block_min, block_scan
 from jitalloc.kernels.cuda.tokens import owner_of
+from jitalloc.kernels.slots import (
+    slots_alloc_batch_cpu,
+    slots_alloc_cpu,
+    slots_clear_cpu,
+    slots_free_batch_cpu,
+    slots_free_cpu,
+    slots_look_cpu,
+    slots_occupy_cpu,
+)
 from jitalloc.slot_state import FREE_SLOTS, LOWEST, NUM_SLOTS, PEAK_SLOTS, SLOT_CALL_KINDS
 from jitalloc.state import (
     CALLS,
@@ -90,7 +99,7 @@ def lowest_bit(word):
     return np.int64(gpu.popc(~word & (word - ONE)))
 
 
-@cuda_kernel("void(int64[::1], int64[::1], int64[::1])")
+@cuda_kernel("void(int64[::1], int64[::1], int64[::1])", twin=slots_alloc_cpu)
 def slots_alloc_cuda(slab, record, answer):
     shared = gpu.shared.array(SHARED_WORDS, np.int64)
     first_free, first_version = slot_places(slab)
@@ -117,7 +126,7 @@ def slots_alloc_cuda(slab, record, answer):
             answer[RESULT] = slot
 
 
-@cuda_kernel("void(int64[::1], int64[::1], int64[::1], int64)")
+@cuda_kernel("void(int64[::1], int64[::1], int64[::1], int64)", twin=slots_free_cpu)
 def slots_free_cuda(slab, record, answer, slot):
     first_free, first_version = slot_places(slab)
     summary = slab[HEADER_SLOTS:first_free].view(np.uint64)
@@ -133,7 +142,7 @@ def slots_free_cuda(slab, record, answer, slot):
             slab[FREE_SLOTS] += 1
 
 
-@cuda_kernel("void(int64[::1], int64[::1], int64[::1], int64)")
+@cuda_kernel("void(int64[::1], int64[::1], int64[::1], int64)", twin=slots_occupy_cpu)
 def slots_occupy_cuda(slab, record, answer, slot):
     first_free, first_version = slot_places(slab)
     summary = slab[HEADER_SLOTS:first_free].view(np.uint64)
@@ -147,7 +156,7 @@ def slots_occupy_cuda(slab, record, answer, slot):
             book_taken(slab, 1)
 
 
-@cuda_kernel("void(int64[::1], int64[::1], int64[::1], int64)")
+@cuda_kernel("void(int64[::1], int64[::1], int64[::1], int64)", twin=slots_look_cpu)
 def slots_look_cuda(slab, record, answer, slot):
     first_free, first_version = slot_places(slab)
     free = slab[first_free:first_version].view(np.uint64)
@@ -181,7 +190,7 @@ def drop_bits(free, summary, w, count):
         gpu.atomic.and_(summary, w >> 6, ~bit(w))
 
 
-@cuda_kernel("void(int64[::1], int64[::1], int32[::1])")
+@cuda_kernel("void(int64[::1], int64[::1], int32[::1])", twin=slots_alloc_batch_cpu)
 def slots_alloc_batch_cuda(slab, record, out):
     shared = gpu.shared.array(SHARED_WORDS, np.int64)
     starts = gpu.shared.array(MOST_THREADS, np.int32)
@@ -253,7 +262,7 @@ def take_back(summary, free, slots, begin, end):
     gpu.syncthreads()
 
 
-@cuda_kernel("void(int64[::1], int64[::1], int32[::1])")
+@cuda_kernel("void(int64[::1], int64[::1], int32[::1])", twin=slots_free_batch_cpu)
 def slots_free_batch_cuda(slab, record, slots):
     # NULL is padding: nothing happens to it.
     shared = gpu.shared.array(SHARED_WORDS, np.int64)
@@ -302,7 +311,7 @@ def bits_below(count):
     return ALL_ONES if count >= 64 else (ONE << np.uint64(count)) - ONE
 
 
-@cuda_kernel("void(int64[::1], int64[::1])")
+@cuda_kernel("void(int64[::1], int64[::1])", twin=slots_clear_cpu)
 def slots_clear_cuda(slab, record):
     first_free, first_version = slot_places(slab)
     summary = slab[HEADER_SLOTS:first_free].view(np.uint64)

@@ -37,6 +37,15 @@ from jitalloc.kernels.cuda.scan import (
     call_min,
 )
 from jitalloc.kernels.cuda.tokens import owner_of
+from jitalloc.kernels.tables import (
+    tables_csr_cpu,
+    tables_lengths_cpu,
+    tables_padded_cpu,
+    tables_rename_cpu,
+    tables_slots_cpu,
+    tables_total_cpu,
+    tables_width_cpu,
+)
 from jitalloc.state import (
     CALL_KINDS,
     INT32_MAX,
@@ -74,7 +83,7 @@ def end_layout(record, kind, key, value, wanted, out):
         end_read(record, kind, status, value, wanted)
 
 
-@cuda_kernel("void(int64[::1], int64[::1], int32[::1], int32[::1])")
+@cuda_kernel("void(int64[::1], int64[::1], int32[::1], int32[::1])", twin=tables_lengths_cpu)
 def tables_lengths_cuda(record, tables, rows, out):
     # A thread reads rows[i] before it writes out[i]: they may be the same.
     shared = gpu.shared.array(SHARED_WORDS, np.int64)
@@ -92,7 +101,9 @@ def tables_lengths_cuda(record, tables, rows, out):
         end_layout(record, SEQ_LENS, key, value_at(key, rows), shape[0], out)
 
 
-@cuda_kernel("void(int64[::1], int64[::1], int32[::1], int32[::1], int64[::1])")
+@cuda_kernel(
+    "void(int64[::1], int64[::1], int32[::1], int32[::1], int64[::1])", twin=tables_slots_cpu
+)
 def tables_slots_cuda(record, tables, rows, positions, out):
     # A thread reads position i before it writes out[i]: they may be the same.
     shared = gpu.shared.array(SHARED_WORDS, np.int64)
@@ -159,7 +170,9 @@ def padded_part(pages, start, count, out, end, column, step):
         out[put + column + 3 * step] = d
 
 
-@cuda_kernel("void(int64[::1], int64[::1], int32[::1], int32[::1], int64, int64)")
+@cuda_kernel(
+    "void(int64[::1], int64[::1], int32[::1], int32[::1], int64, int64)", twin=tables_padded_cpu
+)
 def tables_padded_cuda(record, tables, rows, out, width, pad):
     # Up to 32 threads write a part of a row, each of them four of its columns.
     shared = gpu.shared.array(SHARED_WORDS, np.int64)
@@ -189,7 +202,7 @@ def tables_padded_cuda(record, tables, rows, out, width, pad):
         end_layout(record, BLOCK_TABLES, key, value_at(key, rows), wanted, out)
 
 
-@cuda_kernel("void(int64[::1], int64[::1], int32[::1], int64[::1])")
+@cuda_kernel("void(int64[::1], int64[::1], int32[::1], int64[::1])", twin=tables_width_cpu)
 def tables_width_cuda(record, tables, rows, out):
     shared = gpu.shared.array(SHARED_WORDS, np.int64)
     me, key, longest, shape = gpu.threadIdx.x, NONE, np.int64(0), table_shape(tables)
@@ -282,7 +295,10 @@ def csr_pages(tables, shape, rows, span, starts, indices):
         at += gpu.gridsize(1)
 
 
-@cuda_kernel("void(int64[::1], int64[::1], int32[::1], int32[::1], int32[::1], int32[::1])")
+@cuda_kernel(
+    "void(int64[::1], int64[::1], int32[::1], int32[::1], int32[::1], int32[::1])",
+    twin=tables_csr_cpu,
+)
 def tables_csr_cuda(record, tables, rows, indptr, indices, last_page_len):
     # Each block adds up all rows, so each knows where its pages go, and whether the call fails.
     shared = gpu.shared.array(SHARED_WORDS, np.int64)
@@ -320,7 +336,7 @@ def tables_csr_cuda(record, tables, rows, indptr, indices, last_page_len):
         end_read(record, PAGE_TABLE_CSR, status, value, wanted)
 
 
-@cuda_kernel("void(int64[::1], int64[::1], int32[::1], int64[::1])")
+@cuda_kernel("void(int64[::1], int64[::1], int32[::1], int64[::1])", twin=tables_total_cpu)
 def tables_total_cuda(record, tables, rows, out):
     shared = gpu.shared.array(SHARED_WORDS, np.int64)
     starts = gpu.shared.array(TILE_ROWS, np.int32)
@@ -331,7 +347,7 @@ def tables_total_cuda(record, tables, rows, out):
         end_read(record, PAGE_TABLE_CSR, min(total, np.int64(0)), value, tables[NUM_ROWS])
 
 
-@cuda_kernel("void(int64[::1], int32[::1])")
+@cuda_kernel("void(int64[::1], int32[::1])", twin=tables_rename_cpu)
 def tables_rename_cuda(tables, names):
     # Part of a call that moves pages, and that books its own end.
     shape = table_shape(tables)

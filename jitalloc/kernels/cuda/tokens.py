@@ -45,6 +45,7 @@ from jitalloc.kernels.cuda.scan import (
     is_last_block,
     last_block,
 )
+from jitalloc.kernels.tokens import tokens_decode_cpu, tokens_extend_cpu
 from jitalloc.state import (
     CALL_KINDS,
     FIRST_PAGE,
@@ -140,7 +141,11 @@ def decode_write(slab, seq_lens, last_slots, out, wide, first, end, before):
         out[i] = slot
 
 
-@cuda_kernel("void(int64[::1], int64[::1], int32[::1], int64[::1], int64[::1], int64)", wide=True)
+@cuda_kernel(
+    "void(int64[::1], int64[::1], int32[::1], int64[::1], int64[::1], int64)",
+    twin=tokens_decode_cpu,
+    wide=True,
+)
 def tokens_decode_cuda(slab, record, seq_lens, last_slots, out, wide):
     # One block decodes, and a thread reads last_slots[i] before it writes out[i]: they may be the
     # same. A thread has its sequences side by side, mostly one, so that one scan does for all: the
@@ -268,7 +273,10 @@ def extend_fill(slab, lens, last_slots, out, tile, known, walk):
         gpu.syncthreads()
 
 
-@cuda_kernel("void(int64[::1], int64[::1], int32[::1], int32[::1], int64[::1], int64[::1], int64)")
+@cuda_kernel(
+    "void(int64[::1], int64[::1], int32[::1], int32[::1], int64[::1], int64[::1], int64)",
+    twin=tokens_extend_cpu,
+)
 def tokens_extend_cuda(slab, record, prefix_lens, seq_lens, last_slots, out, wide):
     # All blocks look at all sequences, and share the tokens. Where a merge is due, they do it, and
     # each takes the tokens in those new pages that stand in its part of the list.

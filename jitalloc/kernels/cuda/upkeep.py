@@ -9,6 +9,7 @@ from jitalloc.errors import OUT_SHORT, PAGE_IN_USE
 from jitalloc.kernels.cuda.merging import pool_views
 from jitalloc.kernels.cuda.pool import bit, end_call, fail, fill_null, ring_place
 from jitalloc.kernels.cuda.scan import NONE, SHARED_WORDS, block_min, block_scan, is_last_block
+from jitalloc.kernels.upkeep import upkeep_clear_cpu, upkeep_defragment_cpu, upkeep_resize_cpu
 from jitalloc.state import (
     CALL_KINDS,
     FIRST_PAGE,
@@ -27,7 +28,7 @@ RESIZE = CALL_KINDS.index("resize")
 DEFRAGMENT = CALL_KINDS.index("defragment")
 
 
-@cuda_kernel("void(int64[::1], int64[::1])")
+@cuda_kernel("void(int64[::1], int64[::1])", twin=upkeep_clear_cpu)
 def upkeep_clear_cuda(slab, record):
     shared = gpu.shared.array(SHARED_WORDS, np.int64)
     free_pages, refcount, released = pool_views(slab)
@@ -64,7 +65,9 @@ def block_gather(shared, refcount, begin, end, used, out):
     return count
 
 
-@cuda_kernel("void(int64[::1], int64[::1], int32[::1], int32[::1], int64[::1])")
+@cuda_kernel(
+    "void(int64[::1], int64[::1], int32[::1], int32[::1], int64[::1])", twin=upkeep_defragment_cpu
+)
 def upkeep_defragment_cuda(slab, record, src, dst, out):
     shared = gpu.shared.array(SHARED_WORDS, np.int64)
     free_pages, refcount, released = pool_views(slab)
@@ -118,7 +121,7 @@ def block_kept(slab, shared, new_free, end, put):
     return count
 
 
-@cuda_kernel("void(int64[::1], int64[::1], int64[::1])")
+@cuda_kernel("void(int64[::1], int64[::1], int64[::1])", twin=upkeep_resize_cpu)
 def upkeep_resize_cuda(slab, record, new):
     # `new` holds its NUM_PAGES and zeros; where the call fails it stays so.
     shared = gpu.shared.array(SHARED_WORDS, np.int64)
