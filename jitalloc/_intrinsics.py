@@ -13,7 +13,7 @@ from numba import types
 from numba.extending import intrinsic
 
 from jitalloc._jit import JIT_DISABLED, helper
-from jitalloc.errors import STATUS_BITS
+from jitalloc.errors import STATUS_BITS, pack_status
 from jitalloc.state import LOCK
 
 MIX_FACTOR: Final = 0x9E3779B97F4A7C15  # 2**64 / golden ratio: odd, and no bit pattern repeats
@@ -39,13 +39,13 @@ if JIT_DISABLED:
         """Return how many bits of a uint64 are set."""
         return int(word).bit_count()
 
-    def bit(page):
-        """Return the mask of `page` in its 64-bit word."""
-        return np.uint64(1 << (int(page) & 63))
+    def bit(index):
+        """Return the mask of bit `index` in its 64-bit word."""
+        return np.uint64(1 << (int(index) & 63))
 
     def fail(code, detail):
         """Return the status word of `code` and `detail`."""
-        return np.int64(-(int(detail) << STATUS_BITS | code))
+        return np.int64(pack_status(code, detail))
 
     def mix(state, word):
         """Return the hash `state` with `word` taken in, both uint64."""
@@ -126,8 +126,8 @@ else:
     # As helpers, the next two would be compiled once for each code and type that they are given.
 
     @intrinsic
-    def bit(typing_context, page):
-        """Return the mask of `page` in its 64-bit word."""
+    def bit(typing_context, index):
+        """Return the mask of bit `index` in its 64-bit word."""
 
         def codegen(context, builder, signature, args):
             return builder.shl(WORD(1), builder.and_(args[0], WORD(63)))

@@ -6,8 +6,9 @@ import numpy as np
 
 from jitalloc._cuda import cuda_kernel, device_helper, gpu
 from jitalloc.errors import STATUS_BITS
+from jitalloc.kernels.cuda.calls import fill_null
 from jitalloc.kernels.cuda.dropping import close_gaps, drop_pages
-from jitalloc.kernels.cuda.pool import fill_null, page_of
+from jitalloc.kernels.cuda.pool import page_of
 from jitalloc.kernels.cuda.releasing import end_release
 from jitalloc.kernels.cuda.row_batches import (
     OPTION,

@@ -10,9 +10,10 @@ import numpy as np
 
 from jitalloc._cuda import cuda_kernel, device_helper, gpu
 from jitalloc.errors import PAGE_FREE, PAGE_RANGE, REFCOUNT_OVERFLOW, STATUS_BITS
+from jitalloc.kernels.cuda.calls import end_read, fault_key, fill_null
 from jitalloc.kernels.cuda.merging import USED, VERDICT, end_parts, pool_scratch, pool_views
 from jitalloc.kernels.cuda.page_frees import free_in_order, free_unordered, page_fault, release_part
-from jitalloc.kernels.cuda.pool import end_call, end_read, fault_key, fill_null, page_of
+from jitalloc.kernels.cuda.pool import end_call, page_of
 from jitalloc.kernels.cuda.releasing import end_release, marks_of, mentions
 from jitalloc.kernels.cuda.scan import (
     NONE,

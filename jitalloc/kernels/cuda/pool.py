@@ -14,7 +14,7 @@ from jitalloc.kernels.cuda.batches import (
     running,
     share_indptr,
 )
-from jitalloc.kernels.cuda.calls import integer
+from jitalloc.kernels.cuda.calls import end_read, fail, fault_key, fill_null, integer, ring_place
 from jitalloc.kernels.cuda.merging import (
     BATCH,
     VERDICT,
@@ -49,11 +49,6 @@ from jitalloc.state import (
     ALLOCATED,
     CALL_KINDS,
     CALLS,
-    FAULT_CALL,
-    FAULT_KIND,
-    FAULT_STATUS,
-    FAULT_VALUE,
-    FAULT_WANTED,
     FIRST_PAGE,
     FREE,
     HEAD,
@@ -74,18 +69,6 @@ ADMIT = CALL_KINDS.index("admit")
 
 
 @device_helper
-def fail(code, detail):
-    """Return the status word of `code` and `detail`."""
-    return -((np.int64(detail) << STATUS_BITS) | code)
-
-
-@device_helper
-def bit(page):
-    """Return the mask of `page` in its 64-bit word."""
-    return np.uint64(1) << np.uint64(page & 63)
-
-
-@device_helper
 def pool_advance(slab, head, n):
     """Book `n` pages as taken from the freelist, whose next id stands at `head`, by one thread."""
     if head >= slab[NUM_PAGES] and slab[ORDER] != SORTED:
@@ -98,44 +81,11 @@ def pool_advance(slab, head, n):
 
 
 @device_helper
-def fault_key(code, position):
-    """Return what stands for a failure until the first is known: the lowest key is that one."""
-    return (np.int64(position) << STATUS_BITS) | code
-
-
-@device_helper
-def end_read(record, kind, status, value, wanted):
-    """Book the end of a call that changes nothing, by one thread."""
-    if status < 0 and record[FAULT_STATUS] == 0:
-        record[FAULT_STATUS] = status
-        record[FAULT_CALL] = record[CALLS]
-        record[FAULT_KIND] = kind
-        record[FAULT_VALUE] = value
-        record[FAULT_WANTED] = wanted
-    record[CALLS] += 1
-
-
-@device_helper
 def end_call(slab, record, kind, status, value, wanted):
     """Book the end of a call, by one thread of its last block."""
     if status >= 0:
         slab[STEP] += 1
     end_read(record, kind, status, value, wanted)
-
-
-@device_helper
-def fill_null(out, start, first, step):
-    """Write NULL to `out[start:]`, every `step`-th element from `first` on."""
-    i = np.int64(start + first)
-    while i < out.size:  # `range` would divide to know how often
-        out[i] = NULL
-        i += step
-
-
-@device_helper
-def ring_place(at, size):
-    """Return the place `at` of a ring of `size`, where it is past the end but once."""
-    return at - size if at >= size else at
 
 
 @device_helper

@@ -7,10 +7,11 @@ import numpy as np
 from jitalloc._cuda import cuda_kernel, device_helper, gpu
 from jitalloc._cuda_views import int64_column
 from jitalloc.errors import OUT_OF_PAGES, REFCOUNT_OVERFLOW, STATUS_BITS, STATUS_MASK
+from jitalloc.kernels.cuda.calls import fail, fault_key, ring_place
 from jitalloc.kernels.cuda.dropping import clear_pages, drop_pages
 from jitalloc.kernels.cuda.leading import all_know, end_lead, leads, merges_last
 from jitalloc.kernels.cuda.merging import block_merge, pool_views
-from jitalloc.kernels.cuda.pool import fail, fault_key, pool_advance, ring_place
+from jitalloc.kernels.cuda.pool import pool_advance
 from jitalloc.kernels.cuda.releasing import end_release
 from jitalloc.kernels.cuda.row_batches import (
     OPTION,

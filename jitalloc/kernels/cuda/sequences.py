@@ -20,17 +20,12 @@ from jitalloc.errors import (
 )
 from jitalloc.kernels.cuda.append_writes import append_rows, pack_copies
 from jitalloc.kernels.cuda.appends import append_fault, append_look, settle_shares, unsettle
+from jitalloc.kernels.cuda.calls import fail, fault_key, fill_null
 from jitalloc.kernels.cuda.dropping import clear_pages, drop_pages
 from jitalloc.kernels.cuda.forking import FACTS, copy_rows, keep_parents, open_rows, replace_rows
 from jitalloc.kernels.cuda.leading import all_know, end_lead, leads, merges_last
 from jitalloc.kernels.cuda.merging import block_merge
-from jitalloc.kernels.cuda.pool import (
-    end_call,
-    fail,
-    fault_key,
-    fill_null,
-    pool_advance,
-)
+from jitalloc.kernels.cuda.pool import end_call, pool_advance
 from jitalloc.kernels.cuda.releasing import end_release
 from jitalloc.kernels.cuda.row_batches import (
     EMPTY,

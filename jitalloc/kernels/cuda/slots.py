@@ -20,7 +20,7 @@ from jitalloc.errors import (
     SLOT_OUTSIDE,
     STATUS_BITS,
 )
-from jitalloc.kernels.cuda.pool import bit, end_read, fail, fault_key, fill_null
+from jitalloc.kernels.cuda.calls import bit, end_read, fail, fault_key, fill_null
 from jitalloc.kernels.cuda.releasing import mentions
 from jitalloc.kernels.cuda.scan import NONE, SHARED_WORDS, any_thread, block_min, block_scan
 from jitalloc.kernels.cuda.tokens import owner_of

@@ -18,8 +18,8 @@ from jitalloc.errors import (
     TABLE_WIDTH,
     TOO_MANY,
 )
-from jitalloc.kernels.cuda.calls import integer
-from jitalloc.kernels.cuda.pool import end_read, fail, fault_key, fill_null, page_of
+from jitalloc.kernels.cuda.calls import end_read, fail, fault_key, fill_null, integer
+from jitalloc.kernels.cuda.pool import page_of
 from jitalloc.kernels.cuda.row_facts import (
     column_start,
     live_row,

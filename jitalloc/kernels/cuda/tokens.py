@@ -17,7 +17,7 @@ from jitalloc.errors import (
     STATUS_MASK,
     TOO_MANY,
 )
-from jitalloc.kernels.cuda.calls import integer
+from jitalloc.kernels.cuda.calls import fail, fault_key, fill_null, integer, ring_place
 from jitalloc.kernels.cuda.extends import (
     extend_look,
     extend_need,
@@ -27,15 +27,7 @@ from jitalloc.kernels.cuda.extends import (
     offset_of,
 )
 from jitalloc.kernels.cuda.merging import end_merge, merge_part, pool_views
-from jitalloc.kernels.cuda.pool import (
-    end_call,
-    fail,
-    fault_key,
-    fill_null,
-    page_of,
-    pool_advance,
-    ring_place,
-)
+from jitalloc.kernels.cuda.pool import end_call, page_of, pool_advance
 from jitalloc.kernels.cuda.scan import (
     LANES,
     NONE,

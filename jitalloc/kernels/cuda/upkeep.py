@@ -6,8 +6,9 @@ import numpy as np
 
 from jitalloc._cuda import cuda_kernel, device_helper, gpu
 from jitalloc.errors import OUT_SHORT, PAGE_IN_USE
+from jitalloc.kernels.cuda.calls import bit, fail, fill_null, ring_place
 from jitalloc.kernels.cuda.merging import pool_views
-from jitalloc.kernels.cuda.pool import bit, end_call, fail, fill_null, ring_place
+from jitalloc.kernels.cuda.pool import end_call
 from jitalloc.kernels.cuda.scan import NONE, SHARED_WORDS, block_min, block_scan, is_last_block
 from jitalloc.kernels.upkeep import upkeep_clear_cpu, upkeep_defragment_cpu, upkeep_resize_cpu
 from jitalloc.state import (
