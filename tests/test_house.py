@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import inspect
 import pkgutil
 import re
 import subprocess
@@ -336,6 +337,16 @@ def test_every_kernel_is_registered_by_importing_the_package() -> None:
     cpu, cuda = ast.literal_eval(done.stdout)
     assert set(cpu) == made_by("kernel")
     assert set(cuda) == made_by("cuda_kernel")
+
+
+KERNELS = [*_jit.kernels().values(), *_cuda.cuda_kernels().values()]
+
+
+@pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: kernel.name)
+def test_a_kernel_says_what_it_mutates_and_what_it_reads(kernel: _jit.Kernel) -> None:
+    said = inspect.getdoc(kernel.function) or ""
+    assert said.startswith("Mutates ")
+    assert re.search(r"^Reads .*\brequires\b", said, re.M | re.S | re.I)
 
 
 def test_every_kernel_has_a_twin_or_a_reason_to_have_none() -> None:

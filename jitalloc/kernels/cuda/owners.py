@@ -67,7 +67,12 @@ def end_free(slab, record, kind, named, out, count, wanted):
 
 @cuda_kernel("void(int64[::1], int64[::1], int32[::1], int64[::1], int64)", twin=owners_free_cpu)
 def owners_free_cuda(slab, record, pages, out, group):
-    # Many blocks in the order `sorted` only. `group` stays in the record of a call that fails.
+    """Mutates the pool, its record and `out[0]`, how many pages have no owner left, or NULL: each
+    of `pages` loses one owner, or none of them does.
+
+    Reads `pages`, requires nothing of them, and one block in other orders than `sorted`. `group`
+    stays in the record of a call that fails.
+    """
     shared = gpu.shared.array(SHARED_WORDS, np.int64)
     last, count = True, np.int64(-1)
     if slab[ORDER] == SORTED:
@@ -82,7 +87,12 @@ def owners_free_cuda(slab, record, pages, out, group):
 
 @cuda_kernel("void(int64[::1], int64[::1], int32[::1])", twin=owners_free_cpu)
 def owners_take_off_cuda(slab, record, pages):
-    """Take the owners off and note who names a page last: first launch of a free into a ring."""
+    """Mutates the counts of owners, which each of `pages` lowers, and the scratch behind the pool:
+    the place at which a page is named last, and whether one could not lose an owner. First launch
+    of a free into a ring.
+
+    Reads `pages`, requires `owners_free_ring_cuda` behind it, which books the call or undoes it.
+    """
     shared = gpu.shared.array(SHARED_WORDS, np.int64)
     _free_pages, refcount, _released = pool_views(slab)
     scratch, places = pool_scratch(slab)
@@ -103,7 +113,12 @@ def owners_take_off_cuda(slab, record, pages):
 
 @cuda_kernel("void(int64[::1], int64[::1], int32[::1], int64[::1], int64)", twin=owners_free_cpu)
 def owners_free_ring_cuda(slab, record, pages, out, group):
-    """Put what has no owner left into the ring: behind `owners_take_off_cuda`."""
+    """Mutates the pool, its record, `out[0]` and the scratch: pages without an owner join the ring,
+    or all owners are given back. Second launch of a free into a ring.
+
+    Reads `pages` and the scratch, requires `owners_take_off_cuda` of the same before it. `group`
+    stays in the record of a call that fails.
+    """
     shared = gpu.shared.array(SHARED_WORDS, np.int64)
     scratch, _places = pool_scratch(slab)
     lowest, size, n = slab[FIRST_PAGE], slab[NUM_PAGES], np.int64(pages.size)
@@ -171,9 +186,14 @@ def share_in_order(slab, shared, pages):
 
 @cuda_kernel("void(int64[::1], int64[::1], int32[::1])", twin=owners_share_cpu)
 def owners_share_cuda(slab, record, pages):
+    """Mutates the pool and its record: each of `pages` gets one owner more, or none of them does.
+
+    Reads `pages`, requires nothing of them.
+    """
     shared = gpu.shared.array(SHARED_WORDS, np.int64)
     _free_pages, refcount, _released = pool_views(slab)
     lowest, size, n = slab[FIRST_PAGE], slab[NUM_PAGES], np.int64(pages.size)
+    # All add their owners at once.
     i, bad = np.int64(gpu.grid(1)), False
     while i < n:
         page = np.int64(pages[i])
@@ -186,6 +206,7 @@ def owners_share_cuda(slab, record, pages):
     if not last:
         return
     key = NONE
+    # One could not: the last block gives all back, and looks for the first fault.
     if faults > 0:
         for j in range(gpu.threadIdx.x, n, gpu.blockDim.x):
             page = np.int64(pages[j])
@@ -202,6 +223,11 @@ def owners_share_cuda(slab, record, pages):
 
 @cuda_kernel("void(int64[::1], int64[::1], int32[::1], int32[::1])", twin=owners_count_cpu)
 def owners_count_cuda(slab, record, pages, out):
+    """Mutates the record and `out`, how many owners each of `pages` has, or NULL where the call
+    fails.
+
+    Reads `pages` and the pool, requires `out` as long as `pages`.
+    """
     shared = gpu.shared.array(SHARED_WORDS, np.int64)
     _free_pages, refcount, _released = pool_views(slab)
     size, n = slab[NUM_PAGES], np.int64(pages.size)
@@ -227,7 +253,11 @@ def owners_count_cuda(slab, record, pages, out):
 
 @cuda_kernel("void(int64[::1], int64[::1], int64[::1], int64[::1])", twin=owners_free_slots_cpu)
 def owners_free_slots_cuda(slab, record, slots, out):
-    # Many blocks in the order `sorted` only.
+    """Mutates the pool, its record and `out[0]`, how many pages have no owner left, or NULL: each
+    page that `slots` name loses one owner, or none of them does. The bitmap `marks` is scratch.
+
+    Reads `slots`, requires nothing of them, and one block in other orders than `sorted`.
+    """
     shared = gpu.shared.array(SHARED_WORDS, np.int64)
     last, count = True, np.int64(-1)
     if slab[ORDER] == SORTED:
@@ -250,7 +280,12 @@ def owners_free_slots_cuda(slab, record, slots, out):
 
 @cuda_kernel("void(int64[::1], int64[::1], int64[::1])", twin=owners_free_slots_cpu)
 def owners_mark_slots_cuda(slab, record, slots):
-    """Note which slot names a page first: first launch of a free by slot into a ring."""
+    """Mutates the scratch behind the pool: the place at which a page is named first, and the first
+    fault. First launch of a free by slot into a ring.
+
+    Reads `slots` and the pool, requires `owners_free_slots_ring_cuda` behind it, which books the
+    call.
+    """
     shared = gpu.shared.array(SHARED_WORDS, np.int64)
     scratch, places = pool_scratch(slab)
     size, shift, n = slab[PAGE_SIZE], slab[PAGE_SHIFT], np.int64(slots.size)
@@ -271,7 +306,11 @@ def owners_mark_slots_cuda(slab, record, slots):
 
 @cuda_kernel("void(int64[::1], int64[::1], int64[::1], int64[::1])", twin=owners_free_slots_cpu)
 def owners_free_slots_ring_cuda(slab, record, slots, out):
-    """Take the owners off and put what has none left into the ring: behind the marks."""
+    """Mutates the pool, its record, `out[0]` and the scratch: owners are taken off, and what has
+    none left joins the ring. Second launch of a free by slot into a ring.
+
+    Reads `slots` and the scratch, requires `owners_mark_slots_cuda` of the same before it.
+    """
     shared = gpu.shared.array(SHARED_WORDS, np.int64)
     scratch, _places = pool_scratch(slab)
     key, count = scratch[VERDICT], np.int64(0)

@@ -159,6 +159,10 @@ def end_take(slab, record, kind, n, status, value):
 
 @cuda_kernel("void(int64[::1], int64[::1], int32[::1])", twin=pool_alloc_cpu)
 def pool_alloc_cuda(slab, record, out):
+    """Mutates the pool, its record and `out`, the ids handed out, or NULL where the call fails.
+
+    Reads nothing else, requires nothing. Any number of blocks: where a merge is due they do it.
+    """
     shared = gpu.shared.array(SHARED_WORDS, np.int64)
     n = np.int64(out.size)
     if take(slab, record, shared, out, n, np.int64(0)) and gpu.threadIdx.x == 0:
@@ -198,9 +202,14 @@ def batch_status(slab, total, room):
 
 @cuda_kernel("void(int64[::1], int64[::1], int32[::1], int64, int64)", twin=pool_total_cpu)
 def pool_total_cuda(slab, record, counts, n, wide):
-    """Sum up the `n` counts of a batch: first launch."""
+    """Mutates the scratch behind the pool: the sum of the counts, or a status word, and what stands
+    before the part of each block. First launch of a large batch.
+
+    Reads the `n` counts, requires as many blocks as `pool_alloc_batch_cuda` will have.
+    """
     shared = gpu.shared.array(SHARED_WORDS, np.int64)
     scratch, _places = pool_scratch(slab)
+    # Each block sums up its part; the last one adds up the parts.
     total, bad = part_total(shared, counts, wide, n)
     if gpu.threadIdx.x == 0:
         scratch[BATCH + gpu.blockIdx.x] = total
@@ -219,7 +228,12 @@ def pool_total_cuda(slab, record, counts, n, wide):
     twin=pool_alloc_batch_cpu,
 )
 def pool_alloc_batch_cuda(slab, record, counts, indptr, out, wide, summed):
-    """Hand out the pages of a batch; `summed`: behind `pool_total_cuda` in as many blocks."""
+    """Mutates the pool, its record, `indptr` and `out`, the ids of all sequences one behind the
+    other; NULL where the call fails.
+
+    Reads `counts`, requires `indptr` one longer, and `out` as long as they sum up to, or it fails.
+    `wide`: counts of int64. `summed`: behind `pool_total_cuda` in as many blocks.
+    """
     shared = gpu.shared.array(SHARED_WORDS, np.int64)
     scratch, _places = pool_scratch(slab)
     batch = np.int64(indptr.size - 1)
@@ -229,6 +243,7 @@ def pool_alloc_batch_cuda(slab, record, counts, indptr, out, wide, summed):
     if summed:
         begin, end = block_share(batch)
         before = scratch[BATCH + gpu.blockIdx.x]
+    # Where the pages of each sequence begin, then the pages themselves.
     if status < 0:
         fill_null(indptr, 0, gpu.grid(1), gpu.gridsize(1))
     elif summed or gpu.blockIdx.x == 0:
@@ -247,15 +262,21 @@ def pool_alloc_batch_cuda(slab, record, counts, indptr, out, wide, summed):
     "void(int64[::1], int64[::1], int32[::1], int64[::1], int64, int64)", twin=pool_admit_cpu
 )
 def pool_admit_cuda(slab, record, counts, out, n, wide):
-    # All blocks sum up their parts; the last one looks into that in which the pages are used up.
+    """Mutates the record, `out[0]`, how many of the counts the pool could serve, or NULL where the
+    call fails, and the scratch behind the pool.
+
+    Reads the `n` counts and the free pages, requires nothing. `wide`: counts of int64.
+    """
     shared = gpu.shared.array(SHARED_WORDS, np.int64)
     scratch, _places = pool_scratch(slab)
+    # All blocks sum up their parts.
     total, bad = part_total(shared, counts, wide, n)
     if gpu.threadIdx.x == 0:
         scratch[BATCH + gpu.blockIdx.x] = total
     last, bad_blocks = last_block(record, shared, np.int64(bad))
     if not last:
         return
+    # The last one looks for what is wrong, or into the part in which the pages are used up.
     if bad_blocks > 0:
         worst = first_negative(shared, counts, wide, n)
         if gpu.threadIdx.x == 0:
@@ -284,6 +305,10 @@ def pool_admit_cuda(slab, record, counts, out, n, wide):
 
 @cuda_kernel("void(int64[::1], int64[::1], int64[::1])", twin=pool_merge_cpu)
 def pool_merge_cuda(slab, record, out):
+    """Mutates the pool, its record and `out[0]`, how many released pages have joined the freelist.
+
+    Reads nothing else, requires nothing.
+    """
     shared = gpu.shared.array(SHARED_WORDS, np.int64)
     waiting = slab[RELEASED]
     if waiting > 0:
@@ -322,9 +347,15 @@ def block_runs(slab, shared, n):
 
 @cuda_kernel("void(int64[::1], int64[::1], int32[::1])", twin=pool_alloc_run_cpu)
 def pool_alloc_run_cuda(slab, record, out):
+    """Mutates the pool, its record and `out`, the lowest run of consecutive ids that is free, or
+    NULL.
+
+    Reads nothing else, requires the order `sorted`, and one block.
+    """
     shared = gpu.shared.array(MOST_THREADS, np.int64)
     n = np.int64(out.size)
     available = slab[FREE] + slab[RELEASED]
+    # Where is there such a run?
     lowest, longest = slab[FIRST_PAGE], np.int64(0)
     if n > 0:
         lowest, longest = block_runs(slab, shared, n)
@@ -336,6 +367,7 @@ def pool_alloc_run_cuda(slab, record, out):
             status = fail(OUT_OF_PAGES, available) if short else fail(NO_RUN, longest)
             end_call(slab, record, ALLOC_RUN, status, available, n)
         return
+    # It is taken, and the freelist written anew without it.
     _free_pages, refcount, _released = pool_views(slab)
     block_merge(slab, shared)
     for i in range(me, n, step):

@@ -190,10 +190,15 @@ def begin_sequences(pool, shared, tables, known, plan, news, need):
     twin=rows_allocate_cpu,
 )
 def rows_allocate_cuda(words, tables, known, plan, given, tokens, answer, flags):
-    # Sequences in free rows, by a plan of the host; `given`: the pages that they share. In one
-    # block, or in several where a merge could be due.
+    """Mutates the pool and its record (`words`), tables, `known`, the token ids of slots, and
+    `answer`: the sequences of a plan begin in free rows, or none of them does.
+
+    Reads `plan`, `given`, the pages that they share, and `tokens`, requires a plan of the host that
+    fits the rows. In one block, or in several where a merge could be due.
+    """
     shared = gpu.shared.array(SHARED_WORDS, np.int64)
     pool = words[RECORD_SLOTS:]
+    # The first block finds out whether a merge is due; then all do it.
     leading, due, does = leads(tables, shared), False, False
     if leading and may_run(words, flags):
         status, need = plan_status(pool, shared, tables, plan, given)
@@ -202,6 +207,7 @@ def rows_allocate_cuda(words, tables, known, plan, given, tokens, answer, flags)
     due = all_know(tables, shared, leading, due)
     if due:
         does = merges_last(pool, words, shared)
+    # One block does the call.
     if does:
         status, need = plan_status(pool, shared, tables, plan, given)
         value = np.int64(0)
@@ -232,12 +238,18 @@ def end_sequences(tables, shape, rows):
     "void(int64[::1], int64[::1], int32[::1], int64[::1], int64[::1], int64)", twin=rows_free_cpu
 )
 def rows_free_cuda(words, tables, rows, scratch, answer, flags):
-    # `scratch`: 2 B + 1 words. With OPTION the sequences give way to others.
+    """Mutates the pool and its record (`words`), tables, `scratch` and `answer`: the sequences in
+    `rows` end, or none of them does.
+
+    Reads `rows`, requires nothing of them, one block, and `scratch` of 2 B + 1 words. With OPTION
+    the sequences give way to others.
+    """
     shared = gpu.shared.array(SHARED_WORDS, np.int64)
     pool = words[RECORD_SLOTS:]
     shape, batch = table_shape(tables), np.int64(rows.size)
     if not may_run(words, flags):
         return
+    # Are all rows live, and named once?
     sound = not any_thread(not rows_sound(tables, shape, rows))
     unclaim(tables, shape, rows)
     if not sound:
@@ -246,6 +258,7 @@ def rows_free_cuda(words, tables, rows, scratch, answer, flags):
             fact = np.int64(rows[key >> STATUS_BITS]), tables[NUM_ROWS]
             end_batch(pool, words, answer, (FREE_ROWS, flags), -key, fact)
         return
+    # What they hold is counted, given up, and forgotten.
     starts, firsts = scratch[: batch + 1], scratch[batch + 1 :]
     tokens, ended = np.int64(0), np.int64(0)
     for i in range(gpu.threadIdx.x, batch, gpu.blockDim.x):
@@ -273,7 +286,10 @@ def rows_free_cuda(words, tables, rows, scratch, answer, flags):
 
 @cuda_kernel("void(int64[::1], int32[::1], int64, int64)", twin=None)  # one word is written
 def rows_mark_cuda(tables, rows, column, value):
-    # Sets one fact of live rows; those of nobody are passed over.
+    """Mutates one column of the tables: the fact of each live row becomes `value`.
+
+    Reads `rows`, requires nothing of them: those of nobody are passed over.
+    """
     shape = table_shape(tables)
     for i in range(gpu.grid(1), rows.size, gpu.gridsize(1)):
         row = np.int64(rows[i])

@@ -85,7 +85,11 @@ def end_layout(record, kind, key, value, wanted, out):
 
 @cuda_kernel("void(int64[::1], int64[::1], int32[::1], int32[::1])", twin=tables_lengths_cpu)
 def tables_lengths_cuda(record, tables, rows, out):
-    # A thread reads rows[i] before it writes out[i]: they may be the same.
+    """Mutates the record and `out`, how many tokens each row has, or NULL where the call fails.
+
+    Reads the tables and `rows`, requires `out` as long as `rows`. A thread reads rows[i] before it
+    writes out[i]: they may be the same.
+    """
     shared = gpu.shared.array(SHARED_WORDS, np.int64)
     key, shape = NONE, table_shape(tables)
     i = np.int64(gpu.grid(1))
@@ -105,7 +109,12 @@ def tables_lengths_cuda(record, tables, rows, out):
     "void(int64[::1], int64[::1], int32[::1], int32[::1], int64[::1])", twin=tables_slots_cpu
 )
 def tables_slots_cuda(record, tables, rows, positions, out):
-    # A thread reads position i before it writes out[i]: they may be the same.
+    """Mutates the record and `out`, the slot at which each position of its row lies, or NULL where
+    the call fails.
+
+    Reads the tables, `rows` and `positions`, requires all three arrays of one length. A thread
+    reads position i before it writes out[i]: they may be the same.
+    """
     shared = gpu.shared.array(SHARED_WORDS, np.int64)
     key, shape = NONE, table_shape(tables)
     _rows, width, size, shift = shape
@@ -174,7 +183,12 @@ def padded_part(pages, start, count, out, end, column, step):
     "void(int64[::1], int64[::1], int32[::1], int32[::1], int64, int64)", twin=tables_padded_cpu
 )
 def tables_padded_cuda(record, tables, rows, out, width, pad):
-    # Up to 32 threads write a part of a row, each of them four of its columns.
+    """Mutates the record and `out`: the page ids of each row, and `pad` behind them; NULL where the
+    call fails.
+
+    Reads the tables and `rows`, requires `out` of `width` elements for each. Up to 32 threads write
+    a part of a row, each of them four of its columns.
+    """
     shared = gpu.shared.array(SHARED_WORDS, np.int64)
     me, key, shape = np.int64(gpu.grid(1)), NONE, table_shape(tables)
     (pages,) = table_pages(tables, shape)
@@ -204,6 +218,10 @@ def tables_padded_cuda(record, tables, rows, out, width, pad):
 
 @cuda_kernel("void(int64[::1], int64[::1], int32[::1], int64[::1])", twin=tables_width_cpu)
 def tables_width_cuda(record, tables, rows, out):
+    """Mutates the record and `out[0]`, the most pages that one of the rows has, or NULL.
+
+    Reads the tables and `rows`, requires one block.
+    """
     shared = gpu.shared.array(SHARED_WORDS, np.int64)
     me, key, longest, shape = gpu.threadIdx.x, NONE, np.int64(0), table_shape(tables)
     for i in range(me, rows.size, gpu.blockDim.x):
@@ -300,11 +318,18 @@ def csr_pages(tables, shape, rows, span, starts, indices):
     twin=tables_csr_cpu,
 )
 def tables_csr_cuda(record, tables, rows, indptr, indices, last_page_len):
-    # Each block adds up all rows, so each knows where its pages go, and whether the call fails.
+    """Mutates the record, `indptr`, `indices` (NULL behind the last page) and `last_page_len`, the
+    pages of the rows one behind the other; NULL where the call fails.
+
+    Reads the tables and `rows`, requires `indptr` one longer than `rows`; with too short `indices`
+    it fails. Each block adds up all rows, so each knows where its pages go, and whether the call
+    fails.
+    """
     shared = gpu.shared.array(SHARED_WORDS, np.int64)
     starts = gpu.shared.array(TILE_ROWS, np.int32)
     first, step, n = gpu.grid(1), gpu.gridsize(1), np.int64(rows.size)
     shape = table_shape(tables)
+    # Do all rows live, and does it all fit?
     total = csr_total(tables, shape, shared, rows, starts)
     status, value, wanted = np.int64(0), np.int64(0), tables[NUM_ROWS]
     if total < 0:
@@ -316,6 +341,7 @@ def tables_csr_cuda(record, tables, rows, indptr, indices, last_page_len):
         fill_null(indices, 0, first, step)
         fill_null(last_page_len, 0, first, step)
     else:
+        # Tile by tile: where rows end, by one block, and their pages, by all.
         put, tile = np.int64(0), np.int64(2 * gpu.blockDim.x)
         begin = np.int64(0)
         while begin < n:
@@ -338,6 +364,10 @@ def tables_csr_cuda(record, tables, rows, indptr, indices, last_page_len):
 
 @cuda_kernel("void(int64[::1], int64[::1], int32[::1], int64[::1])", twin=tables_total_cpu)
 def tables_total_cuda(record, tables, rows, out):
+    """Mutates the record and `out[0]`, how many pages the rows have, or NULL.
+
+    Reads the tables and `rows`, requires one block.
+    """
     shared = gpu.shared.array(SHARED_WORDS, np.int64)
     starts = gpu.shared.array(TILE_ROWS, np.int32)
     total = csr_total(tables, table_shape(tables), shared, rows, starts)
@@ -349,7 +379,11 @@ def tables_total_cuda(record, tables, rows, out):
 
 @cuda_kernel("void(int64[::1], int32[::1])", twin=tables_rename_cpu)
 def tables_rename_cuda(tables, names):
-    # Part of a call that moves pages, and that books its own end.
+    """Mutates the tables: the pages of all rows, and the ends of what they lock, get new ids.
+
+    Reads `names`, the new id of each page, requires a call that moves pages and books its own end:
+    this is a part of it.
+    """
     shape = table_shape(tables)
     count, width, _size, _shift = shape
     (pages,) = table_pages(tables, shape)
