@@ -8,7 +8,7 @@ holds the beginning of a prompt.
 
 from importlib.metadata import PackageNotFoundError, version
 
-from jitalloc.cuda import CudaPagePool as _CudaPagePool  # noqa: F401  (known to PagePool by it)
+from jitalloc import cuda as cuda  # with it, `PagePool` and the like know their GPU classes
 from jitalloc.errors import (
     AllPinned,
     CorruptState,

@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jitalloc._cuda_views import put_views
+from jitalloc._jit import Kernel
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -82,17 +83,26 @@ class CudaKernel:
         How many words of 8 bytes its parameters are.
     wide : bool
         Its blocks may have twice as many threads as those of others, of half the registers.
+    twin : Kernel or None
+        The loop of the CPU that does the same, or of which this does a part.
     """
 
-    __slots__ = ("function", "name", "signature", "wide", "words")
+    __slots__ = ("function", "name", "signature", "twin", "wide", "words")
 
-    def __init__(self, function: Callable[..., Any], signature: str, wide: bool) -> None:
+    def __init__(
+        self,
+        function: Callable[..., Any],
+        signature: str,
+        wide: bool = False,
+        twin: Kernel | None = None,
+    ) -> None:
         self.name = function.__name__
         self.function = function
         self.signature = signature
         arrays = signature.count("[")
         self.words = signature.count(",") + 1 - arrays + arrays * WORDS_AN_ARRAY
         self.wide = wide
+        self.twin = twin
 
     @property
     def most_threads(self) -> int:
@@ -168,14 +178,17 @@ def _has_dead_code_pass(passes: Any) -> None:
         )
 
 
-def cuda_kernel(signature: str, wide: bool = False) -> Callable[[Callable[..., Any]], CudaKernel]:
+def cuda_kernel(
+    signature: str, twin: Kernel | None, wide: bool = False
+) -> Callable[[Callable[..., Any]], CudaKernel]:
     """Make a module-level function a `CudaKernel` of one Numba signature.
 
-    `wide`: blocks of up to `MOST_THREADS` run it.
+    `twin`: the loop of the CPU that does the same. Where the GPU takes several launches, each has
+    that one; None: the CPU needs no loop for it. `wide`: blocks of up to `MOST_THREADS` run it.
     """
 
     def wrap(function: Callable[..., Any]) -> CudaKernel:
-        made = CudaKernel(function, signature, wide)
+        made = CudaKernel(function, signature, wide, twin)
         _kernels[made.name] = made
         return made
 

@@ -54,11 +54,10 @@ def _intrinsics() -> dict[Callable[..., Any], Any]:
         return view._getvalue()
 
     def made(kind: Any) -> Any:
-        @intrinsic
-        def view(typing_context, slab, start, size):  # type: ignore[no-untyped-def]
+        def view(typing_context: Any, slab: Any, start: Any, size: Any) -> Any:
             return types.Array(kind, 1, "C")(slab, types.int64, types.int64), column
 
-        return view
+        return intrinsic(view)
 
     kinds = {int32_column: types.int32, int64_column: types.int64, uint64_column: types.uint64}
     return {function: made(kind) for function, kind in kinds.items()}

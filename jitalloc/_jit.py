@@ -1,4 +1,4 @@
-"""The only importer of numba: decorators, disk cache, lazy compilation, the lock.
+"""The compiler of the CPU: decorators, disk cache, lazy compilation.
 
 Every kernel is compiled for exactly one signature, at its first call, and called through the
 compiled entry point rather than through Numba's dispatcher: that saves the type look-up, about
@@ -25,16 +25,13 @@ from typing import Any, Final, TypeVar
 
 import numba
 import numpy as np
-from numba import njit, types
-from numba.extending import intrinsic
+from numba import njit
 
 from jitalloc._sources import source_digest
-from jitalloc.errors import BUSY, STATUS_BITS, pack_status
-from jitalloc.state import LOCK
+from jitalloc.errors import BUSY, pack_status
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-MIX_FACTOR: Final = 0x9E3779B97F4A7C15  # 2**64 / golden ratio: odd, and no bit pattern repeats
 JIT_DISABLED: Final = bool(numba.config.DISABLE_JIT)
 CACHE_ENABLED: Final = os.environ.get("JITALLOC_CACHE", "1") != "0" and not JIT_DISABLED
 
@@ -182,189 +179,6 @@ def compile_kernels() -> int:
     for each in _kernels.values():
         each.compile()
     return len(_kernels)
-
-
-if JIT_DISABLED:
-
-    def try_lock(slab):  # type: ignore[no-untyped-def]
-        """Take the lock of a pool's slab; False where another thread holds it."""
-        if slab[LOCK]:
-            return False
-        slab[LOCK] = 1
-        return True
-
-    def unlock(slab):  # type: ignore[no-untyped-def]
-        """Give the lock of a pool's slab back."""
-        slab[LOCK] = 0
-
-    def trailing_zeros(word):  # type: ignore[no-untyped-def]
-        """Return the index of the lowest set bit of a non-zero uint64."""
-        return (int(word) & -int(word)).bit_length() - 1
-
-    def bit_count(word):  # type: ignore[no-untyped-def]
-        """Return how many bits of a uint64 are set."""
-        return int(word).bit_count()
-
-    def bit(page):  # type: ignore[no-untyped-def]
-        """Return the mask of `page` in its 64-bit word."""
-        return np.uint64(1 << (int(page) & 63))
-
-    def fail(code, detail):  # type: ignore[no-untyped-def]
-        """Return the status word of `code` and `detail`."""
-        return np.int64(-(int(detail) << STATUS_BITS | code))
-
-    def mix(state, word):  # type: ignore[no-untyped-def]
-        """Return the hash `state` with `word` taken in, both uint64."""
-        return np.uint64((int(state) ^ int(word)) * MIX_FACTOR & (2**64 - 1))
-
-    def borrow(array):  # type: ignore[no-untyped-def]
-        """Return an argument of a kernel as a view that no helper need count references of."""
-        return array
-
-    def int64_column(slab, start, size):  # type: ignore[no-untyped-def]
-        """Return `size` int64 of a slab from word `start` on, as a view."""
-        return slab[start : start + size]
-
-    def int32_column(slab, start, size):  # type: ignore[no-untyped-def]
-        """Return `size` int32 of a slab from word `start` on, as a view."""
-        return slab[start : start + (size + 1) // 2].view(np.int32)[:size]
-
-    def int32_rows(slab, start, size, width):  # type: ignore[no-untyped-def]
-        """Return `size` rows of `width` int32 of a slab from word `start` on, as a view."""
-        column = int32_column(slab, start, size * width)  # type: ignore[no-untyped-call]
-        return column.reshape(size, width)
-
-    def int64_rows(slab, start, size, width):  # type: ignore[no-untyped-def]
-        """Return `size` rows of `width` int64 of a slab from word `start` on, as a view."""
-        return slab[start : start + size * width].reshape(size, width)
-
-else:
-    from llvmlite import ir
-    from numba.core import cgutils  # noqa: F401  (arrayobj needs the module loaded first)
-    from numba.np.arrayobj import make_array, populate_array
-
-    def _lock_word(context: Any, builder: Any, array_type: Any, array: Any) -> Any:
-        data = make_array(array_type)(context, builder, array).data
-        return builder.gep(data, [ir.Constant(ir.IntType(64), LOCK)])
-
-    @intrinsic
-    def try_lock(typing_context, slab):  # type: ignore[no-untyped-def]
-        """Take the lock of a pool's slab by one compare-and-swap; False where it is held."""
-
-        def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
-            word = _lock_word(context, builder, signature.args[0], args[0])
-            zero, one = (ir.Constant(ir.IntType(64), i) for i in (0, 1))
-            swapped = builder.cmpxchg(word, zero, one, "acquire", "monotonic")
-            return builder.extract_value(swapped, 1)
-
-        return types.boolean(slab), codegen
-
-    @intrinsic
-    def unlock(typing_context, slab):  # type: ignore[no-untyped-def]
-        """Give the lock of a pool's slab back."""
-
-        def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
-            word = _lock_word(context, builder, signature.args[0], args[0])
-            builder.store_atomic(ir.Constant(ir.IntType(64), 0), word, "release", 8)
-            return context.get_dummy_value()
-
-        return types.void(slab), codegen
-
-    @intrinsic
-    def trailing_zeros(typing_context, word):  # type: ignore[no-untyped-def]
-        """Return the index of the lowest set bit of a non-zero uint64."""
-
-        def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
-            return builder.cttz(args[0], ir.Constant(ir.IntType(1), 1))
-
-        return types.int64(types.uint64), codegen
-
-    @intrinsic
-    def bit_count(typing_context, word):  # type: ignore[no-untyped-def]
-        """Return how many bits of a uint64 are set."""
-
-        def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
-            return builder.ctpop(args[0])
-
-        return types.int64(types.uint64), codegen
-
-    # As helpers, these two would be compiled once for each code and type that they are given.
-
-    @intrinsic
-    def bit(typing_context, page):  # type: ignore[no-untyped-def]
-        """Return the mask of `page` in its 64-bit word."""
-
-        def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
-            one, last = (ir.Constant(ir.IntType(64), i) for i in (1, 63))
-            return builder.shl(one, builder.and_(args[0], last))
-
-        return types.uint64(types.int64), codegen
-
-    @intrinsic
-    def fail(typing_context, code, detail):  # type: ignore[no-untyped-def]
-        """Return the status word of `code` and `detail`."""
-
-        def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
-            bits = ir.Constant(ir.IntType(64), STATUS_BITS)
-            return builder.neg(builder.or_(builder.shl(args[1], bits), args[0]))
-
-        return types.int64(types.int64, types.int64), codegen
-
-    @helper
-    def mix(state, word):  # type: ignore[no-untyped-def]
-        """Return the hash `state` with `word` taken in, both uint64."""
-        return (state ^ word) * np.uint64(MIX_FACTOR)
-
-    # Views that borrow. In a kernel that counts, `slab[a:b].view(...)` counts a reference up and
-    # down by atomic operations, and so does every helper for each array that it is given: 10 ns
-    # each. An argument outlives the kernel, so nothing needs to be counted.
-
-    def _borrowed(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        slab, start, *shape = args
-        word = builder.gep(make_array(signature.args[0])(context, builder, slab).data, [start])
-        view = make_array(signature.return_type)(context, builder)
-        size = context.get_abi_sizeof(context.get_data_type(signature.return_type.dtype))
-        item = context.get_constant(types.intp, size)
-        strides = [item] if len(shape) == 1 else [builder.mul(shape[1], item), item]
-        data = builder.bitcast(word, view.data.type)
-        populate_array(view, data, shape, strides, item, meminfo=None)
-        return view._getvalue()
-
-    @intrinsic
-    def int64_column(typing_context, slab, start, size):  # type: ignore[no-untyped-def]
-        """Return `size` int64 of a slab from word `start` on, as a view."""
-        view = types.Array(types.int64, 1, "C")
-        return view(slab, types.int64, types.int64), _borrowed
-
-    @intrinsic
-    def int32_column(typing_context, slab, start, size):  # type: ignore[no-untyped-def]
-        """Return `size` int32 of a slab from word `start` on, as a view."""
-        view = types.Array(types.int32, 1, "C")
-        return view(slab, types.int64, types.int64), _borrowed
-
-    @intrinsic
-    def int32_rows(typing_context, slab, start, size, width):  # type: ignore[no-untyped-def]
-        """Return `size` rows of `width` int32 of a slab from word `start` on, as a view."""
-        view = types.Array(types.int32, 2, "C")
-        return view(slab, types.int64, types.int64, types.int64), _borrowed
-
-    @intrinsic
-    def int64_rows(typing_context, slab, start, size, width):  # type: ignore[no-untyped-def]
-        """Return `size` rows of `width` int64 of a slab from word `start` on, as a view."""
-        view = types.Array(types.int64, 2, "C")
-        return view(slab, types.int64, types.int64, types.int64), _borrowed
-
-    @intrinsic
-    def borrow(typing_context, array):  # type: ignore[no-untyped-def]
-        """Return an argument of a kernel as a view that no helper need count references of."""
-        view = types.Array(array.dtype, 1, "C")
-
-        def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
-            shape = make_array(signature.args[0])(context, builder, args[0]).shape
-            start, size = context.get_constant(types.int64, 0), builder.extract_value(shape, 0)
-            return _borrowed(context, builder, signature, (args[0], start, size))
-
-        return view(array), codegen
 
 
 def versions() -> dict[str, str]:

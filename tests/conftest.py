@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,7 +23,7 @@ pytest.register_assert_rewrite(
 
 from hypothesis import HealthCheck, Phase, settings  # noqa: E402
 
-from jitalloc import PagePool, _cuda, _cuda_device  # noqa: E402
+from jitalloc import PagePool, _cuda, _cuda_device, _jit  # noqa: E402
 from tests.cache_pairs import CachePair  # noqa: E402
 from tests.ptx import install  # noqa: E402
 from tests.ptx.settings import Settings  # noqa: E402
@@ -111,6 +112,12 @@ def pool() -> PagePool:
 def pair() -> CachePair:
     """A cache and its model: sixteen pages of four tokens, six rows of eight pages."""
     return CachePair()
+
+
+@pytest.fixture
+def kernels() -> Path:
+    """The folder of kernels that this process uses too."""
+    return Path(_jit.cache_folder()).parents[1]
 
 
 @pytest.fixture

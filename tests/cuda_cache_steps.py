@@ -7,6 +7,7 @@ from typing import Any
 from tests.cache_steps import CACHE_STEPS
 from tests.sharing_pairs import free
 from tests.sharing_steps import SHARING_STEPS
+from tests.twin_steps import steps_of_twins
 
 # Kernels of the CPU that have no twin, and why caches on the GPU do without.
 WITHOUT_TWIN = {
@@ -31,12 +32,19 @@ WITHOUT_TWIN |= dict.fromkeys(
     ),
     "runs on the index, which lives on the host",
 )
-# Kernels of the GPU alone, and what the CPU does in their place.
-ALONE = {"rows_mark_cuda": "one word is written"}
 # Without a prefix cache.
-TWINS = ("eviction_window_batch", "rows_allocate", "rows_free", "sequences_append")
-TWINS += ("sequences_fork_batch", "sequences_reorder", "sequences_truncate_batch")
-CUDA_CACHE_STEPS: dict[str, Any] = {f"{name}_cuda": CACHE_STEPS[f"{name}_cpu"] for name in TWINS}
+CUDA_CACHE_STEPS: dict[str, Any] = {
+    name: steps_of_twins(CACHE_STEPS)[name]
+    for name in (
+        "eviction_window_batch_cuda",
+        "rows_allocate_cuda",
+        "rows_free_cuda",
+        "sequences_append_cuda",
+        "sequences_fork_batch_cuda",
+        "sequences_reorder_cuda",
+        "sequences_truncate_batch_cuda",
+    )
+}
 CUDA_CACHE_STEPS["rows_mark_cuda"] = CACHE_STEPS["eviction_select_cpu"]
 # By id, a batch of one; what else a step is for is chosen on the host.
 BY_ID_STEPS = [
@@ -54,10 +62,5 @@ CUDA_SHARING_STEPS: dict[str, Any] = {
     "sharing_count_cuda": free,
     "sharing_facts_cuda": SHARING_STEPS["sharing_commit_cpu"],
     "sharing_gather_cuda": free,
-}
-PARTS = {
-    "sharing_facts_cuda": "sharing_commit_cpu",
-    "sharing_gather_cuda": "sharing_commit_cpu",
-    "sharing_count_cuda": "rows_free_cpu",
 }
 CUDA_STEPS: dict[str, Any] = {**CUDA_CACHE_STEPS, **CUDA_SHARING_STEPS}

@@ -74,6 +74,4 @@ def follow(pair: MirrorPair, random: Random) -> None:
 
 
 CUDA_STEPS = {"mirror_apply_cuda": follow}
-# It does what the message of a loop of the CPU says.
-PARTS = {"mirror_apply_cuda": "mirror_pack_cpu"}
 WITHOUT_TWIN: dict[str, str] = {}

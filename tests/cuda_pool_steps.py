@@ -6,7 +6,7 @@ from random import Random
 
 from jitalloc import NULL
 from tests.pairs import PoolPair
-from tests.twin_steps import POOL_STEPS, Step, a_prompt
+from tests.twin_steps import POOL_STEPS, Step, a_prompt, steps_of_twins
 
 # Kernels of the CPU that have no twin, and why a pool on the GPU does without.
 WITHOUT_TWIN = {
@@ -17,20 +17,15 @@ WITHOUT_TWIN = {
     "upkeep_retire_cpu": "no other thread is inside: calls are ordered by the stream",
     "upkeep_unlock_cpu": "no other thread is inside: calls are ordered by the stream",
 }
-# Launches that take the place of the one with the twin's name where there is very much to do.
-PARTS = {
-    "owners_take_off_cuda": "owners_free_cpu",
-    "owners_free_ring_cuda": "owners_free_cpu",
-    "owners_mark_slots_cuda": "owners_free_slots_cpu",
-    "owners_free_slots_ring_cuda": "owners_free_slots_cpu",
+# Launched only where there is very much to do.
+LARGE_ONLY = {
+    "pool_total_cuda",
+    "owners_take_off_cuda",
+    "owners_free_ring_cuda",
+    "owners_mark_slots_cuda",
+    "owners_free_slots_ring_cuda",
 }
-LARGE_ONLY = {"pool_total_cuda", *PARTS}
-CUDA_STEPS: dict[str, Step] = {
-    name.replace("_cpu", "_cuda"): step
-    for name, step in POOL_STEPS.items()
-    if name not in WITHOUT_TWIN
-}
-CUDA_STEPS |= {name: POOL_STEPS[twin] for name, twin in PARTS.items()}
+CUDA_STEPS: dict[str, Step] = steps_of_twins(POOL_STEPS)
 
 
 def pad(lists: tuple[list[int], ...], random: Random) -> None:

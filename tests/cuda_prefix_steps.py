@@ -129,7 +129,6 @@ HOST_STEPS: dict[str, Step] = {
     "evict": evict,
 }
 BACKGROUND: tuple[Step, ...] = (insert, insert, match, pin, release, release, evict)
-PARTS = {"prefix_fetch_cuda": "prefix_insert_cpu"}
 # Kernels of the CPU that have no twin, and why a cache on a pool of the GPU does without.
 WITHOUT_TWIN = dict.fromkeys(
     (

@@ -17,6 +17,7 @@ from jitalloc.errors import JitallocError
 from jitalloc.slot_state import slot_arrays
 from tests.slot_pairs import SlotPair
 from tests.slot_steps import PREFIX_STEPS, SLOT_STEPS, clear_slots
+from tests.twin_steps import steps_of_twins
 
 
 def up(values: Any, dtype: Any = np.int32) -> Any:
@@ -102,8 +103,4 @@ def clear_some(pair: SlotPair, random: Random) -> None:
     clear_slots(pair, random)
 
 
-CUDA_STEPS = {
-    name.replace("_cpu", "_cuda"): step
-    for name, step in (SLOT_STEPS | {"slots_clear_cpu": clear_some}).items()
-    if name not in WITHOUT_TWIN
-}
+CUDA_STEPS = steps_of_twins(SLOT_STEPS | {"slots_clear_cpu": clear_some})

@@ -21,7 +21,6 @@ from typing import Any
 
 import numpy as np
 
-import jitalloc  # noqa: F401  (registers the kernels)
 from jitalloc import _cuda
 from jitalloc._cuda import gpu
 
@@ -51,7 +50,7 @@ def planted_kernel() -> _cuda.CudaKernel:
     globals()["gpu"] = cuda
     register_jitable(inline="always")(itself)
     signature = "void(int64[::1], int64[::1], int64)"
-    return _cuda.CudaKernel(planted_cuda, signature, wide=False)
+    return _cuda.CudaKernel(planted_cuda, signature)
 
 
 # In the source.

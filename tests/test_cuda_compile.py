@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 
-import jitalloc  # noqa: F401  (registers the kernels)
 from asv_benchmarks.ptxas import CAPABILITIES, assemble, find_ptxas
 from jitalloc import _cuda, _cuda_device, _cuda_images
 

@@ -96,7 +96,7 @@ def test_the_pool_works_where_launches_run(cupy: Cupy) -> None:
 
 
 def test_numbers_are_words_as_well(cupy: Cupy) -> None:
-    @_cuda.cuda_kernel("void(int64, int32[::1], int64)")
+    @_cuda.cuda_kernel("void(int64, int32[::1], int64)", twin=None)
     def numbers_cuda(first, array, last):  # type: ignore[no-untyped-def]
         pass
 

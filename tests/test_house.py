@@ -8,7 +8,6 @@ import pkgutil
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -16,20 +15,11 @@ from types import ModuleType
 import pytest
 
 import jitalloc
-from jitalloc import PagePool, _cuda, _jit
+from jitalloc import PagePool
 from jitalloc.cuda import CudaPagePool
 from jitalloc.errors import DoubleFree
 from jitalloc.on_device import OnDevice
-
-ROOT = Path(__file__).parents[1]
-PACKAGE = ROOT / "jitalloc"
-KERNEL_FILES = sorted(
-    path.stem for path in (PACKAGE / "kernels").glob("*.py") if path.stem[0] != "_"
-)
-# Helpers that several nouns are built from: no kernel, so no facade and no benchmark.
-SHARED_KERNELS = {"nodes", "children", "expiries", "queues", "split_join", "paths", "compare"}
-SHARED_KERNELS |= {"search", "insertion", "check_nodes", "check_lists", "row_locks", "committing"}
-NOUNS = [noun for noun in KERNEL_FILES if noun not in SHARED_KERNELS]
+from tests.house import MODULES, PACKAGE, ROOT, imports, name_of, sources
 
 # The flow of data: a module imports only what stands above it. Modules of one line, of each
 # other as well.
@@ -40,6 +30,7 @@ ORDER = [
     ["prefix_state"],
     ["slot_state", "slot_prefix_state"],
     ["_jit"],
+    ["_intrinsics"],
     ["_cuda_views"],
     ["_cuda"],
     ["_cuda_images"],
@@ -83,58 +74,8 @@ ORDER = [
     ["cli"],
     ["__main__"],
 ]
-# Within kernels/: what the loops of one noun are built from.
-KERNEL_ORDER = ["pool", "owners", "tokens", "upkeep"]
-KERNEL_ORDER += ["nodes", "children", "expiries", "queues", "split_join", "paths", "compare"]
-KERNEL_ORDER += ["search", "insertion", "prefix", "reclaim", "check_nodes", "check_lists"]
-KERNEL_ORDER += ["prefix_upkeep"]
-KERNEL_ORDER += ["tables", "mirror", "row_locks", "committing", "sharing", "rows", "sequences"]
-KERNEL_ORDER += ["eviction"]
-KERNEL_ORDER += ["slots", "slot_table", "slot_tree", "slot_entries", "slot_prefix"]
 # What imports numba.cuda and cupy, and only when asked for a device.
 CUDA_DOOR = ("_cuda_views", "_cuda", "_cuda_images", "_cuda_cupy", "_cuda_device")
-# Where the steps stand that run CUDA kernels in the simulator: CUDA_STEPS, and WITHOUT_TWIN.
-CUDA_REGISTRIES = [
-    importlib.import_module(f"tests.cuda_{name}_steps")
-    for name in ("pool", "prefix", "tables", "mirror", "slot", "cache")
-]
-# Files of kernels/cuda/ that hold no twins, and where they stand among the others.
-CUDA_SHARED = {"scan", "calls", "batches", "merging", "releasing", "row_batches", "appends"}
-CUDA_SHARED |= {"page_frees", "slot_frees", "extends"}
-CUDA_SHARED |= {"row_facts", "dropping", "append_writes", "forking", "leading"}
-CUDA_ORDER = [
-    "scan",
-    "calls",
-    "batches",
-    "merging",
-    "pool",
-    "releasing",
-    "page_frees",
-    "slot_frees",
-]
-CUDA_ORDER += ["owners", "extends", *KERNEL_ORDER[2 : KERNEL_ORDER.index("tables")]]
-CUDA_ORDER += ["row_facts", "tables", "mirror", "row_batches", "sharing", "leading", "dropping"]
-CUDA_ORDER += ["appends", "append_writes", "forking"]
-CUDA_ORDER += KERNEL_ORDER[KERNEL_ORDER.index("rows") :]
-# Launches that stand before the one which has the twin's name, and that twin.
-PARTS = {
-    name: twin for each in CUDA_REGISTRIES for name, twin in getattr(each, "PARTS", {}).items()
-}
-# Kernels of the GPU alone.
-ALONE = {name for each in CUDA_REGISTRIES for name in getattr(each, "ALONE", {})}
-CUDA_FILES = sorted(
-    path.stem for path in (PACKAGE / "kernels" / "cuda").glob("*.py") if path.stem[0] != "_"
-)
-
-
-def sources(folder: Path) -> list[Path]:
-    hidden = {part for path in folder.iterdir() for part in [path.name] if part.startswith(".")}
-    skip = {*hidden, "build", "dist", "node_modules", "env", "venv"}
-    return sorted(
-        path
-        for path in folder.rglob("*.py")
-        if not skip.intersection(path.relative_to(folder).parts)
-    )
 
 
 @cache
@@ -164,17 +105,6 @@ def code_lines(text: str, node: ast.AST | None = None) -> int:
 DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 
 
-def imports(path: Path) -> Iterator[str]:
-    """Every module that a file imports, anywhere in it, by its full name."""
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            yield from (each.name for each in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path}: relative import"
-            yield node.module or ""
-            yield from (f"{node.module}.{each.name}" for each in node.names)
-
-
 def room(module: str) -> str:
     """`jitalloc.kernels.pool` is in the room `kernels`; `jitalloc` itself is `__init__`."""
     return module.split(".")[1] if "." in module else "__init__"
@@ -186,11 +116,6 @@ def room_of(path: Path) -> str:
 
 
 RANK = {name: rank for rank, names in enumerate(ORDER) for name in names}
-MODULES = sources(PACKAGE)
-
-
-def name_of(path: Path) -> str:
-    return str(path.relative_to(ROOT))
 
 
 @pytest.mark.parametrize("path", MODULES, ids=name_of)
@@ -203,21 +128,6 @@ def test_imports_follow_the_flow_of_data(path: Path) -> None:
                 theirs = "__init__"
             inside = theirs == room_of(path) and path.parent != PACKAGE
             assert inside or RANK[theirs] < mine, f"{room_of(path)} imports {module}"
-
-
-@pytest.mark.parametrize("noun", KERNEL_FILES)
-def test_kernels_are_built_from_those_before(noun: str) -> None:
-    for module in imports(PACKAGE / "kernels" / f"{noun}.py"):
-        if module.startswith("jitalloc.kernels."):
-            other = module.split(".")[2]
-            assert KERNEL_ORDER.index(other) < KERNEL_ORDER.index(noun)
-
-
-@pytest.mark.parametrize("noun", CUDA_FILES)
-def test_cuda_kernels_are_built_from_those_before(noun: str) -> None:
-    for module in imports(PACKAGE / "kernels" / "cuda" / f"{noun}.py"):
-        if module.startswith("jitalloc.kernels.cuda."):
-            assert CUDA_ORDER.index(module.split(".")[3]) < CUDA_ORDER.index(noun)
 
 
 @pytest.mark.parametrize("path", sources(ROOT), ids=name_of)
@@ -300,20 +210,10 @@ def test_nothing_else_stands_at_the_top() -> None:
     assert {name for name in top if name[0] != "."} == TOP_LEVEL
 
 
-@pytest.mark.parametrize("file", sources(PACKAGE / "kernels"), ids=lambda path: path.name)
-def test_kernels_take_few_arguments(file: Path) -> None:
-    for node in ast.walk(ast.parse(file.read_text())):
-        if isinstance(node, ast.FunctionDef):
-            assert len(node.args.args) <= 8, node.name
-            others = [*node.args.kwonlyargs, node.args.vararg, node.args.kwarg]
-            assert not any(others), node.name
-            assert node.col_offset == 0, f"{node.name} is no function of the module"
-
-
 @pytest.mark.parametrize("path", MODULES, ids=name_of)
 def test_backends_come_in_by_one_door(path: Path) -> None:
     used = {module.split(".")[0] for module in imports(path)}
-    if room_of(path) not in ("_jit", *CUDA_DOOR):
+    if room_of(path) not in ("_jit", "_intrinsics", *CUDA_DOOR):
         assert not used & {"numba", "cupy", "llvmlite", "cuda"}
     if room_of(path) not in CUDA_DOOR:
         assert not any(re.match(r"cupy|cuda|numba\.cuda", module) for module in imports(path))
@@ -327,53 +227,6 @@ def test_importing_loads_nothing_of_cuda(module: str) -> None:
     loaded = set(ast.literal_eval(done.stdout))
     backends = [name for name in loaded if re.match(r"(cupy|numba\.cuda|numba_cuda|cuda)\b", name)]
     assert not backends
-
-
-@pytest.mark.parametrize("noun", NOUNS)
-def test_loops_of_a_noun_have_tests_and_benchmarks_of_its_name(noun: str) -> None:
-    assert (ROOT / "tests" / f"test_{noun}.py").is_file()
-    assert (ROOT / "asv_benchmarks" / f"bench_{noun}.py").is_file()
-
-
-@pytest.mark.parametrize("noun", NOUNS)
-def test_kernels_are_named_by_noun_verb_and_device(noun: str) -> None:
-    module = importlib.import_module(f"jitalloc.kernels.{noun}")
-    mine = [name for name, each in vars(module).items() if isinstance(each, _jit.Kernel)]
-    assert mine, "a file of kernels without one"
-    assert not SHARED_KERNELS - set(KERNEL_FILES)
-    for name in mine:
-        assert re.fullmatch(rf"{noun}_[a-z_]+_(cpu|cuda)", name)
-        assert _jit.kernels()[name].name == name
-
-
-@pytest.mark.parametrize("noun", CUDA_FILES)
-def test_cuda_kernels_stand_in_the_file_named_like_that_of_their_twins(noun: str) -> None:
-    module = importlib.import_module(f"jitalloc.kernels.cuda.{noun}")
-    mine = [name for name, each in vars(module).items() if isinstance(each, _cuda.CudaKernel)]
-    assert bool(mine) == (noun not in CUDA_SHARED)
-    for name in mine:
-        assert re.fullmatch(rf"{noun}_[a-z_]+_cuda", name)
-        twin = PARTS.get(name, re.sub("_cuda", "_cpu", name))
-        assert name in ALONE or twin in _jit.kernels()
-        assert _cuda.cuda_kernels()[name].name == name
-
-
-def test_every_cuda_kernel_is_registered_by_importing_the_package() -> None:
-    code = "import jitalloc; from jitalloc import _cuda; print(sorted(_cuda.cuda_kernels()))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    files = (PACKAGE / "kernels" / "cuda").glob("*.py")
-    written = {
-        name for file in files for name in re.findall(r"^def (\w+_cuda)\(", file.read_text(), re.M)
-    }
-    assert set(ast.literal_eval(done.stdout)) == written
-
-
-def test_every_cuda_kernel_is_simulated() -> None:
-    # test_cuda_twins.py runs these steps, test_cuda_compile.py compiles what is registered.
-    steps = [name for each in CUDA_REGISTRIES for name in each.CUDA_STEPS]
-    assert sorted(_cuda.cuda_kernels()) == sorted(steps)
-    without = {name for each in CUDA_REGISTRIES for name in each.WITHOUT_TWIN}
-    assert without <= set(_jit.kernels())
 
 
 FORBIDDEN = re.compile(r"\b(TODO|FIXME|XXX|HACK|NotImplementedError)\b")

@@ -12,7 +12,7 @@ from jitalloc import prefix
 from jitalloc._jit import JIT_DISABLED
 from jitalloc.errors import NotLocked, PagesLocked, PinBudget
 from tests.prefix_pairs import PrefixPair, spell, stored
-from tests.test_processes import interrupt_often, kernels  # noqa: F401  (a fixture)
+from tests.test_processes import interrupt_often
 
 # Pins.
 
@@ -177,7 +177,7 @@ def test_an_interrupted_match_leaves_no_lock(monkeypatch: pytest.MonkeyPatch) ->
 
 
 @pytest.mark.skipif(JIT_DISABLED, reason="a plain Python kernel can be interrupted half-way")
-def test_an_interrupted_cache_is_neither_locked_nor_broken(kernels: Path) -> None:  # noqa: F811
+def test_an_interrupted_cache_is_neither_locked_nor_broken(kernels: Path) -> None:
     interrupt_often(
         kernels,
         """

@@ -273,12 +273,6 @@ def interrupt_often(folder: Path, make: str, work: str, check: str) -> None:
     assert finish(start(code, folder), timeout=300) == "True\n"
 
 
-@pytest.fixture
-def kernels() -> Path:
-    """The folder of kernels that this process uses too."""
-    return Path(_jit.cache_folder()).parents[1]
-
-
 def test_an_interrupted_pool_is_neither_locked_nor_broken(kernels: Path) -> None:
     interrupt_often(
         kernels,

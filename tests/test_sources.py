@@ -120,7 +120,7 @@ def test_sources_out_of_reach_are_no_reason_to_fail(tmp_path: Path) -> None:
             file.write(source, Path("jitalloc") / source.relative_to(PACKAGE))
     code = """
 import jitalloc
-from jitalloc.machine import describe_machine
+from jitalloc.info import describe_machine
 print(jitalloc.__file__)
 print(jitalloc.PagePool(8).alloc(2))
 print(describe_machine()["kernel cache"])

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from jitalloc import _cuda
 from tests.pairs import PoolPair
 
 Step = Callable[[PoolPair, Random], Any]
@@ -217,3 +218,12 @@ POOL_STEPS: dict[str, Step] = {
 }
 
 BACKGROUND: tuple[Step, ...] = (alloc, alloc, free, share, merge, free_slots, extend)
+
+
+def steps_of_twins(steps: dict[str, Callable[..., Any]]) -> dict[str, Callable[..., Any]]:
+    """The step of each kernel of the GPU whose twin is among those that have `steps`."""
+    return {
+        name: steps[kernel.twin.name]
+        for name, kernel in _cuda.cuda_kernels().items()
+        if kernel.twin is not None and kernel.twin.name in steps
+    }

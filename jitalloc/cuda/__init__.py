@@ -6,7 +6,6 @@ from jitalloc.cuda.prefix import CudaPrefixCache
 from jitalloc.cuda.sequences import CudaPagedKVCache
 from jitalloc.cuda.slots import CudaSlotAllocator
 from jitalloc.cuda.tables import CudaBlockTables
-from jitalloc.kernels.cuda import sharing  # noqa: F401  (twins found by name)
 
 __all__ = [
     "CudaBlockTableMirror",

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from jitalloc._jit import fail, helper
+from jitalloc._intrinsics import fail
+from jitalloc._jit import helper
 from jitalloc.errors import (
     BAD_BUCKET,
     BAD_EXPIRY,

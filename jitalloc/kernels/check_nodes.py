@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from jitalloc._jit import bit, fail, helper
+from jitalloc._intrinsics import bit, fail
+from jitalloc._jit import helper
 from jitalloc.errors import (
     BAD_CHILDREN,
     BAD_LINK,

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from jitalloc._jit import counting, helper, int32_column, mix
+from jitalloc._intrinsics import int32_column, mix
+from jitalloc._jit import counting, helper
 from jitalloc.kernels.nodes import node_of, node_records, previous_column, token_column
 from jitalloc.prefix_state import (
     BUCKET_MASK,

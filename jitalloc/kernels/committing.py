@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from jitalloc._jit import bit, counting, helper
+from jitalloc._intrinsics import bit
+from jitalloc._jit import counting, helper
 from jitalloc.kernels.children import hash_link
 from jitalloc.kernels.insertion import grow_node, link_new, refresh
 from jitalloc.kernels.nodes import token_column

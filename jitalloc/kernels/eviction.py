@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from jitalloc._jit import bit, fail, helper, kernel, try_lock, unlock
+from jitalloc._intrinsics import bit, fail, try_lock, unlock
+from jitalloc._jit import helper, kernel
 from jitalloc.errors import (
     BUSY,
 )
@@ -92,7 +93,11 @@ def cut_window(pool, tables, prefix, row, sink_tokens, window_tokens):
 
 @kernel("int64(int64[::1], int64[::1], int64[::1], int64[::1], int64, int64, int64, int64)")
 def eviction_window_cpu(pool, tables, prefix, out, row, sink_tokens, window_tokens, evicted):
-    # out[0]: tokens dropped; out[1]: pages given up. `evicted`: 1 where it is an eviction.
+    """Mutates pool, tables and prefix cache: `row` keeps its sinks and its window; and `out`:
+    tokens dropped, pages given up.
+
+    Reads nothing else, requires a live row and two words. `evicted`: 1 where it is an eviction.
+    """
     if not try_lock(pool):
         return fail(BUSY, 0)
     touch(tables, row, pool[STEP] + 1)
@@ -107,7 +112,11 @@ def eviction_window_cpu(pool, tables, prefix, out, row, sink_tokens, window_toke
 
 @kernel("int64(int64[::1], int64[::1], int64[::1], int32[:], int64[::1], int64, int64)")
 def eviction_window_batch_cpu(pool, tables, prefix, rows, out, sink_tokens, window_tokens):
-    # out[i]: tokens that row i drops.
+    """Mutates pool, tables and prefix cache: each of `rows` keeps its sinks and its window, or none
+    is cut; and `out`, the tokens that each one drops.
+
+    Reads `rows`, requires `out` of their length.
+    """
     if not try_lock(pool):
         return fail(BUSY, 0)
     status = live_rows(tables, rows)
@@ -170,6 +179,11 @@ def next_victim(tables, policy, sink_tokens, window_tokens):
 
 @kernel("int64(int64[::1], int64, int64, int64)")
 def eviction_select_cpu(tables, policy, sink_tokens, window_tokens):
+    """Mutates nothing.
+
+    Reads the tables, requires that they stay as they are: no lock is taken. Returns the row that
+    gives way first, or -1.
+    """
     return next_victim(tables, policy, sink_tokens, window_tokens)
 
 
@@ -188,14 +202,21 @@ def count_cuts(tables, owners, policy, sink_tokens, window_tokens):
 
 @kernel("int64(int64[::1], int64[::1], int64[::1], int32[::1], int64[:, ::1], int64, int64[::1])")
 def eviction_to_cpu(pool, tables, prefix, owners, out, target, rule):
-    # `owners` is int32[num_pages] of zeros; out[k]: row, tokens dropped, pages given up.
-    # `target` is the number of held pages to come down to; `rule`: policy, sinks, window.
+    """Mutates pool, tables and prefix cache: sequences give way until no more than `target` pages
+    are held, or nobody is left whom it would help; `out[k]`: row, tokens dropped, pages given up;
+    and `owners`, which is scratch.
+
+    Reads `rule`: policy, sinks, window. Requires `owners` of zeros, one a page, and a line of `out`
+    for each row; returns how many evictions there were.
+    """
     if not try_lock(pool):
         return fail(BUSY, 0)
     policy, sink_tokens, window_tokens = rule[0], rule[1], rule[2]
     _free_pages, refcount, _released = pool_views(pool)
     marks = tables_marks(tables)
+    # How many owners of each page could go?
     count_cuts(tables, owners, policy, sink_tokens, window_tokens)
+    # One victim after the other; who would set no page free is passed over.
     victims = 0
     pool[STEP] += 1
     while pages_held(pool, prefix) > target:
@@ -227,6 +248,7 @@ def eviction_to_cpu(pool, tables, prefix, owners, out, target, rule):
         out[victims, 2] = held - pages_held(pool, prefix)
         tables[EVICTIONS] += 1
         victims += 1
+    # The marks are scratch: zero again.
     for w in range(marks.size):
         marks[w] = np.uint64(0)
     unlock(pool)

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from jitalloc._jit import counting, helper, int32_rows
+from jitalloc._intrinsics import int32_rows
+from jitalloc._jit import counting, helper
 from jitalloc.kernels.nodes import FIRST, LAST, node_expiries
 from jitalloc.prefix_state import (
     BUCKETS_AT,

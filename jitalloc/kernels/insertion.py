@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from jitalloc._jit import fail, helper
+from jitalloc._intrinsics import fail
+from jitalloc._jit import helper
 from jitalloc.errors import PAGE_CACHED, PAGE_FREE, REFCOUNT_OVERFLOW
 from jitalloc.kernels.children import child_link
 from jitalloc.kernels.nodes import (

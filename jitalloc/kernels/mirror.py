@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from jitalloc._jit import bit, helper, kernel
+from jitalloc._intrinsics import bit
+from jitalloc._jit import helper, kernel
 from jitalloc.kernels.tables import tables_column, tables_pages, tables_pages_of, tables_taken
 from jitalloc.state import LENGTH, MAX_PAGES, NULL, NUM_ROWS
 
@@ -106,14 +107,20 @@ def find_changes(tables, sent, message, anew):
 
 @kernel("int64(int64[::1], int64[::1], int32[::1], int64)")
 def mirror_pack_cpu(tables, sent, message, anew):
-    # Writes into `message` what brings a copy from `sent` to `tables`, and into `sent` that it has
-    # been told. Returns the words that it takes; where they are too many, nothing is told.
+    """Mutates `message`, what brings a copy from `sent` to `tables`, and `sent`, which has been
+    told then. Where the message is too short, nothing is told.
+
+    Reads `tables`, requires that nobody changes them; `anew`: 1 where nothing of what was sent
+    counts. Returns the words that the message takes.
+    """
+    # Which rows have changed, and where?
     rows, records, ids = find_changes(tables, sent, message, anew)
     base = HEADER_WORDS + records * RECORD_WORDS
     if base + ids > message.size:
         return base + ids
     message[RECORDS] = records
     message[ROWS] = rows
+    # The ids of each record go into the message, and all of it into `sent`.
     taken, length, width = tables_taken(sent), tables_column(sent, LENGTH), tables[MAX_PAGES]
     pages, was_pages = tables_pages(tables), tables_pages(sent)
     for k in range(records):

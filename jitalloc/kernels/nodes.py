@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from jitalloc._jit import counting, helper, int32_column, int32_rows, int64_column
+from jitalloc._intrinsics import int32_column, int32_rows, int64_column
+from jitalloc._jit import counting, helper
 from jitalloc.prefix_state import (
     EXPIRIES_AT,
     FOLLOWING_AT,

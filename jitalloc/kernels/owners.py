@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from jitalloc._jit import bit, borrow, fail, helper, kernel, try_lock, unlock
+from jitalloc._intrinsics import bit, borrow, fail, try_lock, unlock
+from jitalloc._jit import helper, kernel
 from jitalloc.errors import (
     BUSY,
     DOUBLE_FREE,
@@ -201,6 +202,10 @@ def pool_share(slab, pages):
 
 @kernel("int64(int64[::1], int32[:])")
 def owners_share_cpu(slab, pages):
+    """Mutates the pool: each of `pages` gets one owner more, or none of them does.
+
+    Reads `pages`, requires nothing of them: each is looked at.
+    """
     if not try_lock(slab):
         return fail(BUSY, 0)
     status = pool_share(slab, pages)
@@ -212,6 +217,11 @@ def owners_share_cpu(slab, pages):
 
 @kernel("int64(int64[::1], int32[:])", counted=True)
 def owners_free_cpu(slab, pages):
+    """Mutates the pool: each of `pages` loses one owner, or none of them does; the last one gone,
+    it is released (`sorted`) or joins the freelist.
+
+    Reads `pages`, requires nothing of them; returns how many have no owner left.
+    """
     slab = borrow(slab)
     if not try_lock(slab):
         return fail(BUSY, 0)
@@ -224,7 +234,11 @@ def owners_free_cpu(slab, pages):
 
 @kernel("int64(int64[::1], int32[:], int32[::1])")
 def owners_count_cpu(slab, pages, out):
-    # With the lock: a free that fails has counts lowered for a moment.
+    """Mutates `out`, how many owners each of `pages` has.
+
+    Reads `pages` and the pool, requires `out` as long as `pages`. It takes the lock: a free that
+    fails has counts lowered for a moment.
+    """
     if not try_lock(slab):
         return fail(BUSY, 0)
     _free_pages, refcount, _released = pool_views(slab)
@@ -250,7 +264,12 @@ def is_consecutive(slots, start, n):
 
 @kernel("int64(int64[::1], int64[:], int32[::1])", counted=True)
 def owners_free_slots_cpu(slab, slots, pages):
-    # `pages` is scratch of at least min(slots.size, N) elements; `marks` says what is in it.
+    """Mutates the pool: each page that `slots` name loses one owner, or none of them does; and
+    `pages`, which is scratch.
+
+    Reads `slots`, requires `pages` of at least min(slots.size, N) elements. Which pages stand
+    there, the bitmap `marks` of the pool says until the call ends.
+    """
     slab = borrow(slab)
     if not try_lock(slab):
         return fail(BUSY, 0)
@@ -259,6 +278,7 @@ def owners_free_slots_cpu(slab, slots, pages):
     marks = slab[first_mark : 2 * first_mark - HEADER_SLOTS].view(np.uint64)
     size, shift = slab[PAGE_SIZE], slab[PAGE_SHIFT]
     end = slab[NUM_PAGES] * size
+    # Which pages are named, each once?
     status = np.int64(0)
     count = 0
     start = -size  # first slot of the page that the previous slot lay in
@@ -283,8 +303,10 @@ def owners_free_slots_cpu(slab, slots, pages):
             count += 1
         if slot == start and i + size <= slots.size and is_consecutive(slots, i, size):
             i += size - 1  # the whole page is named slot by slot
+    # The marks are scratch: zero again.
     for j in range(count):
         marks[pages[j] >> 6] &= ~bit(pages[j])
+    # Their owners go.
     if status == 0:
         status = pool_release(slab, pages[:count])
         slab[STEP] += 1

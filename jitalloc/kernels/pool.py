@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from jitalloc._jit import counting, fail, helper, kernel, trailing_zeros, try_lock, unlock
+from jitalloc._intrinsics import fail, trailing_zeros, try_lock, unlock
+from jitalloc._jit import counting, helper, kernel
 from jitalloc.errors import (
     BUSY,
     CHANGED,
@@ -195,6 +196,10 @@ def pool_total(counts):
 
 @kernel("int64(int64[::1], int32[::1])")
 def pool_alloc_cpu(slab, out):
+    """Mutates the pool (freelist, owners, clock) and `out`, the ids handed out.
+
+    Reads nothing else, requires nothing: without that many pages it fails, and changes nothing.
+    """
     if not try_lock(slab):
         return fail(BUSY, 0)
     status = pool_take(slab, out)
@@ -206,8 +211,13 @@ def pool_alloc_cpu(slab, out):
 
 @kernel("int64(int64[::1], int32[::1])")
 def pool_alloc_run_cpu(slab, out):
+    """Mutates the pool and `out`, the lowest run of consecutive ids that is free.
+
+    Reads nothing else, requires the order `sorted`.
+    """
     if not try_lock(slab):
         return fail(BUSY, 0)
+    # Where is there such a run?
     n = out.size
     available = slab[FREE] + slab[RELEASED]
     first = lowest_run(slab, n) if n <= available else np.int64(-1)
@@ -217,6 +227,7 @@ def pool_alloc_run_cpu(slab, out):
         )
         unlock(slab)
         return status
+    # The freelist closes the gap that the run leaves: what stands before it moves up.
     pool_merge(slab)
     free_pages, refcount, _released = pool_views(slab)
     head = slab[HEAD]
@@ -234,11 +245,20 @@ def pool_alloc_run_cpu(slab, out):
 
 @kernel("int64(int64[:])")
 def pool_total_cpu(counts):
+    """Mutates nothing.
+
+    Reads `counts`, requires nothing, and takes no lock; returns their sum.
+    """
     return pool_total(counts)
 
 
 @kernel("int64(int64[::1], int64[:], int32[::1], int32[::1])")
 def pool_alloc_batch_cpu(slab, counts, indptr, out):
+    """Mutates the pool, `indptr` and `out`, the ids of all sequences one behind the other.
+
+    Reads `counts`, requires `indptr` one longer, and `out` as long as `pool_total_cpu` has said:
+    where the counts have changed since, it fails.
+    """
     total = pool_total(counts)
     if total < 0:
         return total
@@ -260,6 +280,11 @@ def pool_alloc_batch_cpu(slab, counts, indptr, out):
 
 @kernel("int64(int64[::1], int64[:])")
 def pool_admit_cpu(slab, counts):
+    """Mutates nothing.
+
+    Reads `counts` and the free pages of the pool, requires nothing; returns how many of the counts,
+    from the first on, the pool could serve.
+    """
     for i in range(counts.size):
         if counts[i] < 0:
             return fail(NEGATIVE, i)
@@ -276,6 +301,10 @@ def pool_admit_cpu(slab, counts):
 
 @kernel("int64(int64[::1])")
 def pool_merge_cpu(slab):
+    """Mutates the pool: released pages join the freelist.
+
+    Reads nothing else, requires nothing; returns how many there were.
+    """
     if not try_lock(slab):
         return fail(BUSY, 0)
     count = pool_merge(slab)

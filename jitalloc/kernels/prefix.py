@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from jitalloc._jit import fail, helper, kernel, try_lock, unlock
+from jitalloc._intrinsics import fail, try_lock, unlock
+from jitalloc._jit import helper, kernel
 from jitalloc.errors import BUSY, NEGATIVE_TOKEN, NOT_LOCKED, OVER_PIN_BUDGET, RENAMED
 from jitalloc.kernels.children import hash_link
 from jitalloc.kernels.insertion import expiry_at, link_new, refresh

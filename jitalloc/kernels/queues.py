@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from jitalloc._jit import counting, helper, int32_rows, trailing_zeros
+from jitalloc._intrinsics import int32_rows, trailing_zeros
+from jitalloc._jit import counting, helper
 from jitalloc.kernels.expiries import arm, expiry_due
 from jitalloc.kernels.nodes import FIRST, LAST, node_class, node_expiries, node_records, node_stamps
 from jitalloc.prefix_state import (

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from jitalloc._jit import counting, fail, helper, kernel, try_lock, unlock
+from jitalloc._intrinsics import fail, try_lock, unlock
+from jitalloc._jit import counting, helper, kernel
 from jitalloc.errors import BUSY, STILL_LOCKED
 from jitalloc.kernels.children import child_unlink, hash_unlink
 from jitalloc.kernels.expiries import expiry_unlink

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from jitalloc._jit import bit, counting, helper
+from jitalloc._intrinsics import bit
+from jitalloc._jit import counting, helper
 from jitalloc.kernels.nodes import following_column, previous_column
 from jitalloc.kernels.paths import NO_PAGE, UNUSED, path_lock, path_release
 from jitalloc.kernels.pool import pool_views

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from jitalloc._jit import bit, fail, helper, kernel, trailing_zeros, try_lock, unlock
+from jitalloc._intrinsics import bit, fail, trailing_zeros, try_lock, unlock
+from jitalloc._jit import helper, kernel
 from jitalloc.errors import (
     BUSY,
     OUT_OF_ROWS,
@@ -168,6 +169,11 @@ def copy_row(pool, tables, prefix, src, dst):
 
 @kernel("int64(int64[::1], int64[::1], int64[::1], int64, int64, int64)")
 def rows_allocate_cpu(pool, tables, prefix, num_tokens, namespace, priority):
+    """Mutates pool and tables: a sequence begins in the lowest free row; and the prefix cache,
+    where cached pages give way.
+
+    Reads its other arguments, requires no number below 0; returns the row.
+    """
     if not try_lock(pool):
         return fail(BUSY, 0)
     n = tables_pages_of(tables, num_tokens)
@@ -188,6 +194,11 @@ def rows_allocate_cpu(pool, tables, prefix, num_tokens, namespace, priority):
 
 @kernel("int64(int64[::1], int64[::1], int64[::1], int32[::1], int64, int64)")
 def rows_allocate_tokens_cpu(pool, tables, prefix, tokens, namespace, priority):
+    """Mutates pool, tables and prefix cache: a sequence begins in the lowest free row with the
+    cached pages that `tokens` begin with, and new ones behind.
+
+    Reads `tokens`, requires a prefix cache; returns the row.
+    """
     if not try_lock(pool):
         return fail(BUSY, 0)
     n = tables_pages_of(tables, tokens.size)
@@ -205,8 +216,12 @@ def rows_allocate_tokens_cpu(pool, tables, prefix, tokens, namespace, priority):
 
 @kernel("int64(int64[::1], int64[::1], int64[::1], int32[:], int64, int64)")
 def rows_free_cpu(pool, tables, prefix, rows, commit, evicted):
-    # `commit` is 1 where full pages shall enter the prefix cache; `evicted` is 1 where the
-    # sequences give way to others: then what can be reclaimed is counted like what went free.
+    """Mutates pool, tables and prefix cache: the sequences in `rows` end, or none of them does.
+
+    Reads `rows`, requires nothing of them. `commit` is 1 where full pages shall enter the cache
+    first. Returns how many pages went free; with `evicted`, where the sequences give way to others,
+    what can be reclaimed counts too.
+    """
     if not try_lock(pool):
         return fail(BUSY, 0)
     status = live_rows(tables, rows)

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from jitalloc._jit import helper, int32_column
+from jitalloc._intrinsics import int32_column
+from jitalloc._jit import helper
 from jitalloc.kernels.children import bucket_column, first_child, page_hash
 from jitalloc.kernels.compare import agreement, consecutive, page_agrees
 from jitalloc.kernels.nodes import following_column, node_records, previous_column, token_column

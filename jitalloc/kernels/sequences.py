@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from jitalloc._jit import bit, fail, helper, kernel, try_lock, unlock
+from jitalloc._intrinsics import bit, fail, try_lock, unlock
+from jitalloc._jit import helper, kernel
 from jitalloc.errors import (
     BUSY,
     CHANGED,
@@ -205,10 +206,16 @@ def append_tokens(pool, tables, prefix, rows, counts, tokens):
     "int32[:, ::1])"
 )
 def sequences_append_cpu(pool, tables, prefix, rows, counts, tokens, slots, copied):
-    # `counts` has one element a row, or one for all; `tokens` one id a slot, or none; `copied`
-    # is scratch of one column a row.
+    """Mutates pool, tables and prefix cache (its token ids, and where cached pages give way),
+    `slots` of the new tokens, and `copied`: first scratch, then the pages copied, from where to
+    where.
+
+    Reads `rows`; `counts`, one a row or one for all; `tokens`, an id a slot or none. Requires
+    `slots` for all new tokens, and a column of `copied` a row; returns how many pages are copied.
+    """
     if not try_lock(pool):
         return fail(BUSY, 0)
+    # Is the batch sound? Rows give up their share of last pages, to be copied.
     status = live_rows(tables, rows)
     if status == 0:
         status = negative_token(tokens, np.int64(0))
@@ -222,8 +229,10 @@ def sequences_append_cpu(pool, tables, prefix, rows, counts, tokens, slots, copi
             # More than the whole pool is refused for that, however small the buffer is.
             fits = total == slots.size or need > pool[NUM_PAGES]
             status = np.int64(0) if fits else fail(CHANGED, 0)
+        # Are the pages there?
         if status == 0:
             status = make_room(pool, prefix, need)
+        # Slots and pages are written, then what is known of the tokens.
         if status == 0:
             pool_reserve(pool, need)
             status = append_claim(pool, tables, rows, counts, slots, copied)
@@ -240,6 +249,11 @@ def sequences_append_cpu(pool, tables, prefix, rows, counts, tokens, slots, copi
 
 @kernel("int64(int64[::1], int64[::1], int64[::1], int64)")
 def sequences_fork_cpu(pool, tables, prefix, src):
+    """Mutates pool, tables and prefix cache: a sequence begins in the lowest free row that shares
+    all pages and locks of `src`.
+
+    Reads nothing else, requires `src` to be a live row; returns the new one.
+    """
     if not try_lock(pool):
         return fail(BUSY, 0)
     row = lowest_free_row(tables)
@@ -258,11 +272,17 @@ def sequences_fork_cpu(pool, tables, prefix, src):
 
 @kernel("int64(int64[::1], int64[::1], int64[::1], int32[:], int32[:])")
 def sequences_fork_batch_cpu(pool, tables, prefix, src_rows, dst_rows):
-    # Detail of a status word: the position, plus the batch size where it is one of src_rows.
+    """Mutates pool, tables and prefix cache: each of `dst_rows`, live and empty, shares all pages
+    and locks of its source, or none does.
+
+    Reads both arrays, requires them of one length. Detail of a status word: the position, plus the
+    size of the batch where it is one of `src_rows`.
+    """
     if not try_lock(pool):
         return fail(BUSY, 0)
     batch = dst_rows.size
     length = tables_column(tables, LENGTH)
+    # Are all pairs sound, and all pages to be shared?
     status = live_rows(tables, dst_rows)
     for i in range(batch):
         if status == 0 and length[dst_rows[i]] != 0:
@@ -295,12 +315,18 @@ def sequences_fork_batch_cpu(pool, tables, prefix, src_rows, dst_rows):
     "int64(int64[::1], int64[::1], int64[::1], int32[:], int32[:], int64[:, ::1], int32[:, ::1])"
 )
 def sequences_reorder_cpu(pool, tables, prefix, rows, parents, facts, pages):
-    # `facts` and `pages` are scratch for the contents of the parents.
+    """Mutates pool, tables and prefix cache: each of `rows` goes on as its parent was before the
+    call, or none does; and `facts` and `pages`, scratch for what the parents had.
+
+    Reads `rows` and `parents`, requires them of one length, a line of scratch for each, and lines
+    of `pages` as wide as the longest parent: it fails where that has grown.
+    """
     if not try_lock(pool):
         return fail(BUSY, 0)
     _free_pages, refcount, _released = pool_views(pool)
     batch = rows.size
     length = tables_column(tables, LENGTH)
+    # Are all pairs sound, and all pages to be shared?
     status = live_rows(tables, rows)
     for i in range(batch):
         if status == 0:
@@ -315,6 +341,7 @@ def sequences_reorder_cpu(pool, tables, prefix, rows, parents, facts, pages):
     if status < 0:
         unlock(pool)
         return status
+    # What the parents have is kept aside, and owned and locked once more.
     locked = tables_column(tables, LOCKED)
     for i in range(batch):
         parent = np.int64(parents[i])
@@ -326,6 +353,7 @@ def sequences_reorder_cpu(pool, tables, prefix, rows, parents, facts, pages):
         for j in range(tables_pages_of(tables, facts[i, 0])):
             refcount[source[j]] += np.int32(1)
             pages[i, j] = source[j]
+    # The rows give up what they have, and take that over.
     for i in range(batch):
         row = np.int64(rows[i])
         end = tables_column(tables, LOCK_END)[row] if locked[row] > 0 else np.int64(NULL)
@@ -365,6 +393,10 @@ def cut_tail(pool, tables, prefix, row, num_tokens):
 
 @kernel("int64(int64[::1], int64[::1], int64[::1], int64, int64)")
 def sequences_truncate_cpu(pool, tables, prefix, row, num_tokens):
+    """Mutates pool, tables and prefix cache: `row` keeps its first `num_tokens` tokens.
+
+    Reads nothing else, requires a live row and no number below 0; returns how many pages went free.
+    """
     if not try_lock(pool):
         return fail(BUSY, 0)
     length = tables_column(tables, LENGTH)
@@ -379,7 +411,11 @@ def sequences_truncate_cpu(pool, tables, prefix, row, num_tokens):
 
 @kernel("int64(int64[::1], int64[::1], int64[::1], int32[:], int64[:], int64)")
 def sequences_truncate_batch_cpu(pool, tables, prefix, rows, counts, drops):
-    # `counts` has one element a row, or one for all: tokens that stay or, with `drops`, go.
+    """Mutates pool, tables and prefix cache: each of `rows` is cut short, or none is.
+
+    Reads `rows` and `counts`, one a row or one for all: tokens that stay or, with `drops`, go.
+    Requires nothing of them; returns how many pages went free.
+    """
     if not try_lock(pool):
         return fail(BUSY, 0)
     length = tables_column(tables, LENGTH)

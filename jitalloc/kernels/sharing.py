@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from jitalloc._jit import fail, helper, kernel, try_lock, unlock
+from jitalloc._intrinsics import fail, try_lock, unlock
+from jitalloc._jit import helper, kernel
 from jitalloc.errors import (
     BAD_ROW_LOCK,
     BUSY,
@@ -150,6 +151,12 @@ def share_prefix(pool, tables, prefix, row, tokens, namespace):
 
 @kernel("int64(int64[::1], int64[::1], int64[::1], int64, int32[::1])")
 def sharing_commit_cpu(pool, tables, prefix, row, tokens):
+    """Mutates pool, tables and prefix cache: `row` is known to begin with `tokens`, and its full
+    pages of known tokens enter the cache, or give way to the cached ones.
+
+    Reads `tokens`, requires a live row, no more of them than it has, and a prefix cache; returns
+    how many of its pages are cached.
+    """
     if not try_lock(pool):
         return fail(BUSY, 0)
     known = tables_column(tables, KNOWN)
@@ -174,7 +181,10 @@ def sharing_commit_cpu(pool, tables, prefix, row, tokens):
 
 @kernel("int64(int64[::1], int64[::1], int64)")
 def sharing_room_cpu(pool, prefix, need):
-    # Returns how many cached pages have given way.
+    """Mutates pool and prefix cache: cached pages give way until `need` are available.
+
+    Reads nothing else, requires nothing; returns how many have given way.
+    """
     if not try_lock(pool):
         return fail(BUSY, 0)
     before = prefix_evictable(prefix) if has_prefix(prefix) else np.int64(0)
@@ -192,7 +202,11 @@ def sharing_room_cpu(pool, prefix, need):
 
 @kernel("int64(int64[::1], int64[::1], int64[::1], int64[::1])")
 def sharing_follow_cpu(pool, prefix, held, locks):
-    # Lets the index lock what the rows lock there by now: `locks`, which is as long as `held`.
+    """Mutates the prefix cache: it locks what `locks` say instead of what `held` says; `held` then
+    says the same.
+
+    Reads `locks`, requires both to have two words a row, and pages there that are cached.
+    """
     if not try_lock(pool):
         return fail(BUSY, 0)
     rows = held.size // 2
@@ -213,7 +227,12 @@ def sharing_follow_cpu(pool, prefix, held, locks):
 
 @kernel("int64(int64[::1], int64[::1], int64[::1], int64, int64, int32[::1], int32[::1])")
 def sharing_find_cpu(pool, prefix, held, row, root, tokens, out):
-    # `out` has room for every whole page of `tokens`. Returns how many pages are found.
+    """Mutates the prefix cache, `held` and `out`: the cached pages that `tokens` begin with are
+    locked for `row`.
+
+    Reads `tokens`, requires `out` with room for every whole page of them, and a row that has
+    nothing locked; returns how many pages are found.
+    """
     if not try_lock(pool):
         return fail(BUSY, 0)
     status, count, end = begin_share(prefix, root, tokens, out)
@@ -228,7 +247,11 @@ def sharing_find_cpu(pool, prefix, held, row, root, tokens, out):
 
 @kernel("int64(int64[::1], int64[::1], int64[::1], int64, int64, int32[::1], int64)")
 def sharing_use_cpu(pool, prefix, held, row, root, tokens, shared):
-    # Behind `sharing_find_cpu`; `shared`: 1 where the sequence begins in `row`, else 0.
+    """Mutates the prefix cache: the look-up is booked where the sequence begins (`shared` is 1),
+    and else undone, in `held` too.
+
+    Reads `tokens`, requires `sharing_find_cpu` of the same before it.
+    """
     if not try_lock(pool):
         return fail(BUSY, 0)
     count = held[row]
@@ -243,7 +266,11 @@ def sharing_use_cpu(pool, prefix, held, row, root, tokens, shared):
 
 @kernel("int64(int64[::1], int64[::1], int64[::1], int32[::1])")
 def sharing_leave_cpu(pool, tables, prefix, rows):
-    # What `rows_free_cpu` does first; the step that it counts is yet to come.
+    """Mutates pool, tables and prefix cache: full pages of known tokens enter the cache, as
+    `rows_free_cpu` does it first. The clock is as before: its step is yet to come.
+
+    Reads `rows`, requires live ones, each named once; returns how many pages went free.
+    """
     if not try_lock(pool):
         return fail(BUSY, 0)
     pool[STEP] += 1
@@ -255,7 +282,10 @@ def sharing_leave_cpu(pool, tables, prefix, rows):
 
 @kernel("int64(int64[::1], int64[::1], int64[::1], int32[::1])")
 def sharing_unlock_cpu(pool, prefix, held, rows):
-    # Gives back what the index has locked for rows that have ended.
+    """Mutates the prefix cache and `held`: what was locked for `rows` is given back.
+
+    Reads `rows`, requires their sequences to have ended.
+    """
     if not try_lock(pool):
         return fail(BUSY, 0)
     for i in range(rows.size):
@@ -270,7 +300,10 @@ def sharing_unlock_cpu(pool, prefix, held, rows):
 
 @kernel("int64(int64[::1], int64[::1], int64[::1])")
 def sharing_pages_cpu(pool, prefix, out):
-    # out: pages that are free, reclaimable and held.
+    """Mutates `out`: how many pages are free, reclaimable and held.
+
+    Reads pool and prefix cache, requires three words.
+    """
     if not try_lock(pool):
         return fail(BUSY, 0)
     out[0] = pool[FREE] + pool[RELEASED]
@@ -282,7 +315,11 @@ def sharing_pages_cpu(pool, prefix, out):
 
 @kernel("int64(int64[::1], int64[::1], int64[::1], int32[::1])")
 def sharing_check_cpu(pool, tables, prefix, locks):
-    # After the checks of both parts alone. `locks` is int32[num_pages] of zeros.
+    """Mutates `locks`, how often rows lock each page.
+
+    Reads all three slabs, requires `locks` of zeros, one a page, and that the checks of both parts
+    alone have found nothing; returns the first fault.
+    """
     if not try_lock(pool):
         return fail(BUSY, 0)
     status = np.int64(0)
@@ -300,7 +337,11 @@ def sharing_check_cpu(pool, tables, prefix, locks):
 
 @kernel("int64(int64[::1], int64[::1])")
 def sharing_relock_cpu(tables, prefix):
-    # For a cache just restored, whose locks have been taken away, and that nobody else has yet.
+    """Mutates the prefix cache: it locks what the rows lock.
+
+    Reads the tables, requires a cache just restored, whose locks have been taken away, and that
+    nobody else has yet: no lock is taken.
+    """
     for row in range(tables[NUM_ROWS]):
         if tables_column(tables, LOCKED)[row] > 0:
             path_lock(prefix, tables_column(tables, LOCK_END)[row], NO_PAGE, UNUSED)

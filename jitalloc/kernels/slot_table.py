@@ -7,16 +7,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from jitalloc._jit import (
-    counting,
-    fail,
-    helper,
-    int32_rows,
-    int64_rows,
-    kernel,
-    try_lock,
-    unlock,
-)
+from jitalloc._intrinsics import fail, int32_rows, int64_rows, try_lock, unlock
+from jitalloc._jit import counting, helper, kernel
 from jitalloc.errors import BUSY, ENTRY_PINNED, NO_ENTRY
 from jitalloc.slot_prefix_state import (
     CAPACITY,

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from jitalloc._jit import fail, helper, kernel, try_lock, unlock
+from jitalloc._intrinsics import fail, try_lock, unlock
+from jitalloc._jit import helper, kernel
 from jitalloc.errors import BUSY
 from jitalloc.kernels.slot_table import (
     entry_pin,

@@ -7,17 +7,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from jitalloc._jit import (
-    bit,
-    bit_count,
-    counting,
-    fail,
-    helper,
-    kernel,
-    trailing_zeros,
-    try_lock,
-    unlock,
-)
+from jitalloc._intrinsics import bit, bit_count, fail, trailing_zeros, try_lock, unlock
+from jitalloc._jit import counting, helper, kernel
 from jitalloc.errors import (
     BUSY,
     OUT_OF_SLOTS,

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from jitalloc._jit import bit, bit_count, counting, fail, helper, kernel
+from jitalloc._intrinsics import bit, bit_count, fail
+from jitalloc._jit import counting, helper, kernel
 from jitalloc.errors import (
     BAD_ROW_COLUMN,
     BAD_ROW_COUNT,
@@ -118,6 +119,11 @@ def copy_pages(pages, out):
 
 @kernel("int64(int64[::1], int32[:])")
 def tables_width_cpu(tables, rows):
+    """Mutates nothing.
+
+    Reads the tables and `rows`, requires nothing, and takes no lock; returns the most pages that
+    one of the rows has.
+    """
     length = tables_column(tables, LENGTH)
     widest = np.int64(0)
     for i in range(rows.size):
@@ -130,6 +136,11 @@ def tables_width_cpu(tables, rows):
 
 @kernel("int64(int64[::1], int32[:], int32[:, ::1], int64)")
 def tables_padded_cpu(tables, rows, out, pad):
+    """Mutates `out`: the page ids of each row, and `pad` behind them.
+
+    Reads the tables and `rows`, requires a line of `out` for each; where one is too short it fails
+    before anything is written. Takes no lock.
+    """
     length = tables_column(tables, LENGTH)
     width = out.shape[1]
     for i in range(rows.size):
@@ -150,6 +161,11 @@ def tables_padded_cpu(tables, rows, out, pad):
 
 @kernel("int64(int64[::1], int32[:], int64[:], int64[::1])")
 def tables_slots_cpu(tables, rows, positions, out):
+    """Mutates `out`, the slot at which each position of its row lies.
+
+    Reads the tables, `rows` and `positions`, requires all three arrays of one length. Takes no
+    lock.
+    """
     length = tables_column(tables, LENGTH)
     size = tables[ROW_PAGE_SIZE]
     for i in range(rows.size):
@@ -168,6 +184,11 @@ def tables_slots_cpu(tables, rows, positions, out):
 
 @kernel("int64(int64[::1], int32[:])")
 def tables_total_cpu(tables, rows):
+    """Mutates nothing.
+
+    Reads the tables and `rows`, requires nothing, and takes no lock; returns how many pages the
+    rows have.
+    """
     length = tables_column(tables, LENGTH)
     total = np.int64(0)
     for i in range(rows.size):
@@ -182,6 +203,11 @@ def tables_total_cpu(tables, rows):
 
 @kernel("int64(int64[::1], int32[:], int32[::1], int32[::1], int32[::1])")
 def tables_csr_cpu(tables, rows, indptr, indices, last_page_len):
+    """Mutates `indptr`, `indices` and `last_page_len`, the pages of the rows one behind the other.
+
+    Reads the tables and `rows`, requires `indices` as long as `tables_total_cpu` has said, and
+    `indptr` one longer than `rows`; where a sequence has changed since, it fails. Takes no lock.
+    """
     length = tables_column(tables, LENGTH)
     size = tables[ROW_PAGE_SIZE]
     pages = tables_pages(tables)
@@ -205,6 +231,10 @@ def tables_csr_cpu(tables, rows, indptr, indices, last_page_len):
 
 @kernel("int64(int64[::1], int32[:], int32[::1])")
 def tables_lengths_cpu(tables, rows, out):
+    """Mutates `out`, how many tokens each row has.
+
+    Reads the tables and `rows`, requires `out` as long as `rows`. Takes no lock.
+    """
     length = tables_column(tables, LENGTH)
     for i in range(rows.size):
         code = tables_row_code(tables, rows[i])
@@ -217,7 +247,10 @@ def tables_lengths_cpu(tables, rows, out):
 
 @kernel("int64(int64[::1], int32[::1])")
 def tables_rename_cpu(tables, names):
-    # names[p]: the new id of page p. The caller holds the pool's lock.
+    """Mutates the tables: the pages of all rows, and the ends of what they lock, get new ids.
+
+    Reads `names`, the new id of each page, requires the caller to hold the lock of the pool.
+    """
     length = tables_column(tables, LENGTH)
     locked, end = tables_column(tables, LOCKED), tables_column(tables, LOCK_END)
     for row in range(tables[NUM_ROWS]):
@@ -298,6 +331,11 @@ def tables_row_fault(pool, tables, row, live, owners):
 
 @kernel("int64(int64[::1], int64[::1], int32[::1])")
 def tables_check_cpu(pool, tables, owners):
+    """Mutates `owners`, in how many rows each page stands.
+
+    Reads the pool and the tables, requires `owners` of zeros, one a page, and that the caller keeps
+    all others out; returns the first fault.
+    """
     slot = tables_header_fault(tables)
     if slot >= 0:
         return fail(BAD_TABLE_HEADER, slot)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from jitalloc._jit import borrow, fail, helper, kernel, try_lock, unlock
+from jitalloc._intrinsics import borrow, fail, try_lock, unlock
+from jitalloc._jit import helper, kernel
 from jitalloc.errors import (
     BUSY,
     CHANGED,
@@ -90,7 +91,11 @@ def claim_run(free_pages, refcount, head, end, most):
 
 @kernel("int64(int64[::1], int64[:], int64[:], int64[:])")
 def tokens_total_cpu(slab, prefix_lens, seq_lens, last_slots):
-    # It only sizes the buffer; tokens_extend_cpu, which fills it, tests all of it again.
+    """Mutates nothing.
+
+    Reads the pool and the three arrays, requires them of one length. It only sizes the buffer;
+    `tokens_extend_cpu`, which fills it, tests all of it again.
+    """
     if not try_lock(slab):
         return fail(BUSY, 0)
     tokens, pages = tokens_extend_need(slab, prefix_lens, seq_lens, last_slots)
@@ -101,8 +106,14 @@ def tokens_total_cpu(slab, prefix_lens, seq_lens, last_slots):
 
 @kernel("int64(int64[::1], int64[:], int64[:], int64[:], int64[::1])")
 def tokens_extend_cpu(slab, prefix_lens, seq_lens, last_slots, out):
+    """Mutates the pool and `out`, the slots of the new tokens of each sequence.
+
+    Reads the other three arrays, requires them of one length, and `out` as long as
+    `tokens_total_cpu` has said.
+    """
     if not try_lock(slab):
         return fail(BUSY, 0)
+    # Does all of it fit?
     status, pages = tokens_extend_need(slab, prefix_lens, seq_lens, last_slots)
     if status >= 0 and status != out.size:
         status = fail(CHANGED, 0)
@@ -111,6 +122,7 @@ def tokens_extend_cpu(slab, prefix_lens, seq_lens, last_slots, out):
     if status < 0:
         unlock(slab)
         return status
+    # Sequence by sequence: what its last page has room for, then new pages, by runs of ids.
     free_pages, refcount, _released = pool_views(slab)
     size = slab[PAGE_SIZE]
     head = slab[HEAD]
@@ -236,6 +248,10 @@ def tokens_decode_claim(slab, last_slots, out, pages):
 
 @kernel("int64(int64[::1], int64[:], int64[:], int64[::1])", counted=True)
 def tokens_decode_cpu(slab, seq_lens, last_slots, out):
+    """Mutates the pool and `out`, the slot of one new token a sequence.
+
+    Reads `seq_lens`, which count the new token, and `last_slots`, requires all three of one length.
+    """
     slab = borrow(slab)
     if not try_lock(slab):
         return fail(BUSY, 0)

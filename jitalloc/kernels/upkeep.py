@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from jitalloc._jit import bit, bit_count, fail, helper, kernel, try_lock, unlock
+from jitalloc._intrinsics import bit, bit_count, fail, try_lock, unlock
+from jitalloc._jit import helper, kernel
 from jitalloc.errors import (
     BAD_BITMAP,
     BAD_FREE_ID,
@@ -129,6 +130,10 @@ def upkeep_fault(slab, seen):
 
 @kernel("int64(int64[::1], uint64[::1])")
 def upkeep_check_cpu(slab, seen):
+    """Mutates `seen`, the pages that stand in the freelist.
+
+    Reads the whole pool, requires `seen` of zeros, one bit a page; returns the first fault.
+    """
     if not try_lock(slab):
         return fail(BUSY, 0)
     status = upkeep_fault(slab, seen)
@@ -138,6 +143,10 @@ def upkeep_check_cpu(slab, seen):
 
 @kernel("int64(int64[::1], int64[::1])")
 def upkeep_stats_cpu(slab, header):
+    """Mutates `header`, a copy of the pool's.
+
+    Reads the pool, requires HEADER_SLOTS words; returns the longest run of free pages.
+    """
     if not try_lock(slab):
         return fail(BUSY, 0)
     for slot in range(HEADER_SLOTS):
@@ -156,6 +165,10 @@ def clear_words(words):
 
 @kernel("int64(int64[::1])")
 def upkeep_clear_cpu(slab):
+    """Mutates the pool: all pages are free, in ascending order.
+
+    Reads nothing else, requires that no holder uses its pages any longer.
+    """
     if not try_lock(slab):
         return fail(BUSY, 0)
     free_pages, refcount, released = pool_views(slab)
@@ -177,6 +190,10 @@ def upkeep_clear_cpu(slab):
 
 @kernel("int64(int64[::1], int64[::1])")
 def upkeep_copy_cpu(slab, out):
+    """Mutates `out`, a copy of the slab that nobody has locked.
+
+    Reads the whole slab, requires `out` of its length.
+    """
     if not try_lock(slab):
         return fail(BUSY, 0)
     for i in range(slab.size):  # a loop compiles in a tenth of the time of out[:] = slab
@@ -188,6 +205,11 @@ def upkeep_copy_cpu(slab, out):
 
 @kernel("int64(int64[::1])")
 def upkeep_retire_cpu(slab):
+    """Mutates the lock of a slab: it stays taken, and whoever comes has to look for a new slab.
+
+    Reads nothing else, requires a caller who puts another slab in its place, or gives it back by
+    `upkeep_unlock_cpu`.
+    """
     if not try_lock(slab):
         return fail(BUSY, 0)
     slab[LOCK] = RETIRED
@@ -196,22 +218,30 @@ def upkeep_retire_cpu(slab):
 
 @kernel("int64(int64[::1], int64[::1])")
 def upkeep_resize_cpu(slab, new):
-    # `new` holds its NUM_PAGES and zeros. On success `slab` is retired: its lock stays taken.
+    """Mutates `new`, the same pool with another number of pages, and retires `slab`, whose lock
+    stays taken.
+
+    Reads `slab`, requires `new` to hold its NUM_PAGES and zeros. Where a page above the new end has
+    owners it fails, and changes nothing.
+    """
     if not try_lock(slab):
         return fail(BUSY, 0)
     free_pages, refcount, released = pool_views(slab)
     new_free, new_count, new_released = pool_views(new)
     n, end = slab[NUM_PAGES], new[NUM_PAGES]
+    # Nobody may hold a page that goes.
     for page in range(end, n):
         if refcount[page] > 0:
             unlock(slab)
             return fail(PAGE_IN_USE, page)
+    # Counts and released pages go over.
     waiting = np.int64(0)
     for page in range(min(n, end)):
         new_count[page] = refcount[page]
         if released[page >> 6] & bit(page) != np.uint64(0):
             new_released[page >> 6] |= bit(page)
             waiting += 1
+    # The freelist goes over in its order, new pages behind it.
     put = np.int64(0)
     for i in range(slab[FREE]):
         page = free_pages[(slab[HEAD] + i) % n]
@@ -221,6 +251,7 @@ def upkeep_resize_cpu(slab, new):
     for page in range(n, end):
         new_free[put] = page
         put += 1
+    # The header goes over, but for what has changed.
     for slot in range(HEADER_SLOTS):
         if slot != NUM_PAGES and slot != LOCK:
             new[slot] = slab[slot]
@@ -238,12 +269,18 @@ def upkeep_resize_cpu(slab, new):
 
 @kernel("int64(int64[::1], int32[::1], int32[::1])")
 def upkeep_defragment_cpu(slab, src, dst):
-    # The lock stays taken, for the tables have to follow: upkeep_unlock_cpu gives it back.
+    """Mutates the pool, whose used pages come to have the lowest ids, and `src` and `dst`, which
+    page has moved where. The lock stays taken, for the tables have to follow.
+
+    Reads nothing else, requires `src` and `dst` of as many elements as pages can move, and
+    `upkeep_unlock_cpu` when the tables have followed.
+    """
     if not try_lock(slab):
         return fail(BUSY, 0)
     free_pages, refcount, released = pool_views(slab)
     n, first = slab[NUM_PAGES], slab[FIRST_PAGE]
     end = n - slab[FREE] - slab[RELEASED]  # used pages will fill first .. end-1
+    # Each used page behind `end` moves to the lowest hole before it.
     moves = 0
     hole = first
     for page in range(end, n):
@@ -256,6 +293,7 @@ def upkeep_defragment_cpu(slab, src, dst):
         moves += 1
         refcount[hole] = refcount[page]
         refcount[page] = 0
+    # What lies behind is free, in ascending order.
     clear_words(released)
     for page in range(end, n):
         free_pages[page] = page
@@ -268,5 +306,9 @@ def upkeep_defragment_cpu(slab, src, dst):
 
 @kernel("int64(int64[::1])")
 def upkeep_unlock_cpu(slab):
+    """Mutates the lock of a slab, which it gives back.
+
+    Reads nothing, requires the caller to hold it.
+    """
     unlock(slab)
     return np.int64(0)

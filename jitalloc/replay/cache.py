@@ -8,7 +8,6 @@ so a block that the prompt fills only partly can be found again: published hit r
 from __future__ import annotations
 
 from collections.abc import Iterable
-from time import perf_counter_ns
 
 from jitalloc.replay.meter import Meter
 from jitalloc.replay.options import ReplayOptions
@@ -50,21 +49,19 @@ class CacheRun:
             return True
         if meter.prefix is not None and prompt.shared:
             tokens = prompt.whole_tokens()
-            start = perf_counter_ns()
-            cached = cache.allocate(key, tokens=tokens, namespace=prompt.scope)
+            with meter.timed:
+                cached = cache.allocate(key, tokens=tokens, namespace=prompt.scope)
         else:
-            start = perf_counter_ns()
-            cached = cache.allocate(key, length)
-        meter.spent += perf_counter_ns() - start
+            with meter.timed:
+                cached = cache.allocate(key, length)
         found = min(cached, request.input_length)
         meter.look_up(request.input_length, length, cached)
         meter.cached_tokens += found
         meter.prompt_tokens += request.input_length - found
         meter.count_runs([cache.row(key)])
         meter.hold(meter.finished, 1, 1, 0)
-        start = perf_counter_ns()
-        cache.free(key)
-        meter.spent += perf_counter_ns() - start
+        with meter.timed:
+            cache.free(key)
         meter.calls += 2
         meter.finished += 1
         meter.end_step()

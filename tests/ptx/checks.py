@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from numba import carray
 
-from tests.ptx.compiled import bytes_at, callback, fail, halves_at, load_bytes, rows_at
+from tests.ptx.compiled import bytes_at, callback, halves_at, load_bytes, report, rows_at
 from tests.ptx.layout import (
     BLOCK_WORDS,
     LAUNCH_WORDS,
@@ -30,7 +30,7 @@ def global_check(launch, block, thread, at, size, site, line):  # type: ignore[n
         carray(thread, (THREAD_HEAD,)),
     )
     if at & (size - 1):
-        return fail(L, B, T[Thread.ID], Error.GLOBAL_ALIGN, line, size, at, 0)
+        return report(L, B, T[Thread.ID], Error.GLOBAL_ALIGN, line, size, at, 0)
     ranges = rows_at(L[Launch.RANGES], L[Launch.NUM_RANGES], 2)
     near, least = -1, 0
     for i in range(L[Launch.NUM_RANGES]):
@@ -44,7 +44,7 @@ def global_check(launch, block, thread, at, size, site, line):  # type: ignore[n
         if near < 0 or far < least:
             near, least = i, far
     offset = at - ranges[near, 0] if near >= 0 else at
-    return fail(L, B, T[Thread.ID], Error.GLOBAL_BOUNDS, line, size, offset, near)
+    return report(L, B, T[Thread.ID], Error.GLOBAL_BOUNDS, line, size, offset, near)
 
 
 @callback(5)
@@ -57,16 +57,16 @@ def shared_check(launch, block, thread, at, size, how, value, line):  # type: ig
     )
     me = T[Thread.ID]
     if at & (size - 1):
-        return fail(L, B, me, Error.SHARED_ALIGN, line, size, at, 0)
+        return report(L, B, me, Error.SHARED_ALIGN, line, size, at, 0)
     room = L[Launch.SHARED_BYTES]
     if at < 0 or at + size > room:
-        return fail(L, B, me, Error.SHARED_BOUNDS, line, size, at, 0)
+        return report(L, B, me, Error.SHARED_BOUNDS, line, size, at, 0)
     state = bytes_at(B[Block.WRITTEN], room)
     for i in range(at, at + size):
         if state[i] == 0:
-            return fail(L, B, me, Error.SHARED_BOUNDS, line, size, at, 0)
+            return report(L, B, me, Error.SHARED_BOUNDS, line, size, at, 0)
         if state[i] == BLANK and how != WRITES:
-            return fail(L, B, me, Error.SHARED_UNWRITTEN, line, size, at, 0)
+            return report(L, B, me, Error.SHARED_UNWRITTEN, line, size, at, 0)
         if how & WRITES:
             state[i] = WRITTEN
     place = B[Block.SHARED] + at

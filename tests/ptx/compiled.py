@@ -158,7 +158,7 @@ def store_bytes(address, value, size):  # type: ignore[no-untyped-def]
 
 
 @helper
-def fail(L, B, T, error, line, a, b, c):  # type: ignore[no-untyped-def]
+def report(L, B, T, error, line, a, b, c):  # type: ignore[no-untyped-def]
     """Say why the launch ends, unless somebody has; return 0."""
     if L[Launch.ERROR] == 0:
         L[Launch.ERROR] = error

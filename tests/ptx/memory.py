@@ -41,7 +41,7 @@ look:
 PRELUDE = """
 declare i32 @llvm.fshl.i32(i32, i32, i32)
 declare i32 @llvm.fshr.i32(i32, i32, i32)
-define internal void @fail(ptr %L, ptr %B, ptr %T, i64 %error, i64 %line) {{
+define internal void @report(ptr %L, ptr %B, ptr %T, i64 %error, i64 %line) {{
   %error_at = getelementptr i64, ptr %L, i64 {error}
   store i64 %error, ptr %error_at
   %line_at = getelementptr i64, ptr %L, i64 {line}

@@ -6,9 +6,9 @@ from tests.ptx.compiled import (
     bytes_at,
     call_step,
     entry,
-    fail,
     halves_at,
     helper,
+    report,
     rows_at,
 )
 from tests.ptx.layout import (
@@ -108,7 +108,7 @@ def meet_or_fail(L, B, T):  # type: ignore[no-untyped-def]
     """No thread can go on by itself: pass the barrier, or it is a deadlock."""
     if B[Block.WAITING] == B[Block.LIVE]:
         return pass_barrier(L, B, T)
-    fail(L, B, -1, Error.DEADLOCK, 0, B[Block.LIVE], L[Launch.BLOCK], B[Block.SLOT])
+    report(L, B, -1, Error.DEADLOCK, 0, B[Block.LIVE], L[Launch.BLOCK], B[Block.SLOT])
     return False
 
 

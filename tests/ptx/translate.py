@@ -129,7 +129,7 @@ class Translator:
 
     def fail_if(self, condition: str, error: Error, line: int) -> None:
         go = self.branch(condition)
-        self.emit(f"call void @fail(ptr %L, ptr %B, ptr %T, i64 {int(error)}, i64 {line})")
+        self.emit(f"call void @report(ptr %L, ptr %B, ptr %T, i64 {int(error)}, i64 {line})")
         self.end("br label %failed")
         self.label(go)
 

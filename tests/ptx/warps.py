@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.ptx.compiled import fail, helper
+from tests.ptx.compiled import helper, report
 from tests.ptx.layout import WARP, Block, Error, Kind, Launch, State, Thread, Watch
 from tests.ptx.races import race_barrier
 from tests.ptx.weak import settle
@@ -32,7 +32,7 @@ def same_point(L, B, T, warp, first, need):  # type: ignore[no-untyped-def]
         elsewhere = other[Thread.SITE] != me[Thread.SITE] and kind != Kind.WARP_SYNC
         if elsewhere or other[Thread.MASK] != me[Thread.MASK] or other[Thread.KIND] != kind:
             line, mask = me[Thread.SITE], me[Thread.MASK]
-            fail(L, B, me[Thread.ID], Error.MASKS_DIFFER, line, mask, lane, other[Thread.SITE])
+            report(L, B, me[Thread.ID], Error.MASKS_DIFFER, line, mask, lane, other[Thread.SITE])
             return -1
         here |= 1 << lane
     return here
@@ -88,7 +88,7 @@ def let_pass(L, B, T, warp, here):  # type: ignore[no-untyped-def]
             source, inside = shuffle_source(me, lane)
             if not (here >> source) & 1:
                 line = me[Thread.SITE]
-                fail(L, B, me[Thread.ID], Error.SHUFFLE_FROM, line, source, me[Thread.MASK], 0)
+                report(L, B, me[Thread.ID], Error.SHUFFLE_FROM, line, source, me[Thread.MASK], 0)
                 return False
             me[Thread.RESULT] = T[warp * WARP + source, Thread.A]
             me[Thread.FLAG] = inside
@@ -118,11 +118,11 @@ def pass_points(L, B, T, warp):  # type: ignore[no-untyped-def]
         me = T[warp * WARP + first]
         mask, line = me[Thread.MASK], me[Thread.SITE]
         if not (mask >> first) & 1:
-            return fail(L, B, me[Thread.ID], Error.NOT_IN_MASK, line, mask, 0, 0) - 1
+            return report(L, B, me[Thread.ID], Error.NOT_IN_MASK, line, mask, 0, 0) - 1
         if mask & ~there:
-            return fail(L, B, me[Thread.ID], Error.MASK_OUTSIDE, line, mask, there, 0) - 1
+            return report(L, B, me[Thread.ID], Error.MASK_OUTSIDE, line, mask, there, 0) - 1
         if mask & ~live:
-            return fail(L, B, me[Thread.ID], Error.MASK_EXITED, line, mask, live, 0) - 1
+            return report(L, B, me[Thread.ID], Error.MASK_EXITED, line, mask, live, 0) - 1
         here = same_point(L, B, T, warp, first, mask)
         if here < 0:
             return -1
@@ -145,11 +145,11 @@ def pass_barrier(L, B, T):  # type: ignore[no-untyped-def]
         if kind < 0:
             kind, site = me[Thread.KIND], me[Thread.SITE]
         if me[Thread.KIND] != kind:
-            fail(L, B, n, Error.BARRIER_KINDS, me[Thread.SITE], site, 0, 0)
+            report(L, B, n, Error.BARRIER_KINDS, me[Thread.SITE], site, 0, 0)
             return False
         lead = T[n & ~(WARP - 1)]
         if lead[Thread.STATE] == State.AT_BARRIER and me[Thread.SITE] != lead[Thread.SITE]:
-            fail(L, B, n, Error.BARRIER_LINES, me[Thread.SITE], lead[Thread.SITE], 0, 0)
+            report(L, B, n, Error.BARRIER_LINES, me[Thread.SITE], lead[Thread.SITE], 0, 0)
             return False
         if me[Thread.A]:
             some, count = 1, count + 1

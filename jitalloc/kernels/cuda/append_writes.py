@@ -6,8 +6,9 @@ import numpy as np
 
 from jitalloc._cuda import device_helper, gpu
 from jitalloc.kernels.cuda.appends import growth
+from jitalloc.kernels.cuda.calls import fill_null, ring_place
 from jitalloc.kernels.cuda.merging import pool_views
-from jitalloc.kernels.cuda.pool import fill_null, page_of, ring_place
+from jitalloc.kernels.cuda.pool import page_of
 from jitalloc.kernels.cuda.row_batches import count_of, team_place
 from jitalloc.kernels.cuda.row_facts import (
     column_start,

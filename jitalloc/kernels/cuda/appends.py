@@ -18,8 +18,9 @@ from jitalloc.errors import (
     TOKENS_MISFIT,
     TOO_MANY,
 )
+from jitalloc.kernels.cuda.calls import fail, fault_key
 from jitalloc.kernels.cuda.merging import pool_views
-from jitalloc.kernels.cuda.pool import block_total, fail, fault_key, page_of
+from jitalloc.kernels.cuda.pool import block_total, page_of
 from jitalloc.kernels.cuda.row_batches import count_of, rows_fault
 from jitalloc.kernels.cuda.row_facts import (
     claims,

@@ -9,8 +9,8 @@ from __future__ import annotations
 import numpy as np
 
 from jitalloc._cuda import device_helper, gpu
+from jitalloc.kernels.cuda.calls import bit
 from jitalloc.kernels.cuda.merging import pool_views
-from jitalloc.kernels.cuda.pool import bit
 from jitalloc.kernels.cuda.releasing import release_tile
 from jitalloc.kernels.cuda.row_batches import team_place
 from jitalloc.kernels.cuda.row_facts import table_pages

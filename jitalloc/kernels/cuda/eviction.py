@@ -6,8 +6,9 @@ import numpy as np
 
 from jitalloc._cuda import cuda_kernel, device_helper, gpu
 from jitalloc.errors import STATUS_BITS
+from jitalloc.kernels.cuda.calls import fill_null
 from jitalloc.kernels.cuda.dropping import close_gaps, drop_pages
-from jitalloc.kernels.cuda.pool import fill_null, page_of
+from jitalloc.kernels.cuda.pool import page_of
 from jitalloc.kernels.cuda.releasing import end_release
 from jitalloc.kernels.cuda.row_batches import (
     OPTION,
@@ -30,6 +31,7 @@ from jitalloc.kernels.cuda.row_facts import (
     unclaim,
 )
 from jitalloc.kernels.cuda.scan import SHARED_WORDS, any_thread, block_scan, own_part
+from jitalloc.kernels.eviction import eviction_window_batch_cpu
 from jitalloc.state import (
     CALL_KINDS,
     EVICTIONS,
@@ -126,16 +128,22 @@ def look_behind_gaps(tables, shape, rows, firsts, moved, found):
 
 
 @cuda_kernel(
-    "void(int64[::1], int64[::1], int32[::1], int64[::1], int64[::1], int64[::1], int64, int64)"
+    "void(int64[::1], int64[::1], int32[::1], int64[::1], int64[::1], int64[::1], int64, int64)",
+    twin=eviction_window_batch_cpu,
 )
 def eviction_window_batch_cuda(words, tables, rows, scratch, dropped, answer, rule, flags):
-    # `scratch`: 3 B + 2 words. `rule`: sinks in the upper half, window in the lower. With OPTION
-    # it is an eviction.
+    """Mutates the pool and its record (`words`), tables, `scratch`, `answer` and `dropped`, the
+    tokens that each row drops: each of `rows` keeps its sinks and its window, or none is cut.
+
+    Reads `rows`, requires nothing of them, one block, and `scratch` of 3 B + 2 words. `rule`: sinks
+    in the upper half, window in the lower. With OPTION it is an eviction.
+    """
     shared = gpu.shared.array(SHARED_WORDS, np.int64)
     pool, shape, batch = words[RECORD_SLOTS:], table_shape(tables), np.int64(rows.size)
     me, step = gpu.threadIdx.x, gpu.blockDim.x
     if not may_run(words, flags):
         return
+    # Are all rows live, and named once?
     sound = not any_thread(not rows_sound(tables, shape, rows))
     unclaim(tables, shape, rows)
     if not sound:
@@ -146,6 +154,7 @@ def eviction_window_batch_cuda(words, tables, rows, scratch, dropped, answer, ru
             fact = np.int64(rows[key >> STATUS_BITS]), tables[NUM_ROWS]
             end_batch(pool, words, answer, (WINDOW, flags), -key, fact)
         return
+    # Pages between sinks and window go; what stands behind them moves up.
     starts, firsts = scratch[: batch + 1], scratch[batch + 1 : 2 * batch + 1]
     moved = scratch[2 * batch + 1 :]
     look_at_cuts(shared, tables, shape, rows, (starts, firsts, moved), rule)
@@ -153,6 +162,7 @@ def eviction_window_batch_cuda(words, tables, rows, scratch, dropped, answer, ru
     gpu.syncthreads()
     close_gaps(shared, tables, shape, rows, starts, firsts, moved)
     look_behind_gaps(tables, shape, rows, firsts, moved, dropped)
+    # The facts of each row follow.
     tokens, cuts = np.int64(0), np.int64(0)
     for i in range(me, batch, step):
         row, needs_path = np.int64(rows[i]), dropped[i] != 0

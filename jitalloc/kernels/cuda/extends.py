@@ -13,9 +13,9 @@ from jitalloc.errors import (
     SEQ_BELOW_PREFIX,
     TOO_MANY,
 )
-from jitalloc.kernels.cuda.calls import integer
+from jitalloc.kernels.cuda.calls import fault_key, integer
 from jitalloc.kernels.cuda.merging import pool_views
-from jitalloc.kernels.cuda.pool import fault_key, page_of
+from jitalloc.kernels.cuda.pool import page_of
 from jitalloc.kernels.cuda.scan import NOWHERE, any_thread, block_min, block_scan
 from jitalloc.state import FIRST_PAGE, INT32_MAX, NULL, NUM_PAGES, PAGE_SHIFT, PAGE_SIZE
 

@@ -18,15 +18,20 @@ from jitalloc.kernels.mirror import (
     ROW,
     START,
     TOKENS,
+    mirror_pack_cpu,
 )
 from jitalloc.state import HEADER_SLOTS, LENGTH, NULL
 
 WARP = 32
 
 
-@cuda_kernel("void(int64[::1], int32[::1])")
+@cuda_kernel("void(int64[::1], int32[::1])", twin=mirror_pack_cpu)
 def mirror_apply_cuda(tables, message):
-    # A record is done by the threads of a warp side by side. Rows share words of the bitmap.
+    """Mutates the tables: rows, lengths and pages become what the message says.
+
+    Reads `message`, requires that of `mirror_pack_cpu` for a copy that was told all before it. A
+    record is done by the threads of a warp side by side. Rows share words of the bitmap.
+    """
     shape = table_shape(tables)
     (pages,) = table_pages(tables, shape)
     records, lanes = np.int64(message[RECORDS]), min(np.int64(gpu.blockDim.x), np.int64(WARP))

@@ -10,9 +10,10 @@ import numpy as np
 
 from jitalloc._cuda import cuda_kernel, device_helper, gpu
 from jitalloc.errors import PAGE_FREE, PAGE_RANGE, REFCOUNT_OVERFLOW, STATUS_BITS
+from jitalloc.kernels.cuda.calls import end_read, fault_key, fill_null
 from jitalloc.kernels.cuda.merging import USED, VERDICT, end_parts, pool_scratch, pool_views
 from jitalloc.kernels.cuda.page_frees import free_in_order, free_unordered, page_fault, release_part
-from jitalloc.kernels.cuda.pool import end_call, end_read, fault_key, fill_null, page_of
+from jitalloc.kernels.cuda.pool import end_call, page_of
 from jitalloc.kernels.cuda.releasing import end_release, marks_of, mentions
 from jitalloc.kernels.cuda.scan import (
     NOWHERE,
@@ -27,6 +28,12 @@ from jitalloc.kernels.cuda.slot_frees import (
     free_slots_unordered,
     release_slots_part,
     slot_fault,
+)
+from jitalloc.kernels.owners import (
+    owners_count_cpu,
+    owners_free_cpu,
+    owners_free_slots_cpu,
+    owners_share_cpu,
 )
 from jitalloc.state import (
     CALL_KINDS,
@@ -58,9 +65,14 @@ def end_free(slab, record, kind, named, out, count, wanted):
         end_call(slab, record, kind, np.int64(0), np.int64(0), np.int64(0))
 
 
-@cuda_kernel("void(int64[::1], int64[::1], int32[::1], int64[::1], int64)")
+@cuda_kernel("void(int64[::1], int64[::1], int32[::1], int64[::1], int64)", twin=owners_free_cpu)
 def owners_free_cuda(slab, record, pages, out, group):
-    # Many blocks in the order `sorted` only. `group` stays in the record of a call that fails.
+    """Mutates the pool, its record and `out[0]`, how many pages have no owner left, or NULL: each
+    of `pages` loses one owner, or none of them does.
+
+    Reads `pages`, requires nothing of them, and one block in other orders than `sorted`. `group`
+    stays in the record of a call that fails.
+    """
     shared = gpu.shared.array(SHARED_WORDS, np.int64)
     last, count = True, np.int64(-1)
     if slab[ORDER] == SORTED:
@@ -73,9 +85,14 @@ def owners_free_cuda(slab, record, pages, out, group):
         end_free(slab, record, RELEASE, pages, out, count, group)
 
 
-@cuda_kernel("void(int64[::1], int64[::1], int32[::1])")
+@cuda_kernel("void(int64[::1], int64[::1], int32[::1])", twin=owners_free_cpu)
 def owners_take_off_cuda(slab, record, pages):
-    """Take the owners off and note who names a page last: first launch of a free into a ring."""
+    """Mutates the counts of owners, which each of `pages` lowers, and the scratch behind the pool:
+    the place at which a page is named last, and whether one could not lose an owner. First launch
+    of a free into a ring.
+
+    Reads `pages`, requires `owners_free_ring_cuda` behind it, which books the call or undoes it.
+    """
     shared = gpu.shared.array(SHARED_WORDS, np.int64)
     _free_pages, refcount, _released = pool_views(slab)
     scratch, places = pool_scratch(slab)
@@ -94,9 +111,14 @@ def owners_take_off_cuda(slab, record, pages):
         scratch[VERDICT] = faults
 
 
-@cuda_kernel("void(int64[::1], int64[::1], int32[::1], int64[::1], int64)")
+@cuda_kernel("void(int64[::1], int64[::1], int32[::1], int64[::1], int64)", twin=owners_free_cpu)
 def owners_free_ring_cuda(slab, record, pages, out, group):
-    """Put what has no owner left into the ring: behind `owners_take_off_cuda`."""
+    """Mutates the pool, its record, `out[0]` and the scratch: pages without an owner join the ring,
+    or all owners are given back. Second launch of a free into a ring.
+
+    Reads `pages` and the scratch, requires `owners_take_off_cuda` of the same before it. `group`
+    stays in the record of a call that fails.
+    """
     shared = gpu.shared.array(SHARED_WORDS, np.int64)
     scratch, _places = pool_scratch(slab)
     lowest, size, n = slab[FIRST_PAGE], slab[NUM_PAGES], np.int64(pages.size)
@@ -162,11 +184,16 @@ def share_in_order(slab, shared, pages):
     return key
 
 
-@cuda_kernel("void(int64[::1], int64[::1], int32[::1])")
+@cuda_kernel("void(int64[::1], int64[::1], int32[::1])", twin=owners_share_cpu)
 def owners_share_cuda(slab, record, pages):
+    """Mutates the pool and its record: each of `pages` gets one owner more, or none of them does.
+
+    Reads `pages`, requires nothing of them.
+    """
     shared = gpu.shared.array(SHARED_WORDS, np.int64)
     _free_pages, refcount, _released = pool_views(slab)
     lowest, size, n = slab[FIRST_PAGE], slab[NUM_PAGES], np.int64(pages.size)
+    # All add their owners at once.
     i, bad = np.int64(gpu.grid(1)), False
     while i < n:
         page = np.int64(pages[i])
@@ -179,6 +206,7 @@ def owners_share_cuda(slab, record, pages):
     if not last:
         return
     key = NOWHERE
+    # One could not: the last block gives all back, and looks for the first fault.
     if faults > 0:
         for j in range(gpu.threadIdx.x, n, gpu.blockDim.x):
             page = np.int64(pages[j])
@@ -193,8 +221,13 @@ def owners_share_cuda(slab, record, pages):
         end_call(slab, record, SHARE, status, value, np.int64(0))
 
 
-@cuda_kernel("void(int64[::1], int64[::1], int32[::1], int32[::1])")
+@cuda_kernel("void(int64[::1], int64[::1], int32[::1], int32[::1])", twin=owners_count_cpu)
 def owners_count_cuda(slab, record, pages, out):
+    """Mutates the record and `out`, how many owners each of `pages` has, or NULL where the call
+    fails.
+
+    Reads `pages` and the pool, requires `out` as long as `pages`.
+    """
     shared = gpu.shared.array(SHARED_WORDS, np.int64)
     _free_pages, refcount, _released = pool_views(slab)
     size, n = slab[NUM_PAGES], np.int64(pages.size)
@@ -218,9 +251,13 @@ def owners_count_cuda(slab, record, pages, out):
         end_read(record, COUNT, status, value, np.int64(0))
 
 
-@cuda_kernel("void(int64[::1], int64[::1], int64[::1], int64[::1])")
+@cuda_kernel("void(int64[::1], int64[::1], int64[::1], int64[::1])", twin=owners_free_slots_cpu)
 def owners_free_slots_cuda(slab, record, slots, out):
-    # Many blocks in the order `sorted` only.
+    """Mutates the pool, its record and `out[0]`, how many pages have no owner left, or NULL: each
+    page that `slots` name loses one owner, or none of them does. The bitmap `marks` is scratch.
+
+    Reads `slots`, requires nothing of them, and one block in other orders than `sorted`.
+    """
     shared = gpu.shared.array(SHARED_WORDS, np.int64)
     last, count = True, np.int64(-1)
     if slab[ORDER] == SORTED:
@@ -241,9 +278,14 @@ def owners_free_slots_cuda(slab, record, slots, out):
         end_free(slab, record, FREE_SLOTS, slots, out, count, np.int64(0))
 
 
-@cuda_kernel("void(int64[::1], int64[::1], int64[::1])")
+@cuda_kernel("void(int64[::1], int64[::1], int64[::1])", twin=owners_free_slots_cpu)
 def owners_mark_slots_cuda(slab, record, slots):
-    """Note which slot names a page first: first launch of a free by slot into a ring."""
+    """Mutates the scratch behind the pool: the place at which a page is named first, and the first
+    fault. First launch of a free by slot into a ring.
+
+    Reads `slots` and the pool, requires `owners_free_slots_ring_cuda` behind it, which books the
+    call.
+    """
     shared = gpu.shared.array(SHARED_WORDS, np.int64)
     scratch, places = pool_scratch(slab)
     size, shift, n = slab[PAGE_SIZE], slab[PAGE_SHIFT], np.int64(slots.size)
@@ -262,9 +304,13 @@ def owners_mark_slots_cuda(slab, record, slots):
         scratch[VERDICT] = key
 
 
-@cuda_kernel("void(int64[::1], int64[::1], int64[::1], int64[::1])")
+@cuda_kernel("void(int64[::1], int64[::1], int64[::1], int64[::1])", twin=owners_free_slots_cpu)
 def owners_free_slots_ring_cuda(slab, record, slots, out):
-    """Take the owners off and put what has none left into the ring: behind the marks."""
+    """Mutates the pool, its record, `out[0]` and the scratch: owners are taken off, and what has
+    none left joins the ring. Second launch of a free by slot into a ring.
+
+    Reads `slots` and the scratch, requires `owners_mark_slots_cuda` of the same before it.
+    """
     shared = gpu.shared.array(SHARED_WORDS, np.int64)
     scratch, _places = pool_scratch(slab)
     key, count = scratch[VERDICT], np.int64(0)

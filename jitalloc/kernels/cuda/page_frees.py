@@ -14,8 +14,8 @@ import numpy as np
 
 from jitalloc._cuda import device_helper, gpu
 from jitalloc.errors import DOUBLE_FREE, PAGE_RANGE, PAGE_RESERVED
+from jitalloc.kernels.cuda.calls import fault_key
 from jitalloc.kernels.cuda.merging import PARTS, SUMS, USED, pool_scratch, pool_views
-from jitalloc.kernels.cuda.pool import fault_key
 from jitalloc.kernels.cuda.releasing import (
     FAULTY,
     block_count,

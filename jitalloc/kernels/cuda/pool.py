@@ -14,7 +14,7 @@ from jitalloc.kernels.cuda.batches import (
     running,
     share_indptr,
 )
-from jitalloc.kernels.cuda.calls import integer
+from jitalloc.kernels.cuda.calls import end_read, fail, fault_key, fill_null, integer, ring_place
 from jitalloc.kernels.cuda.merging import (
     BATCH,
     VERDICT,
@@ -37,15 +37,18 @@ from jitalloc.kernels.cuda.scan import (
     last_block,
     part_of,
 )
+from jitalloc.kernels.pool import (
+    pool_admit_cpu,
+    pool_alloc_batch_cpu,
+    pool_alloc_cpu,
+    pool_alloc_run_cpu,
+    pool_merge_cpu,
+    pool_total_cpu,
+)
 from jitalloc.state import (
     ALLOCATED,
     CALL_KINDS,
     CALLS,
-    FAULT_CALL,
-    FAULT_KIND,
-    FAULT_STATUS,
-    FAULT_VALUE,
-    FAULT_WANTED,
     FIRST_PAGE,
     FREE,
     HEAD,
@@ -66,18 +69,6 @@ ADMIT = CALL_KINDS.index("admit")
 
 
 @device_helper
-def fail(code, detail):
-    """Return the status word of `code` and `detail`."""
-    return -((np.int64(detail) << STATUS_BITS) | code)
-
-
-@device_helper
-def bit(page):
-    """Return the mask of `page` in its 64-bit word."""
-    return np.uint64(1) << np.uint64(page & 63)
-
-
-@device_helper
 def pool_advance(slab, head, n):
     """Book `n` pages as taken from the freelist, whose next id stands at `head`, by one thread."""
     if head >= slab[NUM_PAGES] and slab[ORDER] != SORTED:
@@ -90,44 +81,11 @@ def pool_advance(slab, head, n):
 
 
 @device_helper
-def fault_key(code, position):
-    """Return what stands for a failure until the first is known: the lowest key is that one."""
-    return (np.int64(position) << STATUS_BITS) | code
-
-
-@device_helper
-def end_read(record, kind, status, value, wanted):
-    """Book the end of a call that changes nothing, by one thread."""
-    if status < 0 and record[FAULT_STATUS] == 0:
-        record[FAULT_STATUS] = status
-        record[FAULT_CALL] = record[CALLS]
-        record[FAULT_KIND] = kind
-        record[FAULT_VALUE] = value
-        record[FAULT_WANTED] = wanted
-    record[CALLS] += 1
-
-
-@device_helper
 def end_call(slab, record, kind, status, value, wanted):
     """Book the end of a call, by one thread of its last block."""
     if status >= 0:
         slab[STEP] += 1
     end_read(record, kind, status, value, wanted)
-
-
-@device_helper
-def fill_null(out, start, first, step):
-    """Write NULL to `out[start:]`, every `step`-th element from `first` on."""
-    i = np.int64(start + first)
-    while i < out.size:  # `range` would divide to know how often
-        out[i] = NULL
-        i += step
-
-
-@device_helper
-def ring_place(at, size):
-    """Return the place `at` of a ring of `size`, where it is past the end but once."""
-    return at - size if at >= size else at
 
 
 @device_helper
@@ -199,8 +157,12 @@ def end_take(slab, record, kind, n, status, value):
     end_call(slab, record, kind, status, value, n)
 
 
-@cuda_kernel("void(int64[::1], int64[::1], int32[::1])")
+@cuda_kernel("void(int64[::1], int64[::1], int32[::1])", twin=pool_alloc_cpu)
 def pool_alloc_cuda(slab, record, out):
+    """Mutates the pool, its record and `out`, the ids handed out, or NULL where the call fails.
+
+    Reads nothing else, requires nothing. Any number of blocks: where a merge is due they do it.
+    """
     shared = gpu.shared.array(SHARED_WORDS, np.int64)
     n = np.int64(out.size)
     if take(slab, record, shared, out, n, np.int64(0)) and gpu.threadIdx.x == 0:
@@ -238,11 +200,16 @@ def batch_status(slab, total, room):
     return fail(OUT_SHORT, room) if total > room else np.int64(0)
 
 
-@cuda_kernel("void(int64[::1], int64[::1], int32[::1], int64, int64)")
+@cuda_kernel("void(int64[::1], int64[::1], int32[::1], int64, int64)", twin=pool_total_cpu)
 def pool_total_cuda(slab, record, counts, n, wide):
-    """Sum up the `n` counts of a batch: first launch."""
+    """Mutates the scratch behind the pool: the sum of the counts, or a status word, and what stands
+    before the part of each block. First launch of a large batch.
+
+    Reads the `n` counts, requires as many blocks as `pool_alloc_batch_cuda` will have.
+    """
     shared = gpu.shared.array(SHARED_WORDS, np.int64)
     scratch, _places = pool_scratch(slab)
+    # Each block sums up its part; the last one adds up the parts.
     total, bad = part_total(shared, counts, wide, n)
     if gpu.threadIdx.x == 0:
         scratch[BATCH + gpu.blockIdx.x] = total
@@ -256,9 +223,17 @@ def pool_total_cuda(slab, record, counts, n, wide):
         scratch[VERDICT] = total
 
 
-@cuda_kernel("void(int64[::1], int64[::1], int32[::1], int32[::1], int32[::1], int64, int64)")
+@cuda_kernel(
+    "void(int64[::1], int64[::1], int32[::1], int32[::1], int32[::1], int64, int64)",
+    twin=pool_alloc_batch_cpu,
+)
 def pool_alloc_batch_cuda(slab, record, counts, indptr, out, wide, summed):
-    """Hand out the pages of a batch; `summed`: behind `pool_total_cuda` in as many blocks."""
+    """Mutates the pool, its record, `indptr` and `out`, the ids of all sequences one behind the
+    other; NULL where the call fails.
+
+    Reads `counts`, requires `indptr` one longer, and `out` as long as they sum up to, or it fails.
+    `wide`: counts of int64. `summed`: behind `pool_total_cuda` in as many blocks.
+    """
     shared = gpu.shared.array(SHARED_WORDS, np.int64)
     scratch, _places = pool_scratch(slab)
     batch = np.int64(indptr.size - 1)
@@ -268,6 +243,7 @@ def pool_alloc_batch_cuda(slab, record, counts, indptr, out, wide, summed):
     if summed:
         begin, end = block_share(batch)
         before = scratch[BATCH + gpu.blockIdx.x]
+    # Where the pages of each sequence begin, then the pages themselves.
     if status < 0:
         fill_null(indptr, 0, gpu.grid(1), gpu.gridsize(1))
     elif summed or gpu.blockIdx.x == 0:
@@ -282,17 +258,25 @@ def pool_alloc_batch_cuda(slab, record, counts, indptr, out, wide, summed):
         end_take(slab, record, ALLOC_BATCH, n, status, value)
 
 
-@cuda_kernel("void(int64[::1], int64[::1], int32[::1], int64[::1], int64, int64)")
+@cuda_kernel(
+    "void(int64[::1], int64[::1], int32[::1], int64[::1], int64, int64)", twin=pool_admit_cpu
+)
 def pool_admit_cuda(slab, record, counts, out, n, wide):
-    # All blocks sum up their parts; the last one looks into that in which the pages are used up.
+    """Mutates the record, `out[0]`, how many of the counts the pool could serve, or NULL where the
+    call fails, and the scratch behind the pool.
+
+    Reads the `n` counts and the free pages, requires nothing. `wide`: counts of int64.
+    """
     shared = gpu.shared.array(SHARED_WORDS, np.int64)
     scratch, _places = pool_scratch(slab)
+    # All blocks sum up their parts.
     total, bad = part_total(shared, counts, wide, n)
     if gpu.threadIdx.x == 0:
         scratch[BATCH + gpu.blockIdx.x] = total
     last, bad_blocks = last_block(record, shared, np.int64(bad))
     if not last:
         return
+    # The last one looks for what is wrong, or into the part in which the pages are used up.
     if bad_blocks > 0:
         worst = first_negative(shared, counts, wide, n)
         if gpu.threadIdx.x == 0:
@@ -319,8 +303,12 @@ def pool_admit_cuda(slab, record, counts, out, n, wide):
         record[CALLS] += 1
 
 
-@cuda_kernel("void(int64[::1], int64[::1], int64[::1])")
+@cuda_kernel("void(int64[::1], int64[::1], int64[::1])", twin=pool_merge_cpu)
 def pool_merge_cuda(slab, record, out):
+    """Mutates the pool, its record and `out[0]`, how many released pages have joined the freelist.
+
+    Reads nothing else, requires nothing.
+    """
     shared = gpu.shared.array(SHARED_WORDS, np.int64)
     waiting = slab[RELEASED]
     if waiting > 0:
@@ -357,11 +345,17 @@ def block_runs(slab, shared, n):
     return block_min(shared, lowest), -block_min(shared, -longest)
 
 
-@cuda_kernel("void(int64[::1], int64[::1], int32[::1])")
+@cuda_kernel("void(int64[::1], int64[::1], int32[::1])", twin=pool_alloc_run_cpu)
 def pool_alloc_run_cuda(slab, record, out):
+    """Mutates the pool, its record and `out`, the lowest run of consecutive ids that is free, or
+    NULL.
+
+    Reads nothing else, requires the order `sorted`, and one block.
+    """
     shared = gpu.shared.array(MOST_THREADS, np.int64)
     n = np.int64(out.size)
     available = slab[FREE] + slab[RELEASED]
+    # Where is there such a run?
     lowest, longest = slab[FIRST_PAGE], np.int64(0)
     if n > 0:
         lowest, longest = block_runs(slab, shared, n)
@@ -373,6 +367,7 @@ def pool_alloc_run_cuda(slab, record, out):
             status = fail(OUT_OF_PAGES, available) if short else fail(NO_RUN, longest)
             end_call(slab, record, ALLOC_RUN, status, available, n)
         return
+    # It is taken, and the freelist written anew without it.
     _free_pages, refcount, _released = pool_views(slab)
     block_merge(slab, shared)
     for i in range(me, n, step):

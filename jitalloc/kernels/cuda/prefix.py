@@ -10,20 +10,31 @@ import numpy as np
 
 from jitalloc._cuda import cuda_kernel, gpu
 from jitalloc.kernels.cuda.merging import pool_views
+from jitalloc.kernels.prefix import prefix_advance_cpu, prefix_insert_cpu
 from jitalloc.state import HEADER_SLOTS, NUM_PAGES, RECORD_SLOTS, STEP
 
 
-@cuda_kernel("void(int64[::1], int64[::1], int64)")
+@cuda_kernel("void(int64[::1], int64[::1], int64)", twin=prefix_advance_cpu)
 def prefix_advance_cuda(slab, record, steps):
-    # Brings the clock of the pool to that of the host.
+    """Mutates the clock of the pool, which becomes that of the host.
+
+    Reads nothing else, requires `steps`, how far it is behind.
+    """
     if gpu.grid(1) == 0:
         slab[STEP] += steps
 
 
-@cuda_kernel("void(int64[::1], int64[::1], int32[::1], int32[::1], int64[::1], int32[::1])")
+@cuda_kernel(
+    "void(int64[::1], int64[::1], int32[::1], int32[::1], int64[::1], int32[::1])",
+    twin=prefix_insert_cpu,
+)
 def prefix_fetch_cuda(slab, record, pages, tokens, words, out):
-    # `words`: record and header. `out`: the pages, how many owners each has, and the tokens. A
-    # page that the pool has not is one without owners.
+    """Mutates `words`, a copy of record and header, and `out`: the pages, how many owners each has,
+    and the tokens.
+
+    Reads the pool, `pages` and `tokens`, requires both to have room for that. A page that the pool
+    has not is one without owners.
+    """
     _free_pages, refcount, _released = pool_views(slab)
     first, step, n = gpu.grid(1), gpu.gridsize(1), np.int64(pages.size)
     for i in range(first, RECORD_SLOTS, step):
@@ -38,9 +49,17 @@ def prefix_fetch_cuda(slab, record, pages, tokens, words, out):
         out[2 * n + i] = tokens[i]
 
 
-@cuda_kernel("void(int64[::1], int64[::1], int32[::1], int32[::1], int32[::1], int64)")
+@cuda_kernel(
+    "void(int64[::1], int64[::1], int32[::1], int32[::1], int32[::1], int64)",
+    twin=prefix_insert_cpu,
+)
 def prefix_insert_cuda(slab, record, column, pages, tokens, size):
-    # One owner more for each page, whose `size` token ids go into its row of `column`.
+    """Mutates the pool, where each of `pages` gets one owner more, and `column`: its `size` token
+    ids go into the row of the page.
+
+    Reads `pages` and `tokens`, requires `size` of them a page, and pages that the host has looked
+    at.
+    """
     _free_pages, refcount, _released = pool_views(slab)
     for i in range(gpu.grid(1), tokens.size, gpu.gridsize(1)):
         page, offset = np.int64(pages[i // size]), i % size

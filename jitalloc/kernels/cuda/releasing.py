@@ -6,8 +6,8 @@ import numpy as np
 
 from jitalloc._cuda import device_helper, gpu
 from jitalloc._cuda_views import uint64_column
+from jitalloc.kernels.cuda.calls import bit, ring_place
 from jitalloc.kernels.cuda.merging import pool_views
-from jitalloc.kernels.cuda.pool import bit, ring_place
 from jitalloc.kernels.cuda.scan import any_thread, block_rank, block_scan, warp_run
 from jitalloc.state import (
     FIFO,

@@ -10,9 +10,9 @@ import numpy as np
 
 from jitalloc._cuda import device_helper, gpu
 from jitalloc.errors import REFCOUNT_OVERFLOW, ROW_NOT_EMPTY, ROW_REPEATED
-from jitalloc.kernels.cuda.calls import integer
+from jitalloc.kernels.cuda.calls import fault_key, integer
 from jitalloc.kernels.cuda.merging import pool_views
-from jitalloc.kernels.cuda.pool import end_call, fault_key
+from jitalloc.kernels.cuda.pool import end_call
 from jitalloc.kernels.cuda.row_facts import (
     claims,
     column_start,

@@ -11,7 +11,8 @@ import numpy as np
 from jitalloc._cuda import device_helper, gpu
 from jitalloc._cuda_views import int32_column
 from jitalloc.errors import ROW_FREE, ROW_RANGE
-from jitalloc.kernels.cuda.pool import fault_key, page_of
+from jitalloc.kernels.cuda.calls import fault_key
+from jitalloc.kernels.cuda.pool import page_of
 from jitalloc.state import (
     GAP,
     HEADER_SLOTS,

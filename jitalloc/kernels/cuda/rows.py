@@ -7,10 +7,11 @@ import numpy as np
 from jitalloc._cuda import cuda_kernel, device_helper, gpu
 from jitalloc._cuda_views import int64_column
 from jitalloc.errors import OUT_OF_PAGES, REFCOUNT_OVERFLOW, STATUS_BITS, STATUS_MASK
+from jitalloc.kernels.cuda.calls import fail, fault_key, ring_place
 from jitalloc.kernels.cuda.dropping import clear_pages, drop_pages
 from jitalloc.kernels.cuda.leading import all_know, end_lead, leads, merges_last
 from jitalloc.kernels.cuda.merging import block_merge, pool_views
-from jitalloc.kernels.cuda.pool import fail, fault_key, pool_advance, ring_place
+from jitalloc.kernels.cuda.pool import pool_advance
 from jitalloc.kernels.cuda.releasing import end_release
 from jitalloc.kernels.cuda.row_batches import (
     OPTION,
@@ -33,6 +34,7 @@ from jitalloc.kernels.cuda.row_facts import (
 )
 from jitalloc.kernels.cuda.scan import NOWHERE, SHARED_WORDS, any_thread, block_min, block_scan
 from jitalloc.kernels.cuda.tokens import owner_of
+from jitalloc.kernels.rows import rows_allocate_cpu, rows_free_cpu
 from jitalloc.state import (
     ACTIVE,
     BORN,
@@ -183,13 +185,20 @@ def begin_sequences(pool, shared, tables, known, plan, news, need):
 
 
 @cuda_kernel(
-    "void(int64[::1], int64[::1], int32[::1], int64[::1], int32[::1], int32[::1], int64[::1],int64)"
+    "void(int64[::1], int64[::1], int32[::1], int64[::1], int32[::1], int32[::1], int64[::1], "
+    "int64)",
+    twin=rows_allocate_cpu,
 )
 def rows_allocate_cuda(words, tables, known, plan, given, tokens, answer, flags):
-    # Sequences in free rows, by a plan of the host; `given`: the pages that they share. In one
-    # block, or in several where a merge could be due.
+    """Mutates the pool and its record (`words`), tables, `known`, the token ids of slots, and
+    `answer`: the sequences of a plan begin in free rows, or none of them does.
+
+    Reads `plan`, `given`, the pages that they share, and `tokens`, requires a plan of the host that
+    fits the rows. In one block, or in several where a merge could be due.
+    """
     shared = gpu.shared.array(SHARED_WORDS, np.int64)
     pool = words[RECORD_SLOTS:]
+    # The first block finds out whether a merge is due; then all do it.
     leading, due, does = leads(tables, shared), False, False
     if leading and may_run(words, flags):
         status, need = plan_status(pool, shared, tables, plan, given)
@@ -198,6 +207,7 @@ def rows_allocate_cuda(words, tables, known, plan, given, tokens, answer, flags)
     due = all_know(tables, shared, leading, due)
     if due:
         does = merges_last(pool, words, shared)
+    # One block does the call.
     if does:
         status, need = plan_status(pool, shared, tables, plan, given)
         value = np.int64(0)
@@ -224,14 +234,22 @@ def end_sequences(tables, shape, rows):
             gpu.atomic.and_(tables, HEADER_SLOTS + (row >> 6), ~row_bit(row))
 
 
-@cuda_kernel("void(int64[::1], int64[::1], int32[::1], int64[::1], int64[::1], int64)")
+@cuda_kernel(
+    "void(int64[::1], int64[::1], int32[::1], int64[::1], int64[::1], int64)", twin=rows_free_cpu
+)
 def rows_free_cuda(words, tables, rows, scratch, answer, flags):
-    # `scratch`: 2 B + 1 words. With OPTION the sequences give way to others.
+    """Mutates the pool and its record (`words`), tables, `scratch` and `answer`: the sequences in
+    `rows` end, or none of them does.
+
+    Reads `rows`, requires nothing of them, one block, and `scratch` of 2 B + 1 words. With OPTION
+    the sequences give way to others.
+    """
     shared = gpu.shared.array(SHARED_WORDS, np.int64)
     pool = words[RECORD_SLOTS:]
     shape, batch = table_shape(tables), np.int64(rows.size)
     if not may_run(words, flags):
         return
+    # Are all rows live, and named once?
     sound = not any_thread(not rows_sound(tables, shape, rows))
     unclaim(tables, shape, rows)
     if not sound:
@@ -240,6 +258,7 @@ def rows_free_cuda(words, tables, rows, scratch, answer, flags):
             fact = np.int64(rows[key >> STATUS_BITS]), tables[NUM_ROWS]
             end_batch(pool, words, answer, (FREE_ROWS, flags), -key, fact)
         return
+    # What they hold is counted, given up, and forgotten.
     starts, firsts = scratch[: batch + 1], scratch[batch + 1 :]
     tokens, ended = np.int64(0), np.int64(0)
     for i in range(gpu.threadIdx.x, batch, gpu.blockDim.x):
@@ -265,9 +284,12 @@ def rows_free_cuda(words, tables, rows, scratch, answer, flags):
         end_batch(pool, words, answer, (FREE_ROWS, flags), count, (np.int64(0), np.int64(0)))
 
 
-@cuda_kernel("void(int64[::1], int32[::1], int64, int64)")
+@cuda_kernel("void(int64[::1], int32[::1], int64, int64)", twin=None)  # one word is written
 def rows_mark_cuda(tables, rows, column, value):
-    # Sets one fact of live rows; those of nobody are passed over.
+    """Mutates one column of the tables: the fact of each live row becomes `value`.
+
+    Reads `rows`, requires nothing of them: those of nobody are passed over.
+    """
     shape = table_shape(tables)
     for i in range(gpu.grid(1), rows.size, gpu.gridsize(1)):
         row = np.int64(rows[i])

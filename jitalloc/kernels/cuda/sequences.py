@@ -20,17 +20,12 @@ from jitalloc.errors import (
 )
 from jitalloc.kernels.cuda.append_writes import append_rows, pack_copies
 from jitalloc.kernels.cuda.appends import append_fault, append_look, settle_shares, unsettle
+from jitalloc.kernels.cuda.calls import fail, fault_key, fill_null
 from jitalloc.kernels.cuda.dropping import clear_pages, drop_pages
 from jitalloc.kernels.cuda.forking import FACTS, copy_rows, keep_parents, open_rows, replace_rows
 from jitalloc.kernels.cuda.leading import all_know, end_lead, leads, merges_last
 from jitalloc.kernels.cuda.merging import block_merge
-from jitalloc.kernels.cuda.pool import (
-    end_call,
-    fail,
-    fault_key,
-    fill_null,
-    pool_advance,
-)
+from jitalloc.kernels.cuda.pool import end_call, pool_advance
 from jitalloc.kernels.cuda.releasing import end_release
 from jitalloc.kernels.cuda.row_batches import (
     EMPTY,
@@ -65,6 +60,12 @@ from jitalloc.kernels.cuda.scan import (
     block_min,
     block_scan,
     own_part,
+)
+from jitalloc.kernels.sequences import (
+    sequences_append_cpu,
+    sequences_fork_batch_cpu,
+    sequences_reorder_cpu,
+    sequences_truncate_batch_cpu,
 )
 from jitalloc.state import (
     ACTIVE,
@@ -174,13 +175,19 @@ def append_block(pool, words, shared, tables, known, pairs, news, copied):
 
 @cuda_kernel(
     "void(int64[::1], int64[::1], int32[::1], int32[::1], int32[::1], int32[::1], int64[::1],"
-    "int32[::1])"
+    "int32[::1])",
+    twin=sequences_append_cpu,
 )
 def sequences_append_cuda(words, tables, known, rows, counts, tokens, slots, copied):
-    # `counts`: see `count_of`; `copied`: two rows of one column a row of the batch. In one block,
-    # or in several where a merge could be due.
+    """Mutates the pool and its record (`words`), tables, `known`, `slots` of the new tokens, and
+    `copied`, the pages copied, from where to where; NULL in both where the call fails.
+
+    Reads `rows`, `counts` (see `count_of`) and `tokens`, requires two rows of `copied` of one
+    column a row of the batch. In one block, or in several where a merge could be due.
+    """
     shared = gpu.shared.array(SHARED_WORDS, np.int64)
     pool, news = words[RECORD_SLOTS:], (tokens, slots)
+    # The first block finds out whether a merge is due; then all do it.
     leading, due = leads(tables, shared), False
     if leading and gpu.gridDim.x > 1:
         src = copied[: rows.size]
@@ -189,6 +196,7 @@ def sequences_append_cuda(words, tables, known, rows, counts, tokens, slots, cop
     does = leading
     if due:
         does = merges_last(pool, words, shared)
+    # One block does the call.
     if does:
         append_block(pool, words, shared, tables, known, (rows, counts), news, copied)
     if does or not due:
@@ -229,14 +237,23 @@ def truncate_row(pool, tables, shape, row, tokens):
     shorten_lock(tables, shape, pages, row, pages_of(tokens, shape))
 
 
-@cuda_kernel("void(int64[::1], int64[::1], int32[::1], int32[::1], int64[::1], int64[::1], int64)")
+@cuda_kernel(
+    "void(int64[::1], int64[::1], int32[::1], int32[::1], int64[::1], int64[::1], int64)",
+    twin=sequences_truncate_batch_cpu,
+)
 def sequences_truncate_batch_cuda(words, tables, rows, counts, scratch, answer, flags):
-    # `scratch`: 2 B + 1 words. With OPTION, `counts` tells how many tokens go.
+    """Mutates the pool and its record (`words`), tables, `scratch` and `answer`: each of `rows` is
+    cut short, or none is.
+
+    Reads `rows` and `counts`, requires nothing of them, one block, and `scratch` of 2 B + 1 words.
+    With OPTION, `counts` tells how many tokens go.
+    """
     shared = gpu.shared.array(SHARED_WORDS, np.int64)
     pool, shape = words[RECORD_SLOTS:], table_shape(tables)
     batch, drops = np.int64(rows.size), flags & OPTION != 0
     if not may_run(words, flags):
         return
+    # Are all rows live, named once, and long enough?
     sound = rows_sound(tables, shape, rows)
     for i in range(gpu.threadIdx.x, batch if sound else 0, gpu.blockDim.x):
         row, n = np.int64(rows[i]), count_of(counts, batch, i)
@@ -254,6 +271,7 @@ def sequences_truncate_batch_cuda(words, tables, rows, counts, scratch, answer, 
                 fact = count_of(counts, batch, at), wanted
             end_batch(pool, words, answer, (TRUNCATE, flags), -key, fact)
         return
+    # Pages behind what stays go; the facts of each row follow.
     starts, firsts = scratch[: batch + 1], scratch[batch + 1 :]
     begin, end = own_part(batch)
     for i in range(begin, end):
@@ -288,18 +306,28 @@ def end_pairs(pool, words, answer, call, key, pair):
     end_batch(pool, words, answer, call, -key, fact)
 
 
-@cuda_kernel("void(int64[::1], int64[::1], int32[::1], int32[::1], int64[::1], int64)")
+@cuda_kernel(
+    "void(int64[::1], int64[::1], int32[::1], int32[::1], int64[::1], int64)",
+    twin=sequences_fork_batch_cpu,
+)
 def sequences_fork_batch_cuda(words, tables, src_rows, dst_rows, answer, flags):
-    # With OPTION the destinations are free rows, which new sequences begin to live in.
+    """Mutates the pool and its record (`words`), tables and `answer`: each of `dst_rows` shares all
+    pages of its source, or none does.
+
+    Reads both arrays, requires them of one length, and one block. With OPTION the destinations are
+    free rows, which new sequences begin to live in; else they are live and empty.
+    """
     shared = gpu.shared.array(SHARED_WORDS, np.int64)
     pool, shape = words[RECORD_SLOTS:], table_shape(tables)
     batch, opens = np.int64(dst_rows.size), flags & OPTION != 0
     if not may_run(words, flags):
         return
+    # Are all pairs sound, and all pages to be shared?
     wanted = NOBODY if opens else EMPTY
     sound = not any_thread(not pairs_sound(tables, shape, dst_rows, src_rows, wanted))
     if sound:
         sound = not any_thread(pages_full(pool, tables, shape, dst_rows, src_rows))
+    # Destinations take over what their sources have.
     forks = np.int64(0)
     if sound:
         for i in range(gpu.threadIdx.x, batch, gpu.blockDim.x):
@@ -325,13 +353,22 @@ def sequences_fork_batch_cuda(words, tables, src_rows, dst_rows, answer, flags):
         end_batch(pool, words, answer, (FORK, flags), forks, (np.int64(0), np.int64(0)))
 
 
-@cuda_kernel("void(int64[::1], int64[::1], int32[::1], int32[::1], int64[::1], int64[::1])")
+@cuda_kernel(
+    "void(int64[::1], int64[::1], int32[::1], int32[::1], int64[::1], int64[::1])",
+    twin=sequences_reorder_cpu,
+)
 def sequences_reorder_cuda(words, tables, rows, parents, scratch, answer):
-    # `scratch`: `reorder_words` of the batch.
+    """Mutates the pool and its record (`words`), tables, `scratch` and `answer`: each of `rows`
+    goes on as its parent was before the call, or none does.
+
+    Reads `rows` and `parents`, requires them of one length, one block, and `scratch` of
+    `reorder_words` of the batch.
+    """
     shared = gpu.shared.array(SHARED_WORDS, np.int64)
     pool, shape = words[RECORD_SLOTS:], table_shape(tables)
     batch = np.int64(rows.size)
     call = REORDER, np.int64(0)
+    # Are all pairs sound, and all pages to be shared?
     sound = not any_thread(not pairs_sound(tables, shape, rows, parents, SOMEBODY))
     unclaim(tables, shape, rows)
     if sound:
@@ -341,6 +378,7 @@ def sequences_reorder_cuda(words, tables, rows, parents, scratch, answer):
         if gpu.threadIdx.x == 0:
             end_pairs(pool, words, answer, call, key, (rows, parents, tables[NUM_ROWS]))
         return
+    # What the parents have is kept aside, and owned once more.
     starts, firsts = scratch[: batch + 1], scratch[batch + 1 : 2 * batch + 1]
     facts = scratch[2 * batch + 1 : (2 + FACTS) * batch + 1]
     kept = scratch[(2 + FACTS) * batch + 1 :].view(np.int32)
@@ -349,6 +387,7 @@ def sequences_reorder_cuda(words, tables, rows, parents, scratch, answer):
     page_starts(shared, tables, shape, rows, starts)
     keep_parents(pool, tables, shape, rows, parents, facts, kept)
     gpu.syncthreads()
+    # The rows give up what they have, and take that over.
     count = drop_pages(pool, shared, tables, shape, rows, starts, firsts)
     gpu.syncthreads()
     replace_rows(pool, tables, shape, rows, starts, facts, kept)

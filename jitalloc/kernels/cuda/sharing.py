@@ -21,6 +21,8 @@ from jitalloc.kernels.cuda.row_facts import (
 )
 from jitalloc.kernels.cuda.scan import SHARED_WORDS, own_part
 from jitalloc.kernels.cuda.tokens import owner_of
+from jitalloc.kernels.rows import rows_free_cpu
+from jitalloc.kernels.sharing import sharing_commit_cpu
 from jitalloc.state import (
     GAP,
     HEADER_SLOTS,
@@ -87,9 +89,14 @@ def put_facts(tables, shape, row, at, rule, out):
     return max(pages - page, np.int64(0)), max(full - told, np.int64(0))
 
 
-@cuda_kernel("void(int64[::1], int64[::1], int32[::1], int64[::1], int64)")
+@cuda_kernel("void(int64[::1], int64[::1], int32[::1], int64[::1], int64)", twin=sharing_commit_cpu)
 def sharing_facts_cuda(words, tables, rows, out, rule):
-    # Up to where the pages begin; in one block.
+    """Mutates `out`, up to where the pages begin: record and header, what all rows lock, and facts
+    of `rows`.
+
+    Reads `words`, tables and `rows`, requires one block, and words for FACTS and two starts a row.
+    `rule`: ALL_PAGES, ALL_TOKENS, or neither.
+    """
     shared = gpu.shared.array(SHARED_WORDS, np.int64)
     me, step, shape = gpu.threadIdx.x, gpu.blockDim.x, table_shape(tables)
     for i in range(me, RECORD_SLOTS + HEADER_SLOTS, step):
@@ -111,10 +118,16 @@ def sharing_facts_cuda(words, tables, rows, out, rule):
     running_starts(shared, tokens, batch)
 
 
-@cuda_kernel("void(int64[::1], int64[::1], int32[::1], int32[::1], int64[::1], int32[::1])")
+@cuda_kernel(
+    "void(int64[::1], int64[::1], int32[::1], int32[::1], int64[::1], int32[::1])",
+    twin=sharing_commit_cpu,
+)
 def sharing_gather_cuda(words, tables, known, tokens, facts, out):
-    # Behind `sharing_facts_cuda`, by all blocks; `facts`: what that wrote from the first row on. As
-    # much as `out` has room for: the host sees that it was not all.
+    """Mutates `out`: the tokens of the caller, pages, how many owners they have, and token ids. As
+    much as it has room for: the host sees that it was not all.
+
+    Reads all else, requires `facts`, what `sharing_facts_cuda` wrote from the first row on.
+    """
     shape = table_shape(tables)
     _free_pages, refcount, _released = pool_views(words[RECORD_SLOTS:])
     (pages,) = table_pages(tables, shape)
@@ -123,8 +136,10 @@ def sharing_gather_cuda(words, tables, known, tokens, facts, out):
     told = facts[FACTS * batch + batch + 1 :]
     first, step = gpu.grid(1), gpu.gridsize(1)
     given, total = np.int64(tokens.size), starts[batch]
+    # The tokens of the caller.
     for i in range(first, given, step):
         out[i] = tokens[i]
+    # Pages, and how many owners they have.
     for at in range(first, total, step):
         i = owner_of(starts, at, batch)
         place = facts[FACTS * i + FACT_PAGE] + at - starts[i]
@@ -132,6 +147,7 @@ def sharing_gather_cuda(words, tables, known, tokens, facts, out):
         if given + total + at < out.size:
             out[given + at] = page
             out[given + total + at] = refcount[page]
+    # Token ids.
     put = given + 2 * total
     for at in range(first, min(told[batch] * shape[2], out.size - put), step):
         page_at = at // shape[2]
@@ -141,10 +157,14 @@ def sharing_gather_cuda(words, tables, known, tokens, facts, out):
         out[put + at] = known[page * shape[2] + at - page_at * shape[2]]
 
 
-@cuda_kernel("void(int64[::1], int64[::1], int32[::1], int64[::1])")
+@cuda_kernel("void(int64[::1], int64[::1], int32[::1], int64[::1])", twin=sharing_commit_cpu)
 def sharing_commit_cuda(words, tables, known, changes):
-    # `changes`: how many of each sort there are, then pairs of a place and a value: owners that a
-    # page gets more; page ids of rows; facts of rows, by their place among all; token ids of slots.
+    """Mutates pool (owners), tables (page ids, facts of rows) and `known`, the token ids of slots.
+
+    Reads `changes`, requires them to fit: how many of each sort there are, then pairs of a place
+    and a value: owners that a page gets more; page ids of rows; facts of rows, by their place among
+    all; token ids of slots.
+    """
     shape = table_shape(tables)
     _free_pages, refcount, _released = pool_views(words[RECORD_SLOTS:])
     (pages,) = table_pages(tables, shape)
@@ -162,8 +182,11 @@ def sharing_commit_cuda(words, tables, known, changes):
             known[place] = np.int32(value)
 
 
-@cuda_kernel("void(int64[::1], int64)")
+@cuda_kernel("void(int64[::1], int64)", twin=rows_free_cpu)
 def sharing_count_cuda(out, n):
-    # Pages that went free before the call whose result stands in `out`, NULL where that failed.
+    """Mutates `out[0]`, which counts `n` pages more, unless it is NULL: that call has failed.
+
+    Reads nothing else, requires the call before it to have written `out`; the `n` went free before.
+    """
     if gpu.grid(1) == 0 and out[0] != NULL:
         out[0] += n

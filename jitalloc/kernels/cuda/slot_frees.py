@@ -6,8 +6,9 @@ import numpy as np
 
 from jitalloc._cuda import device_helper, gpu
 from jitalloc.errors import SLOT_NOT_HELD, SLOT_RANGE
+from jitalloc.kernels.cuda.calls import bit, fault_key
 from jitalloc.kernels.cuda.merging import PARTS, SUMS, USED, pool_scratch, pool_views
-from jitalloc.kernels.cuda.pool import bit, fault_key, page_of
+from jitalloc.kernels.cuda.pool import page_of
 from jitalloc.kernels.cuda.releasing import (
     FAULTY,
     block_count,

@@ -20,10 +20,19 @@ from jitalloc.errors import (
     SLOT_TAKEN,
     STATUS_BITS,
 )
-from jitalloc.kernels.cuda.pool import bit, end_read, fail, fault_key, fill_null
+from jitalloc.kernels.cuda.calls import bit, end_read, fail, fault_key, fill_null
 from jitalloc.kernels.cuda.releasing import mentions
 from jitalloc.kernels.cuda.scan import NOWHERE, SHARED_WORDS, any_thread, block_min, block_scan
 from jitalloc.kernels.cuda.tokens import owner_of
+from jitalloc.kernels.slots import (
+    slots_alloc_batch_cpu,
+    slots_alloc_cpu,
+    slots_clear_cpu,
+    slots_free_batch_cpu,
+    slots_free_cpu,
+    slots_look_cpu,
+    slots_occupy_cpu,
+)
 from jitalloc.slot_state import FREE_SLOTS, LOWEST, NUM_SLOTS, PEAK_SLOTS, SLOT_CALL_KINDS
 from jitalloc.state import (
     CALLS,
@@ -90,14 +99,20 @@ def lowest_bit(word):
     return np.int64(gpu.popc(~word & (word - ONE)))
 
 
-@cuda_kernel("void(int64[::1], int64[::1], int64[::1])")
+@cuda_kernel("void(int64[::1], int64[::1], int64[::1])", twin=slots_alloc_cpu)
 def slots_alloc_cuda(slab, record, answer):
+    """Mutates the slab, the record, which forgets its failure, and `answer`: what the record said,
+    and the lowest free slot, which is taken.
+
+    Reads nothing else, requires one block.
+    """
     shared = gpu.shared.array(SHARED_WORDS, np.int64)
     first_free, first_version = slot_places(slab)
     summary = slab[HEADER_SLOTS:first_free].view(np.uint64)
     free = slab[first_free:first_version].view(np.uint64)
     if not begins_for(record, answer):
         return
+    # The lowest word of the summary with a free slot.
     s, found = np.int64(slab[LOWEST] + gpu.threadIdx.x), NOWHERE
     if slab[FREE_SLOTS] > 0:  # then there is a word, and all threads meet in the same round
         while found == NOWHERE:
@@ -117,8 +132,13 @@ def slots_alloc_cuda(slab, record, answer):
             answer[RESULT] = slot
 
 
-@cuda_kernel("void(int64[::1], int64[::1], int64[::1], int64)")
+@cuda_kernel("void(int64[::1], int64[::1], int64[::1], int64)", twin=slots_free_cpu)
 def slots_free_cuda(slab, record, answer, slot):
+    """Mutates the slab, the record, which forgets its failure, and `answer`: what the record said,
+    and the status word where `slot` is free already.
+
+    Reads nothing else, requires a slot that the allocator has, and one block.
+    """
     first_free, first_version = slot_places(slab)
     summary = slab[HEADER_SLOTS:first_free].view(np.uint64)
     free = slab[first_free:first_version].view(np.uint64)
@@ -133,8 +153,13 @@ def slots_free_cuda(slab, record, answer, slot):
             slab[FREE_SLOTS] += 1
 
 
-@cuda_kernel("void(int64[::1], int64[::1], int64[::1], int64)")
+@cuda_kernel("void(int64[::1], int64[::1], int64[::1], int64)", twin=slots_occupy_cpu)
 def slots_occupy_cuda(slab, record, answer, slot):
+    """Mutates the slab, the record, which forgets its failure, and `answer`: what the record said,
+    and the status word where `slot` is taken already.
+
+    Reads nothing else, requires a slot that the allocator has, and one block.
+    """
     first_free, first_version = slot_places(slab)
     summary = slab[HEADER_SLOTS:first_free].view(np.uint64)
     free = slab[first_free:first_version].view(np.uint64)
@@ -147,8 +172,13 @@ def slots_occupy_cuda(slab, record, answer, slot):
             book_taken(slab, 1)
 
 
-@cuda_kernel("void(int64[::1], int64[::1], int64[::1], int64)")
+@cuda_kernel("void(int64[::1], int64[::1], int64[::1], int64)", twin=slots_look_cpu)
 def slots_look_cuda(slab, record, answer, slot):
+    """Mutates the record, which forgets its failure, and `answer`: what the record said, how often
+    `slot` was taken, and whether it is.
+
+    Reads the slab, requires a slot that the allocator has, and one block.
+    """
     first_free, first_version = slot_places(slab)
     free = slab[first_free:first_version].view(np.uint64)
     if begins_for(record, answer) and gpu.threadIdx.x == 0:
@@ -181,8 +211,12 @@ def drop_bits(free, summary, w, count):
         gpu.atomic.and_(summary, w >> 6, ~bit(w))
 
 
-@cuda_kernel("void(int64[::1], int64[::1], int32[::1])")
+@cuda_kernel("void(int64[::1], int64[::1], int32[::1])", twin=slots_alloc_batch_cpu)
 def slots_alloc_batch_cuda(slab, record, out):
+    """Mutates the slab, its record and `out`, the lowest free slots, or NULL where the call fails.
+
+    Reads nothing else, requires one block.
+    """
     shared = gpu.shared.array(SHARED_WORDS, np.int64)
     starts = gpu.shared.array(MOST_THREADS, np.int32)
     first_free, first_version = slot_places(slab)
@@ -195,6 +229,7 @@ def slots_alloc_batch_cuda(slab, record, out):
             status = fail(OUT_OF_SLOTS, slab[FREE_SLOTS])
             end_read(record, ALLOC_BATCH, status, np.int64(0), n)
         return
+    # A word a thread, from the lowest with a free slot on, until there are enough.
     taken, first = np.int64(0), slab[LOWEST] << 6
     while taken < n and first < free.size:
         w = np.int64(first + me)
@@ -253,15 +288,19 @@ def take_back(summary, free, slots, begin, end):
     gpu.syncthreads()
 
 
-@cuda_kernel("void(int64[::1], int64[::1], int32[::1])")
+@cuda_kernel("void(int64[::1], int64[::1], int32[::1])", twin=slots_free_batch_cpu)
 def slots_free_batch_cuda(slab, record, slots):
-    # NULL is padding: nothing happens to it.
+    """Mutates the slab and its record: all of `slots` are free, or none of them is freed.
+
+    Reads `slots`, requires nothing of them, and one block. NULL is padding: nothing happens to it.
+    """
     shared = gpu.shared.array(SHARED_WORDS, np.int64)
     first_free, first_version = slot_places(slab)
     summary = slab[HEADER_SLOTS:first_free].view(np.uint64)
     free = slab[first_free:first_version].view(np.uint64)
     me, step, n = gpu.threadIdx.x, gpu.blockDim.x, np.int64(slots.size)
     lowest, freed = slab[LOWEST], np.int64(0)
+    # Tile by tile; at the first that is wrong all is taken back.
     for begin in range(0, n, step):
         i, end = np.int64(begin + me), min(np.int64(begin + step), n)
         slot = np.int64(slots[i]) if i < n else np.int64(NULL)
@@ -302,8 +341,12 @@ def bits_below(count):
     return ALL_ONES if count >= 64 else (ONE << np.uint64(count)) - ONE
 
 
-@cuda_kernel("void(int64[::1], int64[::1])")
+@cuda_kernel("void(int64[::1], int64[::1])", twin=slots_clear_cpu)
 def slots_clear_cuda(slab, record):
+    """Mutates the slab and its record: all slots are free; versions go on.
+
+    Reads nothing else, requires one block.
+    """
     first_free, first_version = slot_places(slab)
     summary = slab[HEADER_SLOTS:first_free].view(np.uint64)
     free = slab[first_free:first_version].view(np.uint64)

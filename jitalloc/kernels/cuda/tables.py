@@ -18,8 +18,8 @@ from jitalloc.errors import (
     TABLE_WIDTH,
     TOO_MANY,
 )
-from jitalloc.kernels.cuda.calls import integer
-from jitalloc.kernels.cuda.pool import end_read, fail, fault_key, fill_null, page_of
+from jitalloc.kernels.cuda.calls import end_read, fail, fault_key, fill_null, integer
+from jitalloc.kernels.cuda.pool import page_of
 from jitalloc.kernels.cuda.row_facts import (
     column_start,
     live_row,
@@ -37,6 +37,15 @@ from jitalloc.kernels.cuda.scan import (
     call_min,
 )
 from jitalloc.kernels.cuda.tokens import owner_of
+from jitalloc.kernels.tables import (
+    tables_csr_cpu,
+    tables_lengths_cpu,
+    tables_padded_cpu,
+    tables_rename_cpu,
+    tables_slots_cpu,
+    tables_total_cpu,
+    tables_width_cpu,
+)
 from jitalloc.state import (
     CALL_KINDS,
     INT32_MAX,
@@ -74,9 +83,13 @@ def end_layout(record, kind, key, value, wanted, out):
         end_read(record, kind, status, value, wanted)
 
 
-@cuda_kernel("void(int64[::1], int64[::1], int32[::1], int32[::1])")
+@cuda_kernel("void(int64[::1], int64[::1], int32[::1], int32[::1])", twin=tables_lengths_cpu)
 def tables_lengths_cuda(record, tables, rows, out):
-    # A thread reads rows[i] before it writes out[i]: they may be the same.
+    """Mutates the record and `out`, how many tokens each row has, or NULL where the call fails.
+
+    Reads the tables and `rows`, requires `out` as long as `rows`. A thread reads rows[i] before it
+    writes out[i]: they may be the same.
+    """
     shared = gpu.shared.array(SHARED_WORDS, np.int64)
     key, shape = NOWHERE, table_shape(tables)
     i = np.int64(gpu.grid(1))
@@ -92,9 +105,16 @@ def tables_lengths_cuda(record, tables, rows, out):
         end_layout(record, SEQ_LENS, key, value_at(key, rows), shape[0], out)
 
 
-@cuda_kernel("void(int64[::1], int64[::1], int32[::1], int32[::1], int64[::1])")
+@cuda_kernel(
+    "void(int64[::1], int64[::1], int32[::1], int32[::1], int64[::1])", twin=tables_slots_cpu
+)
 def tables_slots_cuda(record, tables, rows, positions, out):
-    # A thread reads position i before it writes out[i]: they may be the same.
+    """Mutates the record and `out`, the slot at which each position of its row lies, or NULL where
+    the call fails.
+
+    Reads the tables, `rows` and `positions`, requires all three arrays of one length. A thread
+    reads position i before it writes out[i]: they may be the same.
+    """
     shared = gpu.shared.array(SHARED_WORDS, np.int64)
     key, shape = NOWHERE, table_shape(tables)
     _rows, width, size, shift = shape
@@ -159,9 +179,16 @@ def padded_part(pages, start, count, out, end, column, step):
         out[put + column + 3 * step] = d
 
 
-@cuda_kernel("void(int64[::1], int64[::1], int32[::1], int32[::1], int64, int64)")
+@cuda_kernel(
+    "void(int64[::1], int64[::1], int32[::1], int32[::1], int64, int64)", twin=tables_padded_cpu
+)
 def tables_padded_cuda(record, tables, rows, out, width, pad):
-    # Up to 32 threads write a part of a row, each of them four of its columns.
+    """Mutates the record and `out`: the page ids of each row, and `pad` behind them; NULL where the
+    call fails.
+
+    Reads the tables and `rows`, requires `out` of `width` elements for each. Up to 32 threads write
+    a part of a row, each of them four of its columns.
+    """
     shared = gpu.shared.array(SHARED_WORDS, np.int64)
     me, key, shape = np.int64(gpu.grid(1)), NOWHERE, table_shape(tables)
     (pages,) = table_pages(tables, shape)
@@ -189,8 +216,12 @@ def tables_padded_cuda(record, tables, rows, out, width, pad):
         end_layout(record, BLOCK_TABLES, key, value_at(key, rows), wanted, out)
 
 
-@cuda_kernel("void(int64[::1], int64[::1], int32[::1], int64[::1])")
+@cuda_kernel("void(int64[::1], int64[::1], int32[::1], int64[::1])", twin=tables_width_cpu)
 def tables_width_cuda(record, tables, rows, out):
+    """Mutates the record and `out[0]`, the most pages that one of the rows has, or NULL.
+
+    Reads the tables and `rows`, requires one block.
+    """
     shared = gpu.shared.array(SHARED_WORDS, np.int64)
     me, key, longest, shape = gpu.threadIdx.x, NOWHERE, np.int64(0), table_shape(tables)
     for i in range(me, rows.size, gpu.blockDim.x):
@@ -282,13 +313,23 @@ def csr_pages(tables, shape, rows, span, starts, indices):
         at += gpu.gridsize(1)
 
 
-@cuda_kernel("void(int64[::1], int64[::1], int32[::1], int32[::1], int32[::1], int32[::1])")
+@cuda_kernel(
+    "void(int64[::1], int64[::1], int32[::1], int32[::1], int32[::1], int32[::1])",
+    twin=tables_csr_cpu,
+)
 def tables_csr_cuda(record, tables, rows, indptr, indices, last_page_len):
-    # Each block adds up all rows, so each knows where its pages go, and whether the call fails.
+    """Mutates the record, `indptr`, `indices` (NULL behind the last page) and `last_page_len`, the
+    pages of the rows one behind the other; NULL where the call fails.
+
+    Reads the tables and `rows`, requires `indptr` one longer than `rows`; with too short `indices`
+    it fails. Each block adds up all rows, so each knows where its pages go, and whether the call
+    fails.
+    """
     shared = gpu.shared.array(SHARED_WORDS, np.int64)
     starts = gpu.shared.array(TILE_ROWS, np.int32)
     first, step, n = gpu.grid(1), gpu.gridsize(1), np.int64(rows.size)
     shape = table_shape(tables)
+    # Do all rows live, and does it all fit?
     total = csr_total(tables, shape, shared, rows, starts)
     status, value, wanted = np.int64(0), np.int64(0), tables[NUM_ROWS]
     if total < 0:
@@ -300,6 +341,7 @@ def tables_csr_cuda(record, tables, rows, indptr, indices, last_page_len):
         fill_null(indices, 0, first, step)
         fill_null(last_page_len, 0, first, step)
     else:
+        # Tile by tile: where rows end, by one block, and their pages, by all.
         put, tile = np.int64(0), np.int64(2 * gpu.blockDim.x)
         begin = np.int64(0)
         while begin < n:
@@ -320,8 +362,12 @@ def tables_csr_cuda(record, tables, rows, indptr, indices, last_page_len):
         end_read(record, PAGE_TABLE_CSR, status, value, wanted)
 
 
-@cuda_kernel("void(int64[::1], int64[::1], int32[::1], int64[::1])")
+@cuda_kernel("void(int64[::1], int64[::1], int32[::1], int64[::1])", twin=tables_total_cpu)
 def tables_total_cuda(record, tables, rows, out):
+    """Mutates the record and `out[0]`, how many pages the rows have, or NULL.
+
+    Reads the tables and `rows`, requires one block.
+    """
     shared = gpu.shared.array(SHARED_WORDS, np.int64)
     starts = gpu.shared.array(TILE_ROWS, np.int32)
     total = csr_total(tables, table_shape(tables), shared, rows, starts)
@@ -331,9 +377,13 @@ def tables_total_cuda(record, tables, rows, out):
         end_read(record, PAGE_TABLE_CSR, min(total, np.int64(0)), value, tables[NUM_ROWS])
 
 
-@cuda_kernel("void(int64[::1], int32[::1])")
+@cuda_kernel("void(int64[::1], int32[::1])", twin=tables_rename_cpu)
 def tables_rename_cuda(tables, names):
-    # Part of a call that moves pages, and that books its own end.
+    """Mutates the tables: the pages of all rows, and the ends of what they lock, get new ids.
+
+    Reads `names`, the new id of each page, requires a call that moves pages and books its own end:
+    this is a part of it.
+    """
     shape = table_shape(tables)
     count, width, _size, _shift = shape
     (pages,) = table_pages(tables, shape)

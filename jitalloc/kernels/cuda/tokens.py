@@ -17,7 +17,7 @@ from jitalloc.errors import (
     STATUS_MASK,
     TOO_MANY,
 )
-from jitalloc.kernels.cuda.calls import integer
+from jitalloc.kernels.cuda.calls import fail, fault_key, fill_null, integer, ring_place
 from jitalloc.kernels.cuda.extends import (
     extend_look,
     extend_need,
@@ -27,15 +27,7 @@ from jitalloc.kernels.cuda.extends import (
     offset_of,
 )
 from jitalloc.kernels.cuda.merging import end_merge, merge_part, pool_views
-from jitalloc.kernels.cuda.pool import (
-    end_call,
-    fail,
-    fault_key,
-    fill_null,
-    page_of,
-    pool_advance,
-    ring_place,
-)
+from jitalloc.kernels.cuda.pool import end_call, page_of, pool_advance
 from jitalloc.kernels.cuda.scan import (
     LANES,
     NOWHERE,
@@ -45,6 +37,7 @@ from jitalloc.kernels.cuda.scan import (
     is_last_block,
     last_block,
 )
+from jitalloc.kernels.tokens import tokens_decode_cpu, tokens_extend_cpu
 from jitalloc.state import (
     CALL_KINDS,
     FIRST_PAGE,
@@ -140,30 +133,44 @@ def decode_write(slab, seq_lens, last_slots, out, wide, first, end, before):
         out[i] = slot
 
 
-@cuda_kernel("void(int64[::1], int64[::1], int32[::1], int64[::1], int64[::1], int64)", wide=True)
+@cuda_kernel(
+    "void(int64[::1], int64[::1], int32[::1], int64[::1], int64[::1], int64)",
+    twin=tokens_decode_cpu,
+    wide=True,
+)
 def tokens_decode_cuda(slab, record, seq_lens, last_slots, out, wide):
-    # One block decodes, and a thread reads last_slots[i] before it writes out[i]: they may be the
-    # same. A thread has its sequences side by side, mostly one, so that one scan does for all: the
-    # time is that of four reads one behind the other (header, last slot, its page's count, page).
-    # The others are there for a merge. Where one could be due all look, and the last one decodes;
-    # where not they are done at once, and the last of all books, for they have read the header.
+    """Mutates the pool, its record and `out`, the slot of one new token a sequence, or NULL where
+    the call fails.
+
+    Reads `seq_lens`, which count the new token, and `last_slots`, requires all three of one length.
+    `wide`: lengths of int64.
+
+    One block decodes, and a thread reads last_slots[i] before it writes out[i]: they may be the
+    same. A thread has its sequences side by side, mostly one, so that one scan does for all: the
+    time is that of four reads one behind the other (header, last slot, its page's count, page). The
+    others are there for a merge. Where one could be due all look, and the last one decodes; where
+    not they are done at once, and the last of all books, for they have read the header.
+    """
     shared = gpu.shared.array(SHARED_WORDS, np.int64)
     n = np.int32(last_slots.size)  # int32 takes half the registers, of which wide blocks have few
     share = np.int32(np.uint32(n + gpu.blockDim.x - 1) // np.uint32(gpu.blockDim.x))
     first = np.int32(min(gpu.threadIdx.x * share, n))
     end = np.int32(min(first + share, n))
     free, waiting = slab[FREE], slab[RELEASED]
+    # What does the batch need?
     merges, decodes = waiting > 0 and n > free, gpu.blockIdx.x == 0
     before, pages, sound = np.int32(0), np.int64(0), False
     if merges or decodes:
         before, pages, sound = decode_look(slab, shared, seq_lens, last_slots, wide, first, end)
     fits = sound and pages <= free + waiting
+    # A merge, where one is due, by all blocks.
     if merges:
         if fits and pages > free:
             merge_part(slab, shared)
         decodes = is_last_block(record, shared)
         if decodes and fits and pages > free:
             end_merge(slab)
+    # One block writes the slots, or says what is wrong.
     if decodes and fits:
         decode_write(slab, seq_lens, last_slots, out, wide, first, end, before)
     elif decodes:
@@ -177,6 +184,7 @@ def tokens_decode_cuda(slab, record, seq_lens, last_slots, out, wide):
         fill_null(out, 0, gpu.threadIdx.x, gpu.blockDim.x)
         if gpu.threadIdx.x == 0:
             end_call(slab, record, DECODE, status, value, pages)
+    # The last block books the call.
     taken = pages + 1 if decodes and fits else np.int64(0)
     if merges:
         gpu.syncthreads()
@@ -268,15 +276,25 @@ def extend_fill(slab, lens, last_slots, out, tile, known, walk):
         gpu.syncthreads()
 
 
-@cuda_kernel("void(int64[::1], int64[::1], int32[::1], int32[::1], int64[::1], int64[::1], int64)")
+@cuda_kernel(
+    "void(int64[::1], int64[::1], int32[::1], int32[::1], int64[::1], int64[::1], int64)",
+    twin=tokens_extend_cpu,
+)
 def tokens_extend_cuda(slab, record, prefix_lens, seq_lens, last_slots, out, wide):
-    # All blocks look at all sequences, and share the tokens. Where a merge is due, they do it, and
-    # each takes the tokens in those new pages that stand in its part of the list.
-    # `wide`: 1 for prefix_lens of int64, and 2 for seq_lens of int64.
+    """Mutates the pool, its record and `out`, the slots of the new tokens of each sequence, NULL
+    behind them or where the call fails.
+
+    Reads the other three arrays, requires them of one length. `wide`: 1 for prefix_lens of int64,
+    and 2 for seq_lens of int64.
+
+    All blocks look at all sequences, and share the tokens. Where a merge is due, they do it, and
+    each takes the tokens in those new pages that stand in its part of the list.
+    """
     shared = gpu.shared.array(SHARED_WORDS, np.int64)
     starts = gpu.shared.array(MOST_THREADS, np.int32)
     firsts = gpu.shared.array(MOST_THREADS, np.int32)
     prefixes = gpu.shared.array(MOST_THREADS, np.int32)
+    # What does the batch need?
     lens, tile = (prefix_lens, seq_lens, wide), (shared, starts, firsts, prefixes)
     tokens, pages = extend_look(slab, lens, last_slots, tile)
     known = (tokens if last_slots.size <= gpu.blockDim.x else np.int64(-1), pages)
@@ -290,6 +308,7 @@ def tokens_extend_cuda(slab, record, prefix_lens, seq_lens, last_slots, out, wid
         status = fail(OUT_OF_PAGES, available)
     elif tokens > out.size:
         status, wanted = fail(OUT_SHORT, out.size), tokens
+    # Slots and pages, by all blocks; where a merge is due, each behind its part of it.
     fill_null(out, np.int64(0) if status < 0 else tokens, gpu.grid(1), gpu.gridsize(1))
     warp, warps = np.int64(gpu.grid(1) // LANES), np.int64(gpu.gridsize(1) // LANES)
     low, high, merges = np.int64(0), pages, status >= 0 and pages > free
@@ -300,6 +319,7 @@ def tokens_extend_cuda(slab, record, prefix_lens, seq_lens, last_slots, out, wid
         warp, warps = np.int64(gpu.threadIdx.x // LANES), np.int64(gpu.blockDim.x // LANES)
     if status >= 0:
         extend_fill(slab, lens, last_slots, out, tile, known, (head, low, high, warp, warps))
+    # The last block books the call.
     if not is_last_block(record, shared):
         return
     if merges:

@@ -6,9 +6,11 @@ import numpy as np
 
 from jitalloc._cuda import cuda_kernel, device_helper, gpu
 from jitalloc.errors import OUT_SHORT, PAGE_IN_USE
+from jitalloc.kernels.cuda.calls import bit, fail, fill_null, ring_place
 from jitalloc.kernels.cuda.merging import pool_views
-from jitalloc.kernels.cuda.pool import bit, end_call, fail, fill_null, ring_place
+from jitalloc.kernels.cuda.pool import end_call
 from jitalloc.kernels.cuda.scan import NOWHERE, SHARED_WORDS, block_min, block_scan, is_last_block
+from jitalloc.kernels.upkeep import upkeep_clear_cpu, upkeep_defragment_cpu, upkeep_resize_cpu
 from jitalloc.state import (
     CALL_KINDS,
     FIRST_PAGE,
@@ -27,8 +29,12 @@ RESIZE = CALL_KINDS.index("resize")
 DEFRAGMENT = CALL_KINDS.index("defragment")
 
 
-@cuda_kernel("void(int64[::1], int64[::1])")
+@cuda_kernel("void(int64[::1], int64[::1])", twin=upkeep_clear_cpu)
 def upkeep_clear_cuda(slab, record):
+    """Mutates the pool and its record: all pages are free, in ascending order.
+
+    Reads nothing else, requires that no holder uses its pages any longer.
+    """
     shared = gpu.shared.array(SHARED_WORDS, np.int64)
     free_pages, refcount, released = pool_views(slab)
     n, first = slab[NUM_PAGES], slab[FIRST_PAGE]
@@ -64,13 +70,21 @@ def block_gather(shared, refcount, begin, end, used, out):
     return count
 
 
-@cuda_kernel("void(int64[::1], int64[::1], int32[::1], int32[::1], int64[::1])")
+@cuda_kernel(
+    "void(int64[::1], int64[::1], int32[::1], int32[::1], int64[::1])", twin=upkeep_defragment_cpu
+)
 def upkeep_defragment_cuda(slab, record, src, dst, out):
+    """Mutates the pool, whose used pages come to have the lowest ids, its record, `src` and `dst`,
+    which page has moved where (NULL behind them), and `out[0]`, how many moves there are, or -1.
+
+    Reads nothing else, requires one block; with too little room for the moves it fails.
+    """
     shared = gpu.shared.array(SHARED_WORDS, np.int64)
     free_pages, refcount, released = pool_views(slab)
     me, step = gpu.threadIdx.x, gpu.blockDim.x
     n, first = slab[NUM_PAGES], slab[FIRST_PAGE]
     end = n - slab[FREE] - slab[RELEASED]  # used pages will fill first .. end-1
+    # Each used page behind `end` moves to the lowest hole before it.
     moves = block_gather(shared, refcount, end, n, True, src)
     room = min(np.int64(src.size), np.int64(dst.size))
     if moves > room:
@@ -86,6 +100,7 @@ def upkeep_defragment_cuda(slab, record, src, dst, out):
         refcount[src[i]] = 0
     fill_null(src, moves, me, step)
     fill_null(dst, moves, me, step)
+    # What lies behind is free, in ascending order.
     for w in range(me, released.size, step):
         released[w] = np.uint64(0)
     for page in range(end + me, n, step):
@@ -118,14 +133,19 @@ def block_kept(slab, shared, new_free, end, put):
     return count
 
 
-@cuda_kernel("void(int64[::1], int64[::1], int64[::1])")
+@cuda_kernel("void(int64[::1], int64[::1], int64[::1])", twin=upkeep_resize_cpu)
 def upkeep_resize_cuda(slab, record, new):
-    # `new` holds its NUM_PAGES and zeros; where the call fails it stays so.
+    """Mutates `new`, the same pool with another number of pages, and the record.
+
+    Reads `slab`, requires `new` to hold its NUM_PAGES and zeros, and one block; where the call
+    fails `new` stays so.
+    """
     shared = gpu.shared.array(SHARED_WORDS, np.int64)
     _free_pages, refcount, released = pool_views(slab)
     new_free, new_count, new_released = pool_views(new)
     me, step = gpu.threadIdx.x, gpu.blockDim.x
     n, end = slab[NUM_PAGES], new[NUM_PAGES]
+    # Nobody may hold a page that goes.
     held = NOWHERE
     for page in range(end + me, n, step):
         if refcount[page] > 0:
@@ -135,6 +155,7 @@ def upkeep_resize_cuda(slab, record, new):
         if me == 0:
             end_call(slab, record, RESIZE, fail(PAGE_IN_USE, held), held, end)
         return
+    # Counts and released pages go over.
     waiting = np.int64(0)
     for page in range(me, min(n, end), step):
         new_count[page] = refcount[page]
@@ -142,12 +163,14 @@ def upkeep_resize_cuda(slab, record, new):
             gpu.atomic.or_(new_released, page >> 6, bit(page))
             waiting += 1
     _before, waiting = block_scan(shared, waiting)
+    # The freelist goes over in its order, new pages behind it.
     kept = block_kept(slab, shared, new_free, end, np.int64(-1))
     free = kept + max(end - n, np.int64(0))
     head = end - free if slab[ORDER] == SORTED else np.int64(0)  # a sorted freelist ends at N
     block_kept(slab, shared, new_free, end, head)
     for page in range(n + me, end, step):
         new_free[head + kept + page - n] = page
+    # The header goes over, but for what has changed.
     for slot in range(me, HEADER_SLOTS, step):
         if slot != NUM_PAGES:
             new[slot] = slab[slot]
