@@ -85,9 +85,11 @@ class CudaKernel:
         Its blocks may have twice as many threads as those of others, of half the registers.
     twin : Kernel or None
         The loop of the CPU that does the same, or of which this does a part.
+    step : bool
+        Whether the pool counts one for it; not for what changes nothing, or is a part of a call.
     """
 
-    __slots__ = ("function", "name", "signature", "twin", "wide", "words")
+    __slots__ = ("function", "name", "signature", "step", "twin", "wide", "words")
 
     def __init__(
         self,
@@ -95,6 +97,7 @@ class CudaKernel:
         signature: str,
         wide: bool = False,
         twin: Kernel | None = None,
+        step: bool = True,
     ) -> None:
         self.name = function.__name__
         self.function = function
@@ -103,6 +106,7 @@ class CudaKernel:
         self.words = signature.count(",") + 1 - arrays + arrays * WORDS_AN_ARRAY
         self.wide = wide
         self.twin = twin
+        self.step = step
 
     @property
     def most_threads(self) -> int:
@@ -179,16 +183,17 @@ def _has_dead_code_pass(passes: Any) -> None:
 
 
 def cuda_kernel(
-    signature: str, twin: Kernel | None, wide: bool = False
+    signature: str, twin: Kernel | None, wide: bool = False, step: bool = True
 ) -> Callable[[Callable[..., Any]], CudaKernel]:
     """Make a module-level function a `CudaKernel` of one Numba signature.
 
     `twin`: the loop of the CPU that does the same. Where the GPU takes several launches, each has
     that one; None: the CPU needs no loop for it. `wide`: blocks of up to `MOST_THREADS` run it.
+    `step`: the pool counts one for it, as it does not for what changes nothing or is but a part.
     """
 
     def wrap(function: Callable[..., Any]) -> CudaKernel:
-        made = CudaKernel(function, signature, wide, twin)
+        made = CudaKernel(function, signature, wide, twin, step)
         _kernels[made.name] = made
         return made
 

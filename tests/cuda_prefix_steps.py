@@ -113,7 +113,7 @@ def roots(pair: CudaPrefixPair, random: Random) -> None:
 
 
 CUDA_STEPS: dict[str, Step] = {
-    "prefix_advance_cuda": match,
+    "upkeep_advance_cuda": match,
     "prefix_fetch_cuda": insert,
     "prefix_insert_cuda": insert,
     "prefix_upkeep_rename_cuda": rename,

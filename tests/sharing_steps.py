@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 
 from jitalloc import errors
-from jitalloc.kernels.prefix import prefix_advance_cpu
 from jitalloc.kernels.reclaim import reclaim_choose_cpu
 from jitalloc.kernels.sharing import (
     sharing_find_cpu,
@@ -18,6 +17,7 @@ from jitalloc.kernels.sharing import (
     sharing_unlock_cpu,
     sharing_use_cpu,
 )
+from jitalloc.kernels.upkeep import upkeep_advance_cpu
 from jitalloc.namespaces import MAIN_ROOT
 from jitalloc.prefix_state import REQUESTED
 from tests.prefix_pairs import cached, cached_model
@@ -97,7 +97,7 @@ def choose(pair: SharingPair, random: Random) -> None:
 
 def advance(pair: SharingPair, random: Random) -> None:
     steps = random.randrange(3)
-    prefix_advance_cpu.run(pair.pool._slab, steps)
+    upkeep_advance_cpu.run(pair.pool._slab, steps)
     pair.model.step += steps
     pair.agree()
 
@@ -187,7 +187,7 @@ def rows_with_tokens(pair: SharingPair, random: Random) -> None:
 
 
 SHARING_STEPS: dict[str, Step] = {
-    "prefix_advance_cpu": advance,
+    "upkeep_advance_cpu": advance,
     "prefix_insert_cpu": insert,
     "prefix_match_batch_cpu": match_batch,
     "prefix_match_cpu": look_up,

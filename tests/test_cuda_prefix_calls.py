@@ -135,13 +135,13 @@ CALLS: dict[str, Call] = {
     ),
     "evict": Call(
         run=lambda c, at: (c.release(at.match), c.evict(1)),
-        starts=("prefix_advance_cuda", "owners_free_cuda"),
+        starts=("upkeep_advance_cuda", "owners_free_cuda"),
         up=1,
     ),
     "evict nothing": Call(run=lambda c, at: c.evict(0)),
     "clear": Call(
         run=lambda c, at: (c.release(at.match), c.clear()),
-        starts=("prefix_advance_cuda", "owners_free_cuda"),
+        starts=("upkeep_advance_cuda", "owners_free_cuda"),
         up=1,
     ),
 }

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from jitalloc._jit import BUSY_STATUS, wait_for_lock
-from jitalloc.kernels.cuda import owners, pool, prefix, sharing
-from jitalloc.kernels.prefix import prefix_advance_cpu
-from jitalloc.kernels.upkeep import upkeep_retire_cpu, upkeep_unlock_cpu
+from jitalloc.kernels.upkeep import upkeep_advance_cpu, upkeep_retire_cpu, upkeep_unlock_cpu
 from jitalloc.state import (
     HEADER_SLOTS,
     LOCK,
@@ -22,23 +20,6 @@ from jitalloc.state import (
     PoolArrays,
     pool_arrays,
     pool_slab_words,
-)
-
-# Calls that change nothing, and parts of calls: the pool counts no step for them.
-TIMELESS: Final = frozenset(
-    each.name
-    for each in (
-        owners.owners_count_cuda,
-        owners.owners_mark_slots_cuda,
-        owners.owners_take_off_cuda,
-        pool.pool_admit_cuda,
-        pool.pool_total_cuda,
-        prefix.prefix_fetch_cuda,
-        prefix.prefix_insert_cuda,
-        sharing.sharing_commit_cuda,
-        sharing.sharing_facts_cuda,
-        sharing.sharing_gather_cuda,
-    )
 )
 
 
@@ -110,7 +91,7 @@ class PoolShadow:
 
     def advance(self, steps: int) -> None:
         """Let the clock of the host go on by itself."""
-        self._locked(prefix_advance_cpu, steps)
+        self._locked(upkeep_advance_cpu, steps)
 
     @property
     def owners(self) -> NDArray[np.int32]:

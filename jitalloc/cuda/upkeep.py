@@ -15,12 +15,12 @@ from jitalloc._cuda import CudaKernel
 from jitalloc.arguments import as_count
 from jitalloc.cuda.arguments import as_device_out
 from jitalloc.cuda.faults import fault_error
-from jitalloc.cuda.shadow import TIMELESS, PoolShadow
+from jitalloc.cuda.shadow import PoolShadow
 from jitalloc.cuda.slab import CudaSlab
 from jitalloc.errors import CorruptState, JitallocError
 from jitalloc.kernels.cuda.merging import scratch_words
-from jitalloc.kernels.cuda.prefix import prefix_advance_cuda
 from jitalloc.kernels.cuda.upkeep import (
+    upkeep_advance_cuda,
     upkeep_clear_cuda,
     upkeep_defragment_cuda,
     upkeep_resize_cuda,
@@ -150,12 +150,12 @@ class CudaPoolUpkeep(CudaSlab, PoolUpkeep):
             return None
         if shadow.pending and not self._gpu.capturing():
             steps = shadow.pending
-            self._gpu.launch(prefix_advance_cuda, 1, 1, *self._state, steps)
+            self._gpu.launch(upkeep_advance_cuda, 1, 1, *self._state, steps)
             shadow.there += steps
         return shadow.there
 
     def _tick(self, kernel: CudaKernel) -> None:
-        if self._shadow is not None and kernel.name not in TIMELESS:
+        if self._shadow is not None and kernel.step:
             self._bring_time()
             self._shadow.start()
 

@@ -48,18 +48,6 @@ from jitalloc.prefix_state import (
 from jitalloc.state import STEP
 
 
-@kernel("int64(int64[::1], int64)")
-def prefix_advance_cpu(pool, steps):
-    """Mutates the pool's header: its step goes on by `steps`.
-    Reads nothing else, requires a pool of another device: the clock of the host follows it.
-    """
-    if not try_lock(pool):
-        return fail(BUSY, 0)
-    pool[STEP] += steps
-    unlock(pool)
-    return np.int64(0)
-
-
 @helper
 def negative_token(tokens, start):
     """Return the status word of the first negative token from `start` on, or 0."""

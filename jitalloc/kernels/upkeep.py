@@ -312,3 +312,15 @@ def upkeep_unlock_cpu(slab):
     """
     unlock(slab)
     return np.int64(0)
+
+
+@kernel("int64(int64[::1], int64)")
+def upkeep_advance_cpu(pool, steps):
+    """Mutates the pool's header: its step goes on by `steps`.
+    Reads nothing else, requires a pool of another device: the clock of the host follows it.
+    """
+    if not try_lock(pool):
+        return fail(BUSY, 0)
+    pool[STEP] += steps
+    unlock(pool)
+    return np.int64(0)

@@ -85,7 +85,7 @@ def owners_free_cuda(slab, record, pages, out, group):
         end_free(slab, record, RELEASE, pages, out, count, group)
 
 
-@cuda_kernel("void(int64[::1], int64[::1], int32[::1])", twin=owners_free_cpu)
+@cuda_kernel("void(int64[::1], int64[::1], int32[::1])", twin=owners_free_cpu, step=False)
 def owners_take_off_cuda(slab, record, pages):
     """Mutates the counts of owners, which each of `pages` lowers, and the scratch behind the pool:
     the place at which a page is named last, and whether one could not lose an owner. First launch
@@ -221,7 +221,9 @@ def owners_share_cuda(slab, record, pages):
         end_call(slab, record, SHARE, status, value, np.int64(0))
 
 
-@cuda_kernel("void(int64[::1], int64[::1], int32[::1], int32[::1])", twin=owners_count_cpu)
+@cuda_kernel(
+    "void(int64[::1], int64[::1], int32[::1], int32[::1])", twin=owners_count_cpu, step=False
+)
 def owners_count_cuda(slab, record, pages, out):
     """Mutates the record and `out`, how many owners each of `pages` has, or NULL where the call
     fails.
@@ -278,7 +280,7 @@ def owners_free_slots_cuda(slab, record, slots, out):
         end_free(slab, record, FREE_SLOTS, slots, out, count, np.int64(0))
 
 
-@cuda_kernel("void(int64[::1], int64[::1], int64[::1])", twin=owners_free_slots_cpu)
+@cuda_kernel("void(int64[::1], int64[::1], int64[::1])", twin=owners_free_slots_cpu, step=False)
 def owners_mark_slots_cuda(slab, record, slots):
     """Mutates the scratch behind the pool: the place at which a page is named first, and the first
     fault. First launch of a free by slot into a ring.

@@ -200,7 +200,9 @@ def batch_status(slab, total, room):
     return fail(OUT_SHORT, room) if total > room else np.int64(0)
 
 
-@cuda_kernel("void(int64[::1], int64[::1], int32[::1], int64, int64)", twin=pool_total_cpu)
+@cuda_kernel(
+    "void(int64[::1], int64[::1], int32[::1], int64, int64)", twin=pool_total_cpu, step=False
+)
 def pool_total_cuda(slab, record, counts, n, wide):
     """Mutates the scratch behind the pool: the sum of the counts, or a status word, and what stands
     before the part of each block. First launch of a large batch.
@@ -259,7 +261,9 @@ def pool_alloc_batch_cuda(slab, record, counts, indptr, out, wide, summed):
 
 
 @cuda_kernel(
-    "void(int64[::1], int64[::1], int32[::1], int64[::1], int64, int64)", twin=pool_admit_cpu
+    "void(int64[::1], int64[::1], int32[::1], int64[::1], int64, int64)",
+    twin=pool_admit_cpu,
+    step=False,
 )
 def pool_admit_cuda(slab, record, counts, out, n, wide):
     """Mutates the record, `out[0]`, how many of the counts the pool could serve, or NULL where the

@@ -10,23 +10,14 @@ import numpy as np
 
 from jitalloc._cuda import cuda_kernel, gpu
 from jitalloc.kernels.cuda.merging import pool_views
-from jitalloc.kernels.prefix import prefix_advance_cpu, prefix_insert_cpu
-from jitalloc.state import HEADER_SLOTS, NUM_PAGES, RECORD_SLOTS, STEP
-
-
-@cuda_kernel("void(int64[::1], int64[::1], int64)", twin=prefix_advance_cpu)
-def prefix_advance_cuda(slab, record, steps):
-    """Mutates the clock of the pool, which becomes that of the host.
-
-    Reads nothing else, requires `steps`, how far it is behind.
-    """
-    if gpu.grid(1) == 0:
-        slab[STEP] += steps
+from jitalloc.kernels.prefix import prefix_insert_cpu
+from jitalloc.state import HEADER_SLOTS, NUM_PAGES, RECORD_SLOTS
 
 
 @cuda_kernel(
     "void(int64[::1], int64[::1], int32[::1], int32[::1], int64[::1], int32[::1])",
     twin=prefix_insert_cpu,
+    step=False,
 )
 def prefix_fetch_cuda(slab, record, pages, tokens, words, out):
     """Mutates `words`, a copy of record and header, and `out`: the pages, how many owners each has,
@@ -52,6 +43,7 @@ def prefix_fetch_cuda(slab, record, pages, tokens, words, out):
 @cuda_kernel(
     "void(int64[::1], int64[::1], int32[::1], int32[::1], int32[::1], int64)",
     twin=prefix_insert_cpu,
+    step=False,
 )
 def prefix_insert_cuda(slab, record, column, pages, tokens, size):
     """Mutates the pool, where each of `pages` gets one owner more, and `column`: its `size` token

@@ -89,7 +89,11 @@ def put_facts(tables, shape, row, at, rule, out):
     return max(pages - page, np.int64(0)), max(full - told, np.int64(0))
 
 
-@cuda_kernel("void(int64[::1], int64[::1], int32[::1], int64[::1], int64)", twin=sharing_commit_cpu)
+@cuda_kernel(
+    "void(int64[::1], int64[::1], int32[::1], int64[::1], int64)",
+    twin=sharing_commit_cpu,
+    step=False,
+)
 def sharing_facts_cuda(words, tables, rows, out, rule):
     """Mutates `out`, up to where the pages begin: record and header, what all rows lock, and facts
     of `rows`.
@@ -121,6 +125,7 @@ def sharing_facts_cuda(words, tables, rows, out, rule):
 @cuda_kernel(
     "void(int64[::1], int64[::1], int32[::1], int32[::1], int64[::1], int32[::1])",
     twin=sharing_commit_cpu,
+    step=False,
 )
 def sharing_gather_cuda(words, tables, known, tokens, facts, out):
     """Mutates `out`: the tokens of the caller, pages, how many owners they have, and token ids. As
@@ -157,7 +162,9 @@ def sharing_gather_cuda(words, tables, known, tokens, facts, out):
         out[put + at] = known[page * shape[2] + at - page_at * shape[2]]
 
 
-@cuda_kernel("void(int64[::1], int64[::1], int32[::1], int64[::1])", twin=sharing_commit_cpu)
+@cuda_kernel(
+    "void(int64[::1], int64[::1], int32[::1], int64[::1])", twin=sharing_commit_cpu, step=False
+)
 def sharing_commit_cuda(words, tables, known, changes):
     """Mutates pool (owners), tables (page ids, facts of rows) and `known`, the token ids of slots.
 

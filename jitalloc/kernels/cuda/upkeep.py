@@ -10,7 +10,12 @@ from jitalloc.kernels.cuda.calls import bit, fail, fill_null, ring_place
 from jitalloc.kernels.cuda.merging import pool_views
 from jitalloc.kernels.cuda.pool import end_call
 from jitalloc.kernels.cuda.scan import NOWHERE, SHARED_WORDS, block_min, block_scan, is_last_block
-from jitalloc.kernels.upkeep import upkeep_clear_cpu, upkeep_defragment_cpu, upkeep_resize_cpu
+from jitalloc.kernels.upkeep import (
+    upkeep_advance_cpu,
+    upkeep_clear_cpu,
+    upkeep_defragment_cpu,
+    upkeep_resize_cpu,
+)
 from jitalloc.state import (
     CALL_KINDS,
     FIRST_PAGE,
@@ -22,6 +27,7 @@ from jitalloc.state import (
     ORDER,
     RELEASED,
     SORTED,
+    STEP,
 )
 
 CLEAR = CALL_KINDS.index("clear")
@@ -180,3 +186,13 @@ def upkeep_resize_cuda(slab, record, new):
         new[RELEASED] = waiting
         new[HEAD] = head
         end_call(new, record, RESIZE, np.int64(0), np.int64(0), end)
+
+
+@cuda_kernel("void(int64[::1], int64[::1], int64)", twin=upkeep_advance_cpu)
+def upkeep_advance_cuda(slab, record, steps):
+    """Mutates the clock of the pool, which becomes that of the host.
+
+    Reads nothing else, requires `steps`, how far it is behind.
+    """
+    if gpu.grid(1) == 0:
+        slab[STEP] += steps
