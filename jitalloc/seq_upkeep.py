@@ -16,18 +16,15 @@ from jitalloc.errors import (
     InvalidArgument,
     SnapshotError,
     WrongDevice,
-    corrupt_error,
 )
 from jitalloc.eviction import most_held
 from jitalloc.ids import SequenceIds
-from jitalloc.kernels.sharing import sharing_check_cpu
-from jitalloc.kernels.tables import tables_check_cpu
 from jitalloc.mirror import BlockTableMirror, mirror_of
 from jitalloc.moves import Moves, ranks
 from jitalloc.pool import PagePool
 from jitalloc.prefix import PrefixCache
-from jitalloc.prefix_state import UNCACHED
 from jitalloc.rows import SequenceRows
+from jitalloc.sequence_check import check_paths, check_sequences
 from jitalloc.sequence_files import (
     OPTIONS,
     CacheSnapshot,
@@ -42,25 +39,19 @@ from jitalloc.state import (
     INT32,
     LAST_USED,
     LENGTH,
-    LOCK_END,
     LOCKED,
-    MAX_PAGES,
     NAMESPACE,
     NULL,
-    NUM_ROWS,
     PAGE_COPIES,
     PEAK_ACTIVE,
     PINNED,
     POLICIES,
     PRIORITY,
-    ROW_PAGE_SHIFT,
-    ROW_PAGE_SIZE,
     SEQ_ALLOCATIONS,
     SEQ_FORKS,
     SEQ_FREES,
     TOKENS_DROPPED,
     USES,
-    page_shift,
 )
 from jitalloc.stats import SequenceInfo, SequenceStats
 from jitalloc.tables import BlockTables, PageTableCSR
@@ -171,7 +162,7 @@ class SequenceUpkeep(OnDevice):
         """
         if not isinstance(seq_ids, Iterable):
             raise InvalidArgument("seq_ids", seq_ids, "must be an iterable of sequence ids")
-        return np.array([self.row(seq_id) for seq_id in seq_ids], INT32)
+        return np.array([self._ids.row(seq_id) for seq_id in seq_ids], INT32)
 
     # Facts.
 
@@ -192,7 +183,7 @@ class SequenceUpkeep(OnDevice):
             No live sequence has this id.
         """
         with self.lock:
-            row = self.row(seq_id)
+            row = self._ids.row(seq_id)
             facts, pages, shared = self._rows.facts(row)
         return SequenceInfo(
             seq_id=seq_id,
@@ -316,15 +307,6 @@ class SequenceUpkeep(OnDevice):
 
     # The complete state.
 
-    def _sizes(self) -> dict[int, int]:
-        tables = self.tables
-        return {
-            NUM_ROWS: tables.max_sequences,
-            MAX_PAGES: tables.max_pages_per_sequence,
-            ROW_PAGE_SIZE: tables.page_size,
-            ROW_PAGE_SHIFT: page_shift(tables.page_size),
-        }
-
     def check(self, held: ArrayLike | None = None) -> None:
         """Verify the pool, the prefix cache and every row of the block table, page by page.
 
@@ -339,46 +321,8 @@ class SequenceUpkeep(OnDevice):
             An invariant of `jitalloc.state` is broken; the message names it and the row or page.
         """
         with self.pool._everyone():
-            header = self.tables.arrays.header
-            for slot, value in self._sizes().items():
-                if header[slot] != value:
-                    raise CorruptState(
-                        f"table header[{slot}] is {header[slot]}, the table has {value}"
-                    )
-            owners = np.zeros(self.pool.num_pages, np.int32)
-            status = tables_check_cpu.run(self.pool._slab, self.tables._slab, owners)
-            if status < 0:
-                raise corrupt_error(status)
-            if sorted(self._ids.rows.values()) != sorted(self._ids.live_rows()):
-                raise CorruptState("the rows of the ids are not the rows in taken")
-            for seq_id, row in self._ids.rows.items():
-                if self._ids.by_row[row] != seq_id:
-                    raise CorruptState(f"row {row} is not the row of {seq_id!r}")
-            self._check_locks()
+            check_sequences(self._rows)
             self.pool.check(held)
-
-    def _check_locks(self) -> None:
-        if self.prefix_cache is None:
-            if self._holds_locks():
-                raise CorruptState("a row locks cached pages, but there is no prefix cache")
-            return
-        self.prefix_cache.check()
-        locks = np.zeros(self.pool.num_pages, np.int32)
-        status = self.pool._run(sharing_check_cpu, self.tables._slab, self._rows.index._slab, locks)
-        if status < 0:
-            raise corrupt_error(status)
-
-    def _check_paths(self, prefix: PrefixCache) -> None:
-        """Verify that rows from a file lock paths that are there, before these are walked."""
-        columns = self.tables.arrays.columns
-        nexts, prevs = prefix.arrays.next_pages, prefix.arrays.prev_pages
-        for row in np.flatnonzero(columns[LOCKED]).tolist():
-            depth, page = int(columns[LOCKED, row]), int(columns[LOCK_END, row])
-            sound = 0 <= page < nexts.size and UNCACHED != nexts[page] < 0
-            while sound and page >= 0:
-                page, depth = int(prevs[page]), depth - 1
-            if not sound or depth:
-                raise CorruptState(f"row {row} locks a path of cached pages that is not there")
 
     def snapshot(self) -> CacheSnapshot:
         """Return a copy of the complete state, those of the pool and prefix cache included."""
@@ -405,7 +349,7 @@ class SequenceUpkeep(OnDevice):
         """
         if not isinstance(snapshot, CacheSnapshot):
             raise InvalidArgument("snapshot", snapshot, "must be a CacheSnapshot")
-        for slot, value in self._sizes().items():
+        for slot, value in self.tables._sizes().items():
             if snapshot.tables[slot] != value:
                 raise InvalidArgument("snapshot", int(snapshot.tables[slot]), f"must be {value}")
         mine = (self, self.prefix_cache)
@@ -487,7 +431,7 @@ class SequenceUpkeep(OnDevice):
             cache = cls(pool, rows, width, prefix_cache=prefix, **options)
             cache.tables._install(np.ascontiguousarray(slab))
             if prefix is not None:
-                cache._check_paths(prefix)
+                check_paths(cache.tables, prefix)
                 cache._rows.relock()
             cache._ids.by_row = ids
             cache._ids.reconcile()

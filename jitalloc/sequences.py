@@ -209,7 +209,7 @@ class PagedKVCache(SequenceUpkeep):
         OutOfRows
             All rows are taken.
         """
-        src = self.row(src_id)
+        src = self._ids.row(src_id)
         self._ids.expect(dst_id)
         row = self._rows.fork(src)
         if row < 0:
@@ -238,7 +238,7 @@ class PagedKVCache(SequenceUpkeep):
         UnknownSequence
             No live sequence has this id.
         """
-        return self._free_rows(np.array([self.row(seq_id)], INT32), commit)
+        return self._free_rows(np.array([self._ids.row(seq_id)], INT32), commit)
 
     @changes_ids
     def free_batch(self, rows: ArrayLike, *, commit: bool = True) -> int:
@@ -291,7 +291,7 @@ class PagedKVCache(SequenceUpkeep):
             tokens = as_tokens(tokens)
         if n is None:
             n = 1 if tokens is None else tokens.size
-        return self.append_batch(np.array([self.row(seq_id)], INT32), n, tokens=tokens)
+        return self.append_batch(np.array([self._ids.row(seq_id)], INT32), n, tokens=tokens)
 
     def append_batch(
         self, rows: ArrayLike, n: ArrayLike = 1, *, tokens: ArrayLike | None = None
@@ -434,7 +434,7 @@ class PagedKVCache(SequenceUpkeep):
         """
         tokens = as_count("num_tokens", num_tokens)
         with self.lock:
-            row = self.row(seq_id)
+            row = self._ids.row(seq_id)
             status = self._rows.truncate(row, tokens)
             if status < 0:
                 length = unpack_status(status)[1]
@@ -530,7 +530,7 @@ class PagedKVCache(SequenceUpkeep):
         sink = as_count("sink_tokens", sink_tokens)
         window = as_count("window_tokens", window_tokens)
         with self.lock:
-            return self._rows.cut(self.row(seq_id), sink, window, 0)[0]
+            return self._rows.cut(self._ids.row(seq_id), sink, window, 0)[0]
 
     def apply_window(self, seq_id: Hashable, window_tokens: int) -> int:
         """Keep the pages of the last `window_tokens` tokens: `apply_streaming_llm` without sinks.
@@ -612,7 +612,7 @@ class PagedKVCache(SequenceUpkeep):
             No live sequence has this id.
         """
         with self.lock:
-            self._rows.mark(self.row(seq_id), PINNED, 1)
+            self._rows.mark(self._ids.row(seq_id), PINNED, 1)
 
     def unpin(self, seq_id: Hashable) -> None:
         """Let a sequence be evicted again.
@@ -627,7 +627,7 @@ class PagedKVCache(SequenceUpkeep):
             No live sequence has this id.
         """
         with self.lock:
-            self._rows.mark(self.row(seq_id), PINNED, 0)
+            self._rows.mark(self._ids.row(seq_id), PINNED, 0)
 
     def set_priority(self, seq_id: Hashable, priority: int) -> None:
         """Set the priority of a sequence: with the policy `priority` the lowest goes first.
@@ -647,7 +647,7 @@ class PagedKVCache(SequenceUpkeep):
         """
         value = as_count("priority", priority, -INT32_MAX, INT32_MAX)
         with self.lock:
-            self._rows.mark(self.row(seq_id), PRIORITY, value)
+            self._rows.mark(self._ids.row(seq_id), PRIORITY, value)
 
     def select_eviction_target(self) -> Hashable | None:
         """Return the id of the sequence that `evict` would take, or None; nothing changes.
@@ -762,7 +762,7 @@ class PagedKVCache(SequenceUpkeep):
             raise InvalidArgument("prefix_cache", None, "there is none to commit to")
         ids = NO_TOKENS if tokens is None else self._rows.as_tokens(tokens)
         with self.lock:
-            pages = self._rows.commit(self.row(seq_id), ids)
+            pages = self._rows.commit(self._ids.row(seq_id), ids)
         if pages < 0:
             raise commit_error(pages, ids)
         return pages * self.pool.page_size

@@ -67,6 +67,7 @@ ORDER = [
     ["rows"],
     ["eviction"],
     ["sequence_files"],
+    ["sequence_check"],
     ["sequence_arguments"],
     ["seq_upkeep"],
     ["sequences"],

@@ -31,15 +31,10 @@ from jitalloc.state import (
     LENGTH,
     LOCK_END,
     LOCKED,
-    MAX_PAGES,
     NAMESPACE,
     NULL,
-    NUM_ROWS,
     RECORD_SLOTS,
     RELEASED,
-    ROW_PAGE_SHIFT,
-    ROW_PAGE_SIZE,
-    page_shift,
     table_arrays,
     table_slab_words,
 )
@@ -139,9 +134,8 @@ class HostTable:
         self.tables = tables
         rows, width = tables.max_sequences, tables.max_pages_per_sequence
         self.slab = np.zeros(table_slab_words(rows, width), INT64)
-        self.slab[NUM_ROWS], self.slab[MAX_PAGES] = rows, width
-        self.slab[ROW_PAGE_SIZE] = tables.page_size
-        self.slab[ROW_PAGE_SHIFT] = page_shift(tables.page_size)
+        for slot, value in tables._sizes().items():
+            self.slab[slot] = value
         self.arrays = table_arrays(self.slab, rows, width)
         self._there = tables.pool._gpu.empty(0, INT64)
 
