@@ -41,8 +41,7 @@ from jitalloc.eviction import Eviction
 from jitalloc.matches import InsertResult, PrefixBatch, PrefixMatch
 from jitalloc.mirror import BlockTableMirror
 from jitalloc.moves import Moves
-from jitalloc.owners import FreeGroup
-from jitalloc.pool import PageBatch, PagePool
+from jitalloc.pool import FreeGroup, PageBatch, PagePool
 from jitalloc.prefix import PrefixCache
 from jitalloc.prefix_upkeep import PrefixSnapshot
 from jitalloc.sequence_files import CacheSnapshot

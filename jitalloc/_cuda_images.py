@@ -15,8 +15,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from jitalloc._cuda import CudaKernel, entry_name
-from jitalloc._jit import CACHE_ENABLED, CACHE_FOLDER
+from jitalloc._cuda import CudaKernel, cuda_kernels, entry_name
+from jitalloc._jit import CACHE_ENABLED, cache_folder
+from jitalloc._sources import source_digest
 
 DIGEST_BYTES: Final = 32
 
@@ -41,19 +42,21 @@ def kernel_image(kernel: CudaKernel, capability: tuple[int, int], anew: bool = F
 
     `anew`: what stands there is replaced. A file that is damaged always is.
     """
-    file = image_folder(capability) / f"{kernel.name}.image"
-    found = None if anew or not CACHE_ENABLED else _read(file)
+    file = None
+    with contextlib.suppress(OSError):  # the sources cannot be read: compile each time
+        file = image_folder(capability) / f"{kernel.name}.image" if CACHE_ENABLED else None
+    found = None if anew or file is None else _read(file)
     if found is None:
         found = _compile(kernel, capability)
-        if CACHE_ENABLED:
+        if file is not None:
             _write(file, found)
     return found
 
 
 def image_folder(capability: tuple[int, int]) -> Path:
     """Return where images for a compute capability lie: by compiler, GPU and source."""
-    name = "cuda-{}-{}-sm_{}{}-{}".format(*compiler_versions(), *capability, _source_digest())
-    return Path(CACHE_FOLDER) / name
+    name = "cuda-{}-{}-sm_{}{}-{}".format(*compiler_versions(), *capability, cuda_digest())
+    return Path(cache_folder()) / name
 
 
 @cache
@@ -63,13 +66,9 @@ def compiler_versions() -> tuple[str, str]:
 
 
 @cache
-def _source_digest() -> str:
-    """Return a digest of what only kernels of the GPU are made from; the folder has the rest."""
-    here = Path(__file__).parent
-    digest = hashlib.blake2b(digest_size=8)
-    for source in (*sorted(here.glob("_cuda*.py")), *sorted(here.glob("kernels/cuda/*.py"))):
-        digest.update(source.read_bytes())
-    return digest.hexdigest()
+def cuda_digest() -> str:
+    """Return a digest of what kernels of the GPU are made from, this file included."""
+    return source_digest([kernel_image, *(each.function for each in cuda_kernels().values())])
 
 
 def _compile(kernel: CudaKernel, capability: tuple[int, int]) -> Image:

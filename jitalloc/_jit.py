@@ -5,8 +5,9 @@ compiled entry point rather than through Numba's dispatcher: that saves the type
 0.1 us a call of 0.25 us. The entry point trusts its caller, so the facade has to check dtype
 and number of dimensions before it calls.
 
-The disk cache lies in a folder named after a digest of all kernel sources. Numba alone would
-look only at the file that a kernel stands in, and miss an edit to a constant in `state.py`.
+The disk cache lies in a folder named after a digest of all files that kernels are made from (see
+`_sources`). Numba alone would look only at the file that a kernel stands in, and miss an edit to
+a constant in `state.py`.
 Numba writes cache files under a temporary name and renames them; with one signature a kernel,
 processes that start together on an empty folder can only write the same thing twice.
 """
@@ -14,11 +15,11 @@ processes that start together on an empty folder can only write the same thing t
 from __future__ import annotations
 
 import gc
-import hashlib
 import os
 import threading
 import time
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -27,6 +28,7 @@ import numpy as np
 from numba import njit, types
 from numba.extending import intrinsic
 
+from jitalloc._sources import source_digest
 from jitalloc.errors import BUSY, STATUS_BITS, pack_status
 from jitalloc.state import LOCK
 
@@ -42,20 +44,17 @@ _compiling = threading.RLock()
 _kernels: dict[str, Kernel] = {}
 
 
-def _cache_folder() -> str:
-    """Return the folder of compiled kernels: `NUMBA_CACHE_DIR` or the user's cache, by source."""
-    here = Path(__file__).parent
-    digest = hashlib.blake2b(digest_size=8)
-    for source in (here / "_jit.py", here / "errors.py", *sorted(here.glob("*state.py"))):
-        digest.update(source.read_bytes())
-    for source in sorted((here / "kernels").glob("*.py")):
-        digest.update(source.read_bytes())
+@cache
+def cache_folder() -> str:
+    """Return the folder of compiled kernels: `NUMBA_CACHE_DIR` or the user's cache, by source.
+
+    Asked for when the first kernel is compiled: by then all are registered, whose files, and
+    those that they import, the name is made from.
+    """
+    digest = source_digest([compile_kernels, *(each.function for each in _kernels.values())])
     base = numba.config.CACHE_DIR or os.environ.get("XDG_CACHE_HOME", "")
     root = Path(base) if base else Path.home() / ".cache"
-    return str(root / "jitalloc" / f"numba-{numba.__version__}-{digest.hexdigest()}")
-
-
-CACHE_FOLDER: Final = _cache_folder()
+    return str(root / "jitalloc" / f"numba-{numba.__version__}-{digest}")
 
 
 class Kernel:
@@ -119,8 +118,12 @@ class Kernel:
 
 def _enable_cache(dispatcher: Any) -> None:
     # Numba reads the folder from its configuration when caching is switched on, and only then.
+    try:
+        folder = cache_folder()
+    except OSError:
+        return  # the sources cannot be read: nobody would see that they changed
     before = numba.config.CACHE_DIR
-    numba.config.CACHE_DIR = CACHE_FOLDER
+    numba.config.CACHE_DIR = folder
     try:
         dispatcher.enable_caching()
     except (OSError, RuntimeError):

@@ -28,12 +28,20 @@ def describe_machine() -> dict[str, str]:
     rows["gpu"] = _gpu_names() or "none seen"
     rows["driver"] = f"{driver}, {_driver_cuda(driver)}" if driver else "none seen"
     rows["cuda packages"] = _cuda_packages(driver)
-    rows["kernel cache"] = _jit.CACHE_FOLDER if _jit.CACHE_ENABLED else "off: JITALLOC_CACHE=0"
-    if _jit.CACHE_ENABLED:
-        files = [file for file in Path(_jit.CACHE_FOLDER).rglob("*") if file.is_file()]
-        size = sum(file.stat().st_size for file in files)
-        rows["compiled"] = f"{len(files)} files, {size / 2**20:.1f} MiB"
-    return rows
+    return rows | _compiled()
+
+
+def _compiled() -> dict[str, str]:
+    """Return where compiled kernels lie, and how many files and bytes they are."""
+    if not _jit.CACHE_ENABLED:
+        return {"kernel cache": "off: JITALLOC_CACHE=0"}
+    try:
+        folder = _jit.cache_folder()
+    except OSError as error:
+        return {"kernel cache": f"off: the sources cannot be read: {error}"}
+    files = [file for file in Path(folder).rglob("*") if file.is_file()]
+    size = sum(file.stat().st_size for file in files)
+    return {"kernel cache": folder, "compiled": f"{len(files)} files, {size / 2**20:.1f} MiB"}
 
 
 def _cpu_name() -> str:

@@ -39,7 +39,7 @@ class Precompiled:
     __slots__ = ("_process",)
 
     def __init__(self, names: Iterable[str]) -> None:
-        missing = [name for name in names if not _is_cached(name)]
+        missing = _missing(names)
         self._process: subprocess.Popen[bytes] | None = None
         if missing and _jit.CACHE_ENABLED and sys.executable and (os.cpu_count() or 1) > 1:
             self._process = subprocess.Popen(
@@ -78,5 +78,10 @@ def compile_in_two() -> None:
         elsewhere.wait()
 
 
-def _is_cached(name: str) -> bool:
-    return any(Path(_jit.CACHE_FOLDER).glob(f"*/*.{name}-*.nbi"))
+def _missing(names: Iterable[str]) -> list[str]:
+    """Return which kernels are not in the disk cache; none of them where there can be no cache."""
+    try:
+        folder = Path(_jit.cache_folder())
+    except OSError:
+        return []
+    return [name for name in names if not any(folder.glob(f"*/*.{name}-*.nbi"))]

@@ -8,32 +8,56 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from jitalloc._jit import BUSY_STATUS
-from jitalloc.arguments import as_lengths
+from jitalloc.arguments import as_count, as_lengths, as_pages, as_tokens
 from jitalloc.errors import (
     NEGATIVE_TOKEN,
+    NOT_LOCKED,
+    RENAMED,
+    STILL_LOCKED,
+    CorruptState,
     InvalidArgument,
+    JitallocError,
+    NotLocked,
+    PagesLocked,
     PinBudget,
     argument_error,
     unpack_status,
 )
 from jitalloc.kernels.prefix import (
+    prefix_insert_cpu,
     prefix_match_batch_cpu,
     prefix_match_cpu,
     prefix_pin_cpu,
+    prefix_release_cpu,
 )
-from jitalloc.matches import PrefixBatch, PrefixMatch
-from jitalloc.prefix_locks import PrefixLocks
-from jitalloc.prefix_slab import MAIN_ROOT
+from jitalloc.kernels.reclaim import reclaim_clear_cpu, reclaim_evict_cpu
+from jitalloc.matches import InsertResult, PrefixBatch, PrefixMatch, bring_up_to_date
+from jitalloc.namespaces import MAIN_ROOT
 from jitalloc.prefix_state import (
+    CLEARED,
+    HELD_LOCK,
     HELD_NOT,
+    HELD_PIN,
     MATCH_HELD,
     MATCH_PAGES,
+    MOST_PRIORITY,
+    NEVER,
     PIN_BUDGET,
+    REQUESTED,
 )
+from jitalloc.prefix_upkeep import PrefixUpkeep
 from jitalloc.state import INT32
 
 
-class PrefixCache(PrefixLocks):
+def reclaim_error(status: int) -> JitallocError:
+    """Return the exception for a status word about pages that were to give way."""
+    code, detail = unpack_status(status)
+    if code == STILL_LOCKED:
+        return PagesLocked(f"{detail} cached pages are locked")
+    return CorruptState("somebody freed cached pages more often than it owned them")
+
+
+class PrefixCache(PrefixUpkeep):
     """Pages of a pool by the tokens that they hold, so that equal prefixes are computed once.
 
     A page is found by the tokens of all pages before it and its own; tokens are compared, never
@@ -112,7 +136,7 @@ class PrefixCache(PrefixLocks):
             fast = False
         if not fast or type(tokens) is not np.ndarray or not tokens.flags.c_contiguous:
             tokens = self._as_tokens(tokens)
-        root = MAIN_ROOT if namespace is None else self._root(namespace)
+        root = MAIN_ROOT if namespace is None else self._namespaces.root(namespace)
         match = PrefixMatch(self, self._epoch, tokens.size // self.page_size)
         record = match._record
         try:
@@ -174,6 +198,10 @@ class PrefixCache(PrefixLocks):
             raise
         return batch
 
+    def _as_tokens(self, tokens: ArrayLike) -> NDArray[np.int32]:
+        """Return token ids as a contiguous `int32[n]` on the host."""
+        return as_tokens(tokens)
+
     def _bounds(self, indptr: ArrayLike, size: int) -> NDArray[np.int64]:
         bounds = np.ascontiguousarray(as_lengths("indptr", indptr))
         if bounds.size == 0:
@@ -191,16 +219,30 @@ class PrefixCache(PrefixLocks):
 
     def _roots(self, namespaces: Sequence[Hashable] | None, size: int) -> NDArray[np.int64]:
         if namespaces is None:
-            return np.full(size, self._root(None), np.int64)
+            return np.full(size, MAIN_ROOT, np.int64)
         if len(namespaces) != size:
             raise InvalidArgument("namespaces", len(namespaces), f"must be {size}, one a prompt")
         roots = np.empty(size, np.int64)
         for position, namespace in enumerate(namespaces):
             try:
-                roots[position] = self._root(namespace)
+                roots[position] = self._namespaces.root(namespace)
             except InvalidArgument as error:
                 raise InvalidArgument("namespaces", namespace, error.expected, position) from None
         return roots
+
+    def release(self, match: PrefixMatch | PrefixBatch) -> None:
+        """Give the locks of a match back; its pages count as used now.
+
+        Parameters
+        ----------
+        match : PrefixMatch or PrefixBatch
+
+        Raises
+        ------
+        NotLocked
+            The match was released before, is of another cache, or is pinned (`unpin`).
+        """
+        self._give_back(match, HELD_LOCK)
 
     def pin(self, tokens: ArrayLike, namespace: Hashable = None) -> PrefixMatch:
         """Lock the longest cached prefix for long, within the budget for pins.
@@ -228,12 +270,12 @@ class PrefixCache(PrefixLocks):
         match = PrefixMatch(self, self._epoch, tokens.size // self.page_size)
         record = match._record
         try:
-            status = self._run(prefix_pin_cpu, self._root(namespace), tokens, record)
+            status = self._run(prefix_pin_cpu, self._namespaces.root(namespace), tokens, record)
             if status < 0:
                 code, detail = unpack_status(status)
                 if code == NEGATIVE_TOKEN:
                     raise argument_error(status, "tokens", tokens)
-                raise PinBudget(detail, int(self._header()[PIN_BUDGET]))
+                raise PinBudget(detail, int(self.arrays.header[PIN_BUDGET]))
             match.num_pages = int(record[MATCH_PAGES])
             match.num_tokens = match.num_pages * self.page_size
         except BaseException:
@@ -241,3 +283,166 @@ class PrefixCache(PrefixLocks):
                 self.unpin(match)
             raise
         return match
+
+    def unpin(self, match: PrefixMatch) -> None:
+        """Give the locks of a pin back; its pages count as used now.
+
+        Parameters
+        ----------
+        match : PrefixMatch
+            From `pin`.
+
+        Raises
+        ------
+        NotLocked
+            The match was unpinned before, is of another cache, or is not pinned.
+        """
+        self._give_back(match, HELD_PIN)
+
+    def _give_back(self, match: PrefixMatch | PrefixBatch, held: int) -> None:
+        try:
+            mine = match._cache is self
+        except AttributeError:
+            expected = "must be a PrefixMatch or a PrefixBatch"
+            raise InvalidArgument("match", match, expected) from None
+        if not mine:
+            raise NotLocked("the match is of another cache")
+        record, size = match._record, match._size
+        status: int = prefix_release_cpu.run(self.pool._host, self._slab, record, size, held)
+        while status < 0:
+            code, _position = unpack_status(status)
+            if code == NOT_LOCKED:
+                raise NotLocked("the match was given back before, or must be unpinned (or not)")
+            if code == RENAMED:
+                with self.lock:
+                    bring_up_to_date(match, self._epoch)
+            status = self._run(prefix_release_cpu, record, size, held)
+
+    def insert(
+        self,
+        tokens: ArrayLike,
+        pages: ArrayLike,
+        namespace: Hashable = None,
+        *,
+        priority: int | None = None,
+        lifetime: int | None = None,
+    ) -> InsertResult:
+        """Keep pages by the tokens that they hold; pages used on the way count as used now.
+
+        Where the tokens are cached already, the page that holds them is the canonical one;
+        the rest is adopted: the cache becomes one owner more of each.
+
+        Parameters
+        ----------
+        tokens : array_like of int32[n]
+            Token ids from 0 to 2**31 - 1. Those that fill no whole page are ignored.
+        pages : array_like of int32[n // page_size]
+            Held pages with these tokens.
+        namespace : Hashable, optional
+            Where to keep them: namespaces never share.
+        priority : int, optional
+            Policy `priority`: 0 to 100. A page has the highest that it was given.
+        lifetime : int, optional
+            Policy `priority`: after how many steps of the pool the priority falls back to
+            `default_priority`; by default never.
+
+        Returns
+        -------
+        InsertResult
+
+        Raises
+        ------
+        InvalidPage
+            A page to be adopted is out of range, reserved or free.
+        PageCached
+            A page to be adopted is cached at another place, or named twice.
+        InvalidArgument, WrongDevice
+            As in `match`; `pages` has another length; or `priority` and `lifetime` do not fit
+            the policy.
+        """
+        tokens, pages = self._as_tokens(tokens), np.ascontiguousarray(as_pages(pages))
+        needed = tokens.size // self.page_size
+        if pages.size != needed:
+            raise InvalidArgument("pages", pages.size, f"must be {needed}, one a whole page")
+        if priority is None and lifetime is None:
+            options = self.default_priority, -1
+        else:
+            options = self._priority(priority, lifetime)
+        root = MAIN_ROOT if namespace is None else self._make_root(namespace)
+        canonical = np.empty(needed, INT32)
+        status = self._run(prefix_insert_cpu, root, tokens, pages, canonical, *options)
+        if status < 0:
+            if unpack_status(status)[0] == NEGATIVE_TOKEN:
+                raise argument_error(status, "tokens", tokens)
+            raise self.pool._page_error(status, pages)
+        return InsertResult(canonical, status, needed - status)
+
+    def _priority(self, priority: int | None, lifetime: int | None) -> tuple[int, int]:
+        for name, value in (("priority", priority), ("lifetime", lifetime)):
+            if value is not None and self.policy != "priority":
+                raise InvalidArgument(name, value, "needs the policy 'priority'")
+        own = (
+            self.default_priority
+            if priority is None
+            else as_count("priority", priority, 0, MOST_PRIORITY)
+        )
+        return own, -1 if lifetime is None else as_count("lifetime", lifetime, 0, NEVER // 2)
+
+    def evict(self, n: int) -> int:
+        """Let the `n` least valuable unlocked pages give way, leaves before what they follow.
+
+        Their tokens are forgotten, and each page has one owner less: those that nobody else
+        holds are released.
+
+        Parameters
+        ----------
+        n : int
+
+        Returns
+        -------
+        int
+            `min(n, num_evictable)` as it was.
+
+        Raises
+        ------
+        InvalidArgument
+            `n` is no count.
+
+        Notes
+        -----
+        Amortised O(1) a page whatever the cache holds: the queues stand in the order in which
+        pages give way, and a locked page is passed over once a lock.
+
+        Examples
+        --------
+        >>> pool = jitalloc.PagePool(8, page_size=4)
+        >>> cache = jitalloc.PrefixCache(pool)
+        >>> pages = pool.alloc(3)
+        >>> _ = cache.insert(range(12), pages)
+        >>> pool.free(pages)
+        0
+        >>> cache.evict(2), cache.match(range(12)).num_tokens, cache.evict(9)
+        (2, 4, 0)
+        """
+        status = self._give_way(as_count("n", n), REQUESTED)
+        if status < 0:
+            raise reclaim_error(status)
+        return status
+
+    def clear(self) -> None:
+        """Forget every page; nothing may be locked.
+
+        Raises
+        ------
+        PagesLocked
+            Matches, pins or sequences hold locks. Nothing was forgotten.
+        """
+        status = self._give_way(self.num_cached, CLEARED)
+        if status < 0:
+            raise reclaim_error(status)
+
+    def _give_way(self, n: int, reason: int) -> int:
+        """Let `n` pages give way, or all of them for the reason CLEARED; return how many did."""
+        if reason == CLEARED:
+            return self._run(reclaim_clear_cpu)
+        return self._run(reclaim_evict_cpu, n, reason)

@@ -1,8 +1,9 @@
-"""A prefix cache as a whole: statistics, checks, copies, and what follows its pool."""
+"""A prefix cache as a whole: its arrays, statistics, checks, copies, and what follows its pool."""
 
 from __future__ import annotations
 
 import ast
+import threading
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import Any, Self
@@ -10,28 +11,41 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from jitalloc.errors import CorruptState, InvalidArgument, corrupt_error
+from jitalloc._jit import BUSY_STATUS, Kernel, wait_for_lock
+from jitalloc.arguments import as_choice, as_count, as_fraction
+from jitalloc.devices import OnDevice
+from jitalloc.errors import CorruptState, InvalidArgument, WrongDevice, corrupt_error
 from jitalloc.kernels.prefix_upkeep import (
     prefix_upkeep_check_cpu,
     prefix_upkeep_copy_cpu,
     prefix_upkeep_rename_cpu,
     prefix_upkeep_resize_cpu,
+    prefix_upkeep_roots_cpu,
     prefix_upkeep_unlock_cpu,
 )
-from jitalloc.moves import Moves
+from jitalloc.matches import Epoch
+from jitalloc.moves import Moves, ranks
+from jitalloc.namespaces import UNKNOWN_ROOT, Namespaces
 from jitalloc.pool import PagePool
-from jitalloc.prefix_slab import FIRST_NAMESPACE, LAST_NAMESPACE, MAIN_ROOT, PrefixSlab
 from jitalloc.prefix_state import (
+    CAPACITY,
     CLEARED,
+    DEFAULT,
     EPOCH,
     EVICTED,
     HASH_MASK,
     HIT_PAGES,
     INSERTED,
     LOOKUPS,
+    MOST_PRIORITY,
+    NUM_CACHED,
+    NUM_LOCKED,
+    NUM_PINNED,
     PAGES,
     PAGES_ASKED,
+    PIN_BUDGET,
     POLICY,
+    PREFIX_POLICIES,
     PREFIX_SLOTS,
     PRESSURE,
     REQUESTED,
@@ -40,7 +54,10 @@ from jitalloc.prefix_state import (
     STAMPS_AT,
     TOKENS_ASKED,
     UNCACHED,
+    PrefixArrays,
+    empty_prefix,
     prefix_arrays,
+    prefix_header,
 )
 from jitalloc.state import INT32, words
 from jitalloc.stats import PrefixStats
@@ -55,15 +72,121 @@ class PrefixSnapshot:
     slab : int64[...]
         Read-only copy of the cache's slab (see `jitalloc.prefix_state`).
     namespaces : tuple of (Hashable, int)
-        The namespaces and their ids.
+        The namespaces and their numbers.
     """
 
     slab: NDArray[np.int64]
     namespaces: tuple[tuple[Hashable, int], ...]
 
 
-class PrefixUpkeep(PrefixSlab):
-    """The part of `PrefixCache` that deals with the cache as a whole."""
+class PrefixUpkeep(OnDevice):
+    """A prefix cache as a whole: what it does with pages is told by `PrefixCache`."""
+
+    def __new__(cls, pool: PagePool, **_options: Any) -> Self:
+        """Return a cache of the class that manages the pool's device."""
+        return cls._on(getattr(pool, "device", None))
+
+    def __init__(
+        self,
+        pool: PagePool,
+        *,
+        policy: str = "lru",
+        default_priority: int = 35,
+        pin_budget: int | None = None,
+        protected_share: float = 0.8,
+    ) -> None:
+        if not isinstance(pool, PagePool):
+            raise InvalidArgument("pool", pool, "must be a PagePool")
+        if pool.device != self.device:
+            raise WrongDevice("pool.device", pool.device, f"needs a pool on {self.device!r}")
+        self.pool = pool
+        self.page_size = pool.page_size
+        self.policy = as_choice("policy", policy, PREFIX_POLICIES)
+        self.default_priority = as_count("default_priority", default_priority, 0, MOST_PRIORITY)
+        self.pin_budget = None if pin_budget is None else as_count("pin_budget", pin_budget)
+        self.protected_share = as_fraction("protected_share", protected_share)
+        self.lock = threading.RLock()  # held by who changes the namespaces or replaces the arrays
+        self.rank = next(ranks)
+        self._namespaces = Namespaces()
+        self._epoch = Epoch(0)
+        with pool._shape:
+            self._install(self._new_slab(pool.num_pages))
+            pool._holders.add(self)
+
+    def _new_header(self, num_pages: int) -> NDArray[np.int64]:
+        header = prefix_header(num_pages, self.page_size, PREFIX_POLICIES.index(self.policy))
+        header[DEFAULT] = self.default_priority
+        header[PIN_BUDGET] = num_pages // 2 if self.pin_budget is None else self.pin_budget
+        header[CAPACITY] = int(self.protected_share * num_pages)
+        header[EPOCH] = self._epoch.number
+        return header
+
+    def _new_slab(self, num_pages: int) -> NDArray[np.int64]:
+        return empty_prefix(self._new_header(num_pages))
+
+    def _install(self, slab: NDArray[np.int64]) -> None:
+        self.arrays: PrefixArrays = prefix_arrays(slab)
+        self._slab = slab
+
+    def _run(self, kernel: Kernel, *args: Any) -> int:
+        """Run `kernel` on the pool's slab and ours, waiting while another thread is inside."""
+        # Who replaces both slabs installs ours first: no call sees a new pool with an old cache.
+        status: int = kernel.run(self.pool._host, self._slab, *args)
+        if status == BUSY_STATUS:
+            status = wait_for_lock(lambda: kernel.run(self.pool._host, self._slab, *args))
+        return status
+
+    def _make_root(self, namespace: Hashable) -> int:
+        """Return the root of a namespace, which is made where it is unknown."""
+        root = self._namespaces.root(namespace)
+        if root == UNKNOWN_ROOT:
+            with self.lock:
+                root = self._namespaces.make_root(namespace, self._used_roots)
+        return root
+
+    def _used_roots(self) -> NDArray[np.int64]:
+        """Return the roots that have pages, or that holders may yet insert pages into."""
+        with self.pool._shape:
+            roots = np.empty(self.pool.num_pages, INT32)
+            count = self._run(prefix_upkeep_roots_cpu, roots)
+        held = (holder._roots_in_use() for holder in self.pool._holders)
+        return np.concatenate([roots[:count], *held])
+
+    def __len__(self) -> int:
+        return int(self.arrays.header[NUM_CACHED])
+
+    @property
+    def num_cached(self) -> int:
+        """Pages in the cache."""
+        return int(self.arrays.header[NUM_CACHED])
+
+    @property
+    def num_locked(self) -> int:
+        """Cached pages that some match, pin or sequence holds a lock on."""
+        return int(self.arrays.header[NUM_LOCKED])
+
+    @property
+    def num_evictable(self) -> int:
+        """Cached pages that `evict` could take now: `num_cached - num_locked`."""
+        header = self.arrays.header
+        return int(header[NUM_CACHED] - header[NUM_LOCKED])
+
+    @property
+    def num_pinned(self) -> int:
+        """Cached pages that are pinned."""
+        return int(self.arrays.header[NUM_PINNED])
+
+    @property
+    def nbytes_per_page(self) -> float:
+        """Bytes that the cache keeps for each page of the pool, the page's tokens not counted."""
+        tokens = self.arrays.tokens.nbytes
+        return (self._slab.nbytes - tokens) / self.pool.num_pages
+
+    def __repr__(self) -> str:
+        return (
+            f"{type(self).__name__}(policy={self.policy!r}): {self.num_cached} pages cached, "
+            f"{self.num_locked} locked, on {self.pool!r}"
+        )
 
     def stats(self) -> PrefixStats:
         """Return what was looked up, found, inserted and evicted since the cache was made.
@@ -73,7 +196,7 @@ class PrefixUpkeep(PrefixSlab):
         PrefixStats
             A copy: it does not follow the cache.
         """
-        header = self._header().tolist()
+        header = self.arrays.header.tolist()
         return PrefixStats(
             lookups=header[LOOKUPS],
             tokens=header[TOKENS_ASKED],
@@ -97,15 +220,7 @@ class PrefixUpkeep(PrefixSlab):
         with self.pool._everyone():
             self._check_header()
             self._check_slab(self._slab)
-            self._check_namespaces()
-
-    def _check_namespaces(self) -> None:
-        known = range(
-            FIRST_NAMESPACE, LAST_NAMESPACE if self._wrapped else self._next_namespace + 1
-        )
-        strange = [ns for ns in self._live_namespaces() if ns not in known and -2 - ns != MAIN_ROOT]
-        if strange:
-            raise CorruptState(f"pages stand in a namespace {strange[0]} that was never made")
+            self._namespaces.check(self._used_roots())
 
     def _check_slab(self, slab: NDArray[np.int64]) -> None:
         seen = np.zeros(words(self.pool.num_pages), np.uint64)
@@ -147,7 +262,7 @@ class PrefixUpkeep(PrefixSlab):
             slab = np.empty_like(self._slab)
             self._run(prefix_upkeep_copy_cpu, slab)
             slab.flags.writeable = False
-            return PrefixSnapshot(slab, tuple(self._namespaces.items()))
+            return PrefixSnapshot(slab, tuple(self._namespaces.numbers.items()))
 
     def restore(self, snapshot: PrefixSnapshot) -> None:
         """Take over the complete state of `snapshot`, without its locks and pins.
@@ -224,9 +339,7 @@ class PrefixUpkeep(PrefixSlab):
         self._epoch = self._epoch.end(None)
         slab[:HASH_MASK] = self._new_header(int(slab[PAGES]))[:HASH_MASK]
         prefix_upkeep_unlock_cpu.run(slab, int(alone))
-        self._namespaces = dict(snapshot.namespaces)
-        used = max(self._namespaces.values(), default=0)
-        self._next_namespace = max(self._next_namespace, used)
+        self._namespaces.replace(dict(snapshot.namespaces))
         self._install(slab)
 
     # What the pool calls, being locked.

@@ -8,7 +8,7 @@ import numpy as np
 
 from jitalloc.arguments import as_count
 from jitalloc.errors import InvalidArgument, WrongDevice
-from jitalloc.slot_calls import as_slot
+from jitalloc.slots import as_slot
 
 CPU = (1, 0)  # as DLPack numbers devices: their kind, and which of them
 GPU_KINDS = (2, 13)  # kDLCUDA, kDLCUDAManaged

@@ -97,7 +97,7 @@ def many_small_blocks(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
     monkeypatch.setattr("jitalloc.cuda.slab.ITEMS", 1)
     monkeypatch.setattr("jitalloc.cuda.slab.MOST_BLOCKS", 5)
     monkeypatch.setattr("jitalloc.cuda.pool.LARGE", 8)
-    monkeypatch.setattr("jitalloc.cuda.owners.MANY", 8)
+    monkeypatch.setattr("jitalloc.cuda.pool.MANY", 8)
     return launches
 
 

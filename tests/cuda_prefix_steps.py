@@ -106,9 +106,10 @@ def resize(pair: CudaPrefixPair, random: Random) -> None:
 
 def roots(pair: CudaPrefixPair, random: Random) -> None:
     """A new namespace, while those that nobody uses are forgotten."""
-    pair.cache.cpu._sweep_at = pair.cache.view.device_cache._sweep_at = 0
+    for each in (pair.cache.cpu, pair.cache.view.device_cache):
+        each._namespaces.sweep_at = 0
     pair.store(spell("ab", pair.model.page_size), random.random())
-    assert pair.cache.cpu._namespaces == pair.cache.view._namespaces
+    assert pair.cache.cpu._namespaces.numbers == pair.cache.view._namespaces.numbers
 
 
 CUDA_STEPS: dict[str, Step] = {

@@ -353,7 +353,7 @@ def compile_to_text(monkeypatch: pytest.MonkeyPatch, folder: Path) -> list[str]:
         return _cuda_images.Image(f"entry of {kernel.name}", code)
 
     monkeypatch.setattr(_cuda_images, "CACHE_ENABLED", True)
-    monkeypatch.setattr(_cuda_images, "CACHE_FOLDER", str(folder))
+    monkeypatch.setattr(_cuda_images, "cache_folder", lambda: str(folder))
     monkeypatch.setattr(_cuda_images, "_compile", compiled)
     for module in (_cuda_images, _cuda_device):
         monkeypatch.setattr(module, "compiler_versions", lambda: ("1.2", "12.9"))

@@ -45,7 +45,7 @@ def facts(match: PrefixMatch | oracle_prefix.Match) -> tuple[Any, ...]:
 
 def cached(cache: PrefixCache) -> dict[Any, tuple[int, ...]]:
     """Every cached page by namespace and tokens up to its end, and all that is known of it."""
-    arrays, names = cache.arrays, {each: name for name, each in cache._namespaces.items()}
+    arrays, names = cache.arrays, {each: name for name, each in cache._namespaces.numbers.items()}
     names[0] = None
     following, before, runs = (
         each.tolist() for each in (arrays.next_pages, arrays.prev_pages, arrays.runs)

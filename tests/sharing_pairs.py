@@ -21,7 +21,7 @@ def sharing_state(cache: PagedKVCache) -> dict[str, Any]:
     state = cache_state(cache)
     assert cache.prefix_cache is not None
     arrays, size = cache.prefix_cache.arrays, cache.pool.page_size
-    names = {number: name for name, number in cache.prefix_cache._namespaces.items()}
+    names = {number: name for name, number in cache.prefix_cache._namespaces.numbers.items()}
     for row, at in state["rows"].items():
         column = cache.tables.arrays.columns[:, row].tolist()
         tokens = [token for page in at["pages"] for token in arrays.tokens[page].tolist()]

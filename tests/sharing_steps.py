@@ -18,7 +18,7 @@ from jitalloc.kernels.sharing import (
     sharing_unlock_cpu,
     sharing_use_cpu,
 )
-from jitalloc.prefix_slab import MAIN_ROOT
+from jitalloc.namespaces import MAIN_ROOT
 from jitalloc.prefix_state import REQUESTED
 from tests.prefix_pairs import cached, cached_model
 from tests.sharing_pairs import (
@@ -165,7 +165,7 @@ def resize(pair: SharingPair, random: Random) -> None:
 
 def sweep(pair: SharingPair, random: Random) -> None:
     """A new namespace, while those that nobody uses are forgotten."""
-    pair.prefix._sweep_at = 0
+    pair.prefix._namespaces.sweep_at = 0
     pair.do(
         "allocate", random.randrange(12), tokens=prompt(pair, random), namespace=random.random()
     )

@@ -74,7 +74,7 @@ def test_what_is_kept_on_disk_is_linked(
 ) -> None:
     """A cubin: a driver has nothing left to compile, and may be older than the compiler."""
     monkeypatch.setattr(_cuda_images, "CACHE_ENABLED", True)
-    monkeypatch.setattr(_cuda_images, "CACHE_FOLDER", str(tmp_path))
+    monkeypatch.setattr(_cuda_images, "cache_folder", lambda: str(tmp_path))
     image = _cuda_images.kernel_image(_cuda.cuda_kernels()["pool_merge_cuda"], capability)
     assert image.code.startswith(b"\x7fELF")
     assert image.entry.encode() in image.code

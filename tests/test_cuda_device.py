@@ -286,7 +286,7 @@ def test_images_are_for_the_gpu_that_they_are_loaded_on(two: Cupy) -> None:
     for two.current in (0, 1):
         pool: Any = PagePool(8, 4, device="cuda")
         pool.merge()
-    folders = sorted(path.name for path in Path(_cuda_images.CACHE_FOLDER).iterdir())
+    folders = sorted(path.name for path in Path(_cuda_images.cache_folder()).iterdir())
     assert ["-sm_120-" in folders[0], "-sm_90-" in folders[1]] == [True, True]
 
 

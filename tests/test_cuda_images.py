@@ -34,7 +34,7 @@ def merge_anew(monkeypatch: pytest.MonkeyPatch) -> Cupy:
 
 
 def the_file() -> Path:
-    (file,) = Path(_cuda_images.CACHE_FOLDER).rglob("pool_merge_cuda*")
+    (file,) = Path(_cuda_images.cache_folder()).rglob("pool_merge_cuda*")
     return file
 
 
@@ -86,10 +86,10 @@ def test_without_the_folder_each_process_compiles(
     monkeypatch.setattr(_cuda_images, "CACHE_ENABLED", False)
     for _ in range(2):
         merge_anew(monkeypatch)
-    assert (len(compiled), Path(_cuda_images.CACHE_FOLDER).exists()) == (2, False)
+    assert (len(compiled), Path(_cuda_images.cache_folder()).exists()) == (2, False)
     monkeypatch.setattr(_cuda_images, "CACHE_ENABLED", True)
     (tmp_path / "file").touch()
-    monkeypatch.setattr(_cuda_images, "CACHE_FOLDER", str(tmp_path / "file" / "below"))
+    monkeypatch.setattr(_cuda_images, "cache_folder", lambda: str(tmp_path / "file" / "below"))
     merge_anew(monkeypatch)  # nowhere to write
 
 
@@ -99,9 +99,9 @@ def test_images_are_told_apart_by_all_that_makes_them(monkeypatch: pytest.Monkey
     folders.add(_cuda_images.image_folder((9, 0)))
     monkeypatch.setattr(_cuda_images, "compiler_versions", lambda: ("1.2", "13.0"))
     folders.add(_cuda_images.image_folder((9, 0)))
-    monkeypatch.setattr(_cuda_images, "_source_digest", lambda: "other")
+    monkeypatch.setattr(_cuda_images, "cuda_digest", lambda: "other")
     folders.add(_cuda_images.image_folder((9, 0)))
-    monkeypatch.setattr(_cuda_images, "CACHE_FOLDER", "/elsewhere")
+    monkeypatch.setattr(_cuda_images, "cache_folder", lambda: "/elsewhere")
     folders.add(_cuda_images.image_folder((9, 0)))
     assert len(folders) == 6
 
@@ -109,7 +109,7 @@ def test_images_are_told_apart_by_all_that_makes_them(monkeypatch: pytest.Monkey
 PROCESS = """
 import sys, time
 from jitalloc import _cuda, _cuda_images
-_cuda_images.CACHE_ENABLED, _cuda_images.CACHE_FOLDER = True, sys.argv[1]
+_cuda_images.CACHE_ENABLED, _cuda_images.cache_folder = True, lambda: sys.argv[1]
 _cuda_images.compiler_versions = lambda: ("1.2", "12.9")
 code = bytes(range(256)) * 4_000
 def compile(kernel, capability):

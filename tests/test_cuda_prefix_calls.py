@@ -209,7 +209,7 @@ def test_steps_of_the_host_wait_for_the_end_of_a_capture(monkeypatch: pytest.Mon
 
 
 def refused(fault: Fault, at: SimpleNamespace) -> None:
-    before, names = [state(each) for each in at.caches], dict(at.cache._namespaces)
+    before, names = [state(each) for each in at.caches], dict(at.cache._namespaces.numbers)
     with pytest.raises(errors.JitallocError) as caught:
         fault.call(at)
     error: Any = caught.value
@@ -219,7 +219,7 @@ def refused(fault: Fault, at: SimpleNamespace) -> None:
         if fault.value is not ANY:
             assert (type(error.value), error.value) == (type(fault.value), fault.value)
     assert [state(each) for each in at.caches] == before
-    assert (at.match.locked, at.cache._namespaces) == (True, names)
+    assert (at.match.locked, at.cache._namespaces.numbers) == (True, names)
     for each in at.caches:
         each.check()
 

@@ -161,7 +161,7 @@ def test_a_state_moves_between_devices(policy: str) -> None:
     cpu.check()
     cache.restore(cpu.snapshot())
     assert np.array_equal(PrefixView(cache).words[5:], cpu._slab[5:])
-    assert cache._namespaces == cpu._namespaces == {"space": 3}
+    assert cache._namespaces.numbers == cpu._namespaces.numbers == {"space": 3}
     assert (cache.num_locked, cache.evict(3), cpu.evict(3)) == (0, 3, 3)
     assert np.array_equal(PrefixView(cache).words[5:], cpu._slab[5:])
     with pytest.raises(NotLocked, match="older"):

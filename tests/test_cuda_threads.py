@@ -37,7 +37,7 @@ ROUNDS = 12
 def small(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Calls of several launches on few pages, and threads that take turns often."""
     monkeypatch.setattr("jitalloc.cuda.pool.LARGE", 1)
-    monkeypatch.setattr("jitalloc.cuda.owners.MANY", 1)
+    monkeypatch.setattr("jitalloc.cuda.pool.MANY", 1)
     before = sys.getswitchinterval()
     sys.setswitchinterval(1e-5)
     yield

@@ -43,7 +43,7 @@ def test_kernel_does_what_the_model_does(
     monkeypatch.setattr(_cuda_device.device(), "threads", FEW)
     if name in LARGE_ONLY:
         monkeypatch.setattr("jitalloc.cuda.pool.LARGE", 2)
-        monkeypatch.setattr("jitalloc.cuda.owners.MANY", 2)
+        monkeypatch.setattr("jitalloc.cuda.pool.MANY", 2)
     run(name, options, ROUNDS)
 
 
@@ -55,7 +55,7 @@ def test_kernel_does_so_in_blocks_of_whole_warps(
     monkeypatch.setattr(_cuda_device.device(), "threads", threads)
     if name in LARGE_ONLY:
         monkeypatch.setattr("jitalloc.cuda.pool.LARGE", 2)
-        monkeypatch.setattr("jitalloc.cuda.owners.MANY", 2)
+        monkeypatch.setattr("jitalloc.cuda.pool.MANY", 2)
     for options in (POOLS[5], POOLS[6]):
         if name != "pool_alloc_run_cuda" or options["order"] == "sorted":
             run(name, options, 2)

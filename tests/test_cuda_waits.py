@@ -13,7 +13,6 @@ import pytest
 
 from jitalloc import PagePool
 from jitalloc.cuda import CudaPagePool
-from jitalloc.cuda.owners import CudaPageOwners
 from jitalloc.cuda.upkeep import CudaPoolUpkeep
 from tests.gpu import RECORDED
 from tests.recording import RecordingDevice
@@ -66,7 +65,7 @@ def test_a_call_is_one_launch_or_two_and_waits_for_nothing(
         pytest.skip("contiguous pages in a sorted pool only")
     if large:
         monkeypatch.setattr("jitalloc.cuda.pool.LARGE", 1)
-        monkeypatch.setattr("jitalloc.cuda.owners.MANY", 1)
+        monkeypatch.setattr("jitalloc.cuda.pool.MANY", 1)
     gpu = RecordingDevice()
     monkeypatch.setattr("jitalloc.cuda.slab.device", lambda: gpu)
     pool: Any = PagePool(8, 4, order=order, device="cuda")
@@ -101,7 +100,7 @@ def test_the_recorder_sees_what_waits(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_every_call_that_starts_a_kernel_is_recorded() -> None:
     launched = {name.partition(",")[0].partition(" ")[0] for name in CALLS}
-    parts = vars(CudaPagePool) | vars(CudaPageOwners) | vars(CudaPoolUpkeep)
+    parts = vars(CudaPagePool) | vars(CudaPoolUpkeep)
     mine = {name for name, each in parts.items() if callable(each) and name[0] != "_"}
     waits = {"try_alloc", "stats", "check", "snapshot", "load", "resize"}
     assert mine - waits == launched

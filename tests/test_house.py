@@ -1,4 +1,4 @@
-"""The rules of the house: import order, sizes, backends behind one door, one noun three places."""
+"""The rules of the house: import order, sizes, one door to backends, names, chains of classes."""
 
 from __future__ import annotations
 
@@ -11,11 +11,15 @@ import sys
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
 import jitalloc
-from jitalloc import _cuda, _jit
+from jitalloc import PagePool, _cuda, _jit
+from jitalloc.cuda import CudaPagePool
+from jitalloc.devices import OnDevice
+from jitalloc.errors import DoubleFree
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "jitalloc"
@@ -30,6 +34,7 @@ NOUNS = [noun for noun in KERNEL_FILES if noun not in SHARED_KERNELS]
 # The flow of data: a module imports only what stands above it. Modules of one line, of each
 # other as well.
 ORDER = [
+    ["_sources"],
     ["errors"],
     ["state"],
     ["prefix_state"],
@@ -48,18 +53,11 @@ ORDER = [
     ["stats"],
     ["interrupts"],
     ["snapshot"],
-    ["slab"],
     ["upkeep"],
-    ["owners"],
-    ["tokens"],
     ["pool"],
-    ["epochs"],
+    ["namespaces"],
     ["matches"],
-    ["prefix_slab"],
     ["prefix_upkeep"],
-    ["reclaim"],
-    ["insertion"],
-    ["prefix_locks"],
     ["prefix"],
     ["mirror"],
     ["tables"],
@@ -71,15 +69,9 @@ ORDER = [
     ["sequence_arguments"],
     ["seq_upkeep"],
     ["sequences"],
-    ["slot_calls"],
-    ["slot_slab"],
     ["slots"],
     ["slot_copy"],
     ["slot_records"],
-    ["slot_table"],
-    ["slot_tree"],
-    ["slot_pins"],
-    ["slot_entries"],
     ["slot_prefix"],
     ["cuda"],
     ["__init__"],
@@ -246,6 +238,43 @@ def test_what_counts_as_code() -> None:
     assert code_lines(text) == code_lines(text, function) == 4
 
 
+def arrows(cls: type) -> int:
+    """How many classes of the package stand above `cls`, one above the other."""
+    above = [each for each in cls.__bases__ if of_package(each) and each is not OnDevice]
+    return max((1 + arrows(each) for each in above), default=0)
+
+
+def of_package(cls: type) -> bool:
+    return cls.__module__.split(".")[0] == "jitalloc"
+
+
+def module_of(path: Path) -> ModuleType:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return importlib.import_module(".".join(parts).removesuffix(".__init__"))
+
+
+# Those of the package, but for exceptions.
+CLASSES = [
+    each
+    for module in (module_of(path) for path in MODULES if path.stem != "__main__")
+    for each in vars(module).values()
+    if isinstance(each, type) and each.__module__ == module.__name__
+    if not issubclass(each, BaseException)
+]
+
+
+@pytest.mark.parametrize("cls", CLASSES, ids=lambda cls: cls.__name__)
+def test_a_method_is_found_two_classes_up_at_most(cls: type) -> None:
+    assert arrows(cls) <= 2
+
+
+def test_what_counts_as_a_chain() -> None:
+    assert arrows(DoubleFree) == 3  # InvalidPage, InvalidArgument, JitallocError
+    assert arrows(CudaPagePool) == 2
+    assert arrows(PagePool) == 1
+    assert {PagePool, CudaPagePool} < {*CLASSES}
+
+
 TOP_LEVEL = {"pyproject.toml", "README.md", "LICENSE", "jitalloc", "tests", "asv_benchmarks"}
 TOP_LEVEL |= {"asv.conf.json"}
 
@@ -290,7 +319,7 @@ def test_importing_loads_nothing_of_cuda(module: str) -> None:
 
 
 @pytest.mark.parametrize("noun", NOUNS)
-def test_one_noun_three_places(noun: str) -> None:
+def test_loops_of_a_noun_have_tests_and_benchmarks_of_its_name(noun: str) -> None:
     assert (ROOT / "tests" / f"test_{noun}.py").is_file()
     assert (ROOT / "asv_benchmarks" / f"bench_{noun}.py").is_file()
 

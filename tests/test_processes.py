@@ -276,7 +276,7 @@ def interrupt_often(folder: Path, make: str, work: str, check: str) -> None:
 @pytest.fixture
 def kernels() -> Path:
     """The folder of kernels that this process uses too."""
-    return Path(_jit.CACHE_FOLDER).parents[1]
+    return Path(_jit.cache_folder()).parents[1]
 
 
 def test_an_interrupted_pool_is_neither_locked_nor_broken(kernels: Path) -> None:

@@ -14,7 +14,7 @@ from jitalloc import OutOfPages, PagedKVCache, PagePool, PrefixCache, _jit
 from jitalloc.errors import PageInUse, PinBudget
 from tests.test_processes import compiled, hammer, interrupt_often
 
-KERNELS = Path(_jit.CACHE_FOLDER).parents[1]  # those that this process uses too
+KERNELS = Path(_jit.cache_folder()).parents[1]  # those that this process uses too
 
 MAKE = """
 pool = jitalloc.PagePool(40, 4)

@@ -8,9 +8,6 @@ from typing import Any
 from numpy.typing import NDArray
 
 from jitalloc.errors import (
-    LAST_SLOT_FREE,
-    LAST_SLOT_MISALIGNED,
-    LAST_SLOT_RANGE,
     NEGATIVE,
     NEGATIVE_TOKEN,
     NO_RUN,
@@ -34,7 +31,7 @@ from jitalloc.errors import (
     page_error,
     unpack_status,
 )
-from jitalloc.owners import group_error
+from jitalloc.pool import LAST_SLOT_CODES, group_error
 from jitalloc.state import (
     CALL_KINDS,
     FAULT_CALL,
@@ -56,7 +53,6 @@ SEQUENCE_CALLS = {
     "apply_streaming_llm_batch": {0: "rows"},
     "allocate_batch": {0: "rows"},
 }
-LAST_SLOT_CODES = (LAST_SLOT_FREE, LAST_SLOT_MISALIGNED, LAST_SLOT_RANGE)
 
 
 def fault_error(

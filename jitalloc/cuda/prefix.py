@@ -233,8 +233,7 @@ class CudaPrefixCache(PrefixCache, device="cuda"):
         pool = self.pool._copy_on_cpu()
         pool._holders.discard(self)
         there = PrefixCache(pool, **self._options())
-        there._epoch, there._namespaces = self._epoch, dict(self._namespaces)
-        there._next_namespace, there._wrapped = self._next_namespace, self._wrapped
+        there._epoch, there._namespaces = self._epoch, self._namespaces.copy()
         there._slab = self._slab.copy()
         there.arrays = prefix_arrays(there._slab, there.arrays.header)  # its own may be broken
         there.arrays.tokens[:] = self._tokens_here()

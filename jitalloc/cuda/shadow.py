@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from jitalloc._cuda import CudaKernel
 from jitalloc._jit import BUSY_STATUS, wait_for_lock
 from jitalloc.kernels.cuda import owners, pool, prefix, sharing
 from jitalloc.kernels.prefix import prefix_advance_cpu
@@ -18,7 +17,6 @@ from jitalloc.state import (
     HEADER_SLOTS,
     LOCK,
     NUM_PAGES,
-    RECORD_SLOTS,
     RETIRED,
     STEP,
     PoolArrays,
@@ -143,65 +141,3 @@ class PoolShadow:
             yield
         finally:
             upkeep_unlock_cpu.run(self.slab)
-
-
-class ShadowedPool:
-    """The part of a pool on the GPU that lets loops of the host follow it.
-
-    There is a shadow where a prefix cache stands on the pool.
-    """
-
-    __slots__ = ()
-
-    _gpu: Any
-    _host: Any
-    _shadow: Any  # a PoolShadow, or None
-    _settled: Callable[[], NDArray[np.int64]]
-    _state: Any
-
-    def _cast(self) -> PoolShadow:
-        """Let loops of the host see the pool, and return how. Waits, the first time."""
-        if self._shadow is None:
-            self._shadow = PoolShadow(self._settled()[RECORD_SLOTS:])
-            self._host = self._shadow.slab
-        shadow: PoolShadow = self._shadow
-        return shadow
-
-    def _bring_time(self) -> int | None:
-        """Let the clock of the GPU count the steps of the host, unless its stream is captured.
-
-        Returns the step of the pool once all that was launched has run. Within the lock of calls.
-        """
-        shadow = self._shadow
-        if shadow is None:
-            return None
-        if shadow.pending and not self._gpu.capturing():
-            steps = shadow.pending
-            self._gpu.launch(prefix.prefix_advance_cuda, 1, 1, *self._state, steps)
-            shadow.there += steps
-        there: int = shadow.there
-        return there
-
-    def _tick(self, kernel: CudaKernel) -> None:
-        if self._shadow is not None and kernel.name not in TIMELESS:
-            self._bring_time()
-            self._shadow.start()
-
-    def _meet(self, words: NDArray[np.int64], launched: int | None = None) -> None:
-        """Follow a record and header that have come down, within the lock of calls.
-
-        `launched`: what `_bring_time` has returned, where others may have launched since: then
-        what came down tells nothing.
-        """
-        if self._shadow is not None and launched in (None, self._shadow.there):
-            self._shadow.meet(words[RECORD_SLOTS:])
-
-    def _resize_host(self, num_pages: int) -> None:
-        if self._shadow is not None:
-            self._shadow.resize(num_pages)
-            self._host = self._shadow.slab
-
-    def _restart_host(self, header: NDArray[np.int64]) -> None:
-        if self._shadow is not None:
-            self._shadow.restart(header)
-            self._host = self._shadow.slab

@@ -21,9 +21,8 @@ from jitalloc.kernels.cuda.slots import (
     slots_look_cuda,
     slots_occupy_cuda,
 )
-from jitalloc.slot_calls import as_slot, slots_error
 from jitalloc.slot_state import FREE_SLOTS, PEAK_SLOTS, SLOT_CALL_KINDS, slot_arrays
-from jitalloc.slots import SlotAllocator
+from jitalloc.slots import SlotAllocator, as_slot, slots_error
 from jitalloc.state import (
     FAULT_CALL,
     FAULT_KIND,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import weakref
 from collections.abc import Callable, Iterator
@@ -10,13 +11,15 @@ from typing import Any, Self, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from jitalloc._cuda import CudaKernel
 from jitalloc.arguments import as_count
 from jitalloc.cuda.arguments import as_device_out
 from jitalloc.cuda.faults import fault_error
-from jitalloc.cuda.shadow import ShadowedPool
+from jitalloc.cuda.shadow import TIMELESS, PoolShadow
 from jitalloc.cuda.slab import CudaSlab
 from jitalloc.errors import CorruptState, JitallocError
 from jitalloc.kernels.cuda.merging import scratch_words
+from jitalloc.kernels.cuda.prefix import prefix_advance_cuda
 from jitalloc.kernels.cuda.upkeep import (
     upkeep_clear_cuda,
     upkeep_defragment_cuda,
@@ -27,10 +30,13 @@ from jitalloc.pool import PagePool
 from jitalloc.snapshot import PoolSnapshot
 from jitalloc.state import (
     FAULT_WANTED,
+    FREE,
     INT32,
     INT64,
     NUM_PAGES,
     RECORD_SLOTS,
+    RELEASED,
+    STEP,
     pool_arrays,
     pool_slab_words,
 )
@@ -40,23 +46,38 @@ from jitalloc.upkeep import PoolUpkeep
 T = TypeVar("T")
 
 
-class CudaPoolUpkeep(ShadowedPool, CudaSlab, PoolUpkeep):
-    """The part of a pool on the GPU that deals with it as a whole."""
+class CudaPoolUpkeep(CudaSlab, PoolUpkeep):
+    """A pool on the GPU as a whole; what it does: `CudaPagePool`.
 
-    __slots__ = ()
+    Where a prefix cache stands on the pool, loops of the host follow it by a `PoolShadow`.
+    """
+
+    __slots__ = (
+        "_gpu",
+        "_group_numbers",
+        "_groups",
+        "_lock",
+        "_record",
+        "_shadow",
+        "_state",
+        "_words",
+    )
 
     _groups: dict[int, list[int]]  # by number: the sizes of their calls, until somebody waits
     _group_numbers: Iterator[int]
 
-    def _install(self, slab: NDArray[np.int64]) -> None:
-        if not hasattr(self, "_shadow"):
-            self._shadow = None
-        self._put(slab, self._scratch(int(slab[NUM_PAGES])))
-        self._name_arrays(int(slab[NUM_PAGES]))
-        self._restart_host(slab)
+    def _choose(self, stream: Any) -> None:
+        super()._choose(stream)
+        self._shadow: PoolShadow | None = None
 
-    def _scratch(self, num_pages: int) -> int:
-        return scratch_words(num_pages, self.order)
+    def _install(self, slab: NDArray[np.int64]) -> None:
+        num_pages = int(slab[NUM_PAGES])
+        self._groups, self._group_numbers = {}, itertools.count(1)
+        self._put(slab, scratch_words(num_pages, self.order))
+        self._name_arrays(num_pages)
+        if self._shadow is not None:
+            self._shadow.restart(slab)
+            self._host = self._shadow.slab
 
     def _name_arrays(self, num_pages: int) -> None:
         self.num_pages = num_pages
@@ -90,6 +111,62 @@ class CudaPoolUpkeep(ShadowedPool, CudaSlab, PoolUpkeep):
     def _header(self) -> NDArray[np.int64]:
         """Wait, raise the first failure, or return the header of the pool."""
         return self._settled()[RECORD_SLOTS:]
+
+    @property
+    def num_free(self) -> int:
+        """Pages in the freelist. Waits for the GPU."""
+        return int(self._header()[FREE])
+
+    @property
+    def num_released(self) -> int:
+        """Pages that were freed and wait for `merge`. Waits for the GPU."""
+        return int(self._header()[RELEASED])
+
+    @property
+    def available(self) -> int:
+        """Pages that can be allocated now. Waits for the GPU."""
+        header = self._header()
+        return int(header[FREE] + header[RELEASED])
+
+    @property
+    def step(self) -> int:
+        """The logical clock: successful calls so far that may change the pool. Waits."""
+        return int(self._header()[STEP])
+
+    def _cast(self) -> PoolShadow:
+        """Let loops of the host see the pool, and return how. Waits, the first time."""
+        if self._shadow is None:
+            self._shadow = PoolShadow(self._settled()[RECORD_SLOTS:])
+            self._host = self._shadow.slab
+        return self._shadow
+
+    def _bring_time(self) -> int | None:
+        """Let the clock of the GPU count the steps of the host, unless its stream is captured.
+
+        Returns the step of the pool once all that was launched has run. Within the lock of calls.
+        """
+        shadow = self._shadow
+        if shadow is None:
+            return None
+        if shadow.pending and not self._gpu.capturing():
+            steps = shadow.pending
+            self._gpu.launch(prefix_advance_cuda, 1, 1, *self._state, steps)
+            shadow.there += steps
+        return shadow.there
+
+    def _tick(self, kernel: CudaKernel) -> None:
+        if self._shadow is not None and kernel.name not in TIMELESS:
+            self._bring_time()
+            self._shadow.start()
+
+    def _meet(self, words: NDArray[np.int64], launched: int | None = None) -> None:
+        """Follow a record and header that have come down, within the lock of calls.
+
+        `launched`: what `_bring_time` has returned, where others may have launched since: then
+        what came down tells nothing.
+        """
+        if self._shadow is not None and launched in (None, self._shadow.there):
+            self._shadow.meet(words[RECORD_SLOTS:])
 
     def _copy_on_cpu(self) -> PagePool:
         """Wait, raise the first failure, or return a pool of the CPU in the same state."""
@@ -155,7 +232,7 @@ class CudaPoolUpkeep(ShadowedPool, CudaSlab, PoolUpkeep):
     def resize(self, num_pages: int) -> None:
         """Grow or shrink the pool; waits for the GPU: see `PagePool.resize`."""
         num_pages = as_count("num_pages", num_pages, 1 + self.null_page)
-        scratch = self._scratch(num_pages)
+        scratch = scratch_words(num_pages, self.order)
         words = np.zeros(RECORD_SLOTS + pool_slab_words(num_pages) + scratch, np.int64)
         words[RECORD_SLOTS + NUM_PAGES] = num_pages
 
@@ -167,7 +244,9 @@ class CudaPoolUpkeep(ShadowedPool, CudaSlab, PoolUpkeep):
             self._settled()
             for follow in followers:
                 follow()
-            self._resize_host(num_pages)
+            if self._shadow is not None:
+                self._shadow.resize(num_pages)
+                self._host = self._shadow.slab
             new[:RECORD_SLOTS] = self._record
             self._use(new, scratch)
             self._settled()  # there for every stream

@@ -34,7 +34,7 @@ def build(folder: Path, capability: tuple[int, int]) -> int:
         _cuda_images._write(folder / f"{name}.image", image)
     facts = {
         "commit": commit(),
-        "sources": _cuda_images._source_digest(),
+        "sources": _cuda_images.cuda_digest(),
         "compiler": _cuda_images.compiler_versions(),
         "capability": capability,
         "kernels": sorted(_cuda.cuda_kernels()),
@@ -50,7 +50,7 @@ def take(folder: Path, capability: tuple[int, int]) -> str:
     """
     facts = json.loads((folder / MANIFEST).read_text())
     wanted = {
-        "sources": _cuda_images._source_digest(),
+        "sources": _cuda_images.cuda_digest(),
         "capability": list(capability),
         "kernels": sorted(_cuda.cuda_kernels()),
     }

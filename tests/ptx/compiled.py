@@ -15,7 +15,7 @@ from numba import carray, cfunc, njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from jitalloc._jit import CACHE_FOLDER
+from jitalloc._jit import cache_folder
 from tests.ptx.layout import Launch
 
 WORDS = types.CPointer(types.int64)
@@ -37,7 +37,7 @@ def source_digest() -> str:
 def kept_on_disk() -> Iterator[None]:
     """Within, Numba takes as its cache a folder by the machine's sources."""
     before = numba.config.CACHE_DIR
-    numba.config.CACHE_DIR = f"{CACHE_FOLDER}-ptx-{source_digest()}"
+    numba.config.CACHE_DIR = f"{cache_folder()}-ptx-{source_digest()}"
     try:
         yield
     finally:

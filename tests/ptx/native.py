@@ -13,7 +13,7 @@ from typing import Any
 import llvmlite
 import llvmlite.binding as llvm
 
-from jitalloc._jit import CACHE_FOLDER
+from jitalloc._jit import cache_folder
 from tests.ptx import arithmetic, meeting, memory
 from tests.ptx.compiled import source_digest
 from tests.ptx.parser import parse
@@ -37,7 +37,7 @@ class Native:
     def __init__(self, ptx: str, preempt: bool) -> None:
         digest = _digest(ptx, preempt)
         name = f"step_{digest}"
-        file = Path(CACHE_FOLDER) / "ptx" / f"{digest}.object"
+        file = Path(cache_folder()) / "ptx" / f"{digest}.object"
         found = file.read_bytes() if file.exists() else b""
         if not found:
             facts, code = _compile(ptx, preempt, name)

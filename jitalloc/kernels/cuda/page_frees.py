@@ -68,8 +68,10 @@ def free_fault(slab, pages, i, begin, end):
 def free_unordered(slab, record, shared, pages):
     """Take one owner off each page, by all blocks, all or nothing; order `sorted`.
 
-    Returns how many were released, in the last block. -1: the call is not done, either because
-    other blocks are not, or because it was undone; then `free_in_order` has to find out why.
+    Returns `(last, count)`: whether all other blocks are done, so that this one has to end the
+    call, and how many pages all of them released. `count` is -1 in blocks that are not the last.
+    It is -1 in the last one where a page cannot be freed: then all is undone, and `free_in_order`
+    has to find out why.
     """
     _free_pages, refcount, released = pool_views(slab)
     lowest, size, n = slab[FIRST_PAGE], slab[NUM_PAGES], np.int64(pages.size)

@@ -54,7 +54,11 @@ def named_before(slots, page, begin, i, size, shift):
 
 @device_helper
 def free_slots_unordered(slab, record, shared, slots):
-    """Take one owner off the page of each slot, like `free_unordered`; who marks it does so."""
+    """Take one owner off the page of each slot, by all blocks, all or nothing; order `sorted`.
+
+    Who marks a page does so. Returns `(last, count)` like `free_unordered`; where that is
+    `(True, -1)`, `free_slots_in_order` has to find out why.
+    """
     _free_pages, refcount, released = pool_views(slab)
     (marks,) = marks_of(slab)
     n = np.int64(slots.size)
