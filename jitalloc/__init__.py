@@ -44,7 +44,7 @@ from jitalloc.moves import Moves
 from jitalloc.pool import FreeGroup, PageBatch, PagePool
 from jitalloc.prefix import PrefixCache
 from jitalloc.prefix_upkeep import PrefixSnapshot
-from jitalloc.saving import CacheSnapshot
+from jitalloc.sequence_files import CacheSnapshot
 from jitalloc.sequences import Appended, PagedKVCache
 from jitalloc.slot_copy import copy_slot
 from jitalloc.slot_prefix import SlotPrefixCache

@@ -1,369 +1,196 @@
-"""Which sequence lives in which row: ids, facts, statistics, checking and saving."""
+"""Rows of a block table: a sequence begins in one, is cut short, enters the prefix cache, ends."""
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable
+from typing import Any, Final, Protocol
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
-from jitalloc.arguments import as_choice, as_count, as_fraction
-from jitalloc.errors import (
-    NEGATIVE_TOKEN,
-    OUT_OF_PAGES,
-    OUT_OF_ROWS,
-    REFCOUNT_OVERFLOW,
-    InvalidArgument,
-    JitallocError,
-    OutOfPages,
-    OutOfRows,
-    SequenceTooLong,
-    WrongDevice,
-    argument_error,
-    unpack_status,
+from jitalloc.arguments import as_tokens
+from jitalloc.errors import NEGATIVE_TOKEN, POSITION_RANGE, InvalidArgument, pack_status
+from jitalloc.ids import SequenceIds
+from jitalloc.kernels.eviction import eviction_to_cpu, eviction_window_cpu
+from jitalloc.kernels.rows import rows_allocate_cpu, rows_allocate_tokens_cpu, rows_free_cpu
+from jitalloc.kernels.sequences import sequences_fork_cpu, sequences_truncate_cpu
+from jitalloc.kernels.sharing import (
+    sharing_commit_cpu,
+    sharing_pages_cpu,
+    sharing_relock_cpu,
+    sharing_room_cpu,
 )
-from jitalloc.ids import changes_ids
-from jitalloc.moves import ranks
 from jitalloc.pool import PagePool
 from jitalloc.prefix import PrefixCache
-from jitalloc.row_calls import SequenceCalls
-from jitalloc.state import (
-    ACTIVE,
-    EVICTION_POLICIES,
-    EVICTIONS,
-    INT32,
-    INT32_MAX,
-    LAST_USED,
-    LENGTH,
-    NULL,
-    PAGE_COPIES,
-    PEAK_ACTIVE,
-    PINNED,
-    PRIORITY,
-    SEQ_ALLOCATIONS,
-    SEQ_FORKS,
-    SEQ_FREES,
-    TOKENS_DROPPED,
-    USES,
-)
-from jitalloc.stats import SequenceInfo, SequenceStats
+from jitalloc.state import LENGTH, LOCKED
 from jitalloc.tables import BlockTables
 
 
-class SequenceRows(SequenceCalls):
-    """The part of `PagedKVCache` that knows which sequence lives in which row."""
+class Index(Protocol):
+    """What kernels are given of a prefix cache."""
+
+    _slab: NDArray[np.int64]
+
+
+class NoIndex:
+    """What stands for a prefix cache where there is none."""
+
+    def __init__(self) -> None:
+        self._slab = np.zeros(1, np.int64)
+
+
+NO_INDEX: Final = NoIndex()
+
+
+class SequenceRows:
+    """Single rows of a block table on a pool, as `PagedKVCache` works on them by its ids.
+
+    Each method runs a kernel while the caller holds the lock of the ids. What returns an int
+    returns a status word where it fails.
+
+    Attributes
+    ----------
+    pool : PagePool
+    tables : BlockTables
+    ids : SequenceIds
+    prefix_cache : PrefixCache or None
+    index : Index
+        The prefix cache, or what stands for none, to kernels.
+    """
 
     def __init__(
         self,
         pool: PagePool,
-        max_sequences: int,
-        max_pages_per_sequence: int,
-        *,
-        eviction: str = "lru",
-        eviction_threshold: float = 0.9,
-        sink_tokens: int = 4,
-        window_tokens: int = 1024,
-        prefix_cache: PrefixCache | None = None,
+        tables: BlockTables,
+        ids: SequenceIds,
+        prefix_cache: PrefixCache | None,
     ) -> None:
-        if not isinstance(pool, PagePool):
-            raise InvalidArgument("pool", pool, "must be a PagePool")
-        if pool.device != self.device:
-            raise WrongDevice("pool.device", pool.device, f"needs a pool on {self.device!r}")
-        if prefix_cache is not None and not isinstance(prefix_cache, PrefixCache):
-            raise InvalidArgument("prefix_cache", prefix_cache, "must be a PrefixCache or None")
-        if prefix_cache is not None and prefix_cache.pool is not pool:
-            raise InvalidArgument("prefix_cache", prefix_cache, "stands on another pool")
-        self.sink_tokens = as_count("sink_tokens", sink_tokens)
-        self.window_tokens = as_count("window_tokens", window_tokens, 1)
         self.pool = pool
-        self.eviction = as_choice("eviction", eviction, EVICTION_POLICIES)
-        self.eviction_threshold = as_fraction("eviction_threshold", eviction_threshold)
-        self.tables = self._make_tables(max_sequences, max_pages_per_sequence)
-        self._ids = self._make_ids()
-        self.lock = self._ids.lock
-        self.rank = next(ranks)
+        self.tables = tables
+        self.ids = ids
         self.prefix_cache = prefix_cache
-        pool._holders.add(self)
+        self.index: Index = NO_INDEX if prefix_cache is None else prefix_cache
 
-    def _make_tables(self, max_sequences: int, max_pages_per_sequence: int) -> BlockTables:
-        pad = 0 if self.pool.null_page else NULL
-        return BlockTables(max_sequences, max_pages_per_sequence, self.pool.page_size, pad)
+    # Beginning and ending.
 
-    def __contains__(self, seq_id: Hashable) -> bool:
-        return seq_id in self._ids.rows
+    def as_tokens(self, tokens: Any) -> NDArray[np.int32]:
+        """Return ids of tokens as the other methods take them."""
+        return as_tokens(tokens)
 
-    def __repr__(self) -> str:
-        return (
-            f"{type(self).__name__}(max_sequences={self.tables.max_sequences}, "
-            f"max_pages_per_sequence={self.tables.max_pages_per_sequence}, "
-            f"eviction={self.eviction!r}): {len(self)} sequences on {self.pool!r}"
-        )
-
-    @property
-    def ids(self) -> list[Hashable]:
-        """Ids of all live sequences, in the order in which they were made."""
-        return list(self._ids.rows)
-
-    def row(self, seq_id: Hashable) -> int:
-        """Return the row of a sequence.
-
-        Parameters
-        ----------
-        seq_id : Hashable
-
-        Returns
-        -------
-        int
-
-        Raises
-        ------
-        UnknownSequence
-            No live sequence has this id.
-        """
-        return self._ids.row(seq_id)
-
-    def rows(self, seq_ids: Iterable[Hashable]) -> NDArray[np.int32]:
-        """Return the rows of sequences, for the batch calls.
-
-        Parameters
-        ----------
-        seq_ids : iterable of Hashable
-
-        Returns
-        -------
-        int32[B]
-
-        Raises
-        ------
-        UnknownSequence
-            No live sequence has one of these ids.
-        """
-        if not isinstance(seq_ids, Iterable):
-            raise InvalidArgument("seq_ids", seq_ids, "must be an iterable of sequence ids")
-        return np.array([self.row(seq_id) for seq_id in seq_ids], INT32)
-
-    @changes_ids
-    def allocate(
-        self,
-        seq_id: Hashable,
-        num_tokens: int | None = None,
-        *,
-        tokens: ArrayLike | None = None,
-        namespace: Hashable = None,
-        priority: int = 0,
-    ) -> int:
-        """Make a sequence, in the lowest free row.
-
-        With a prefix cache and `tokens`, whole pages that are cached already are shared: the
-        sequence holds and locks them, and only the rest is allocated. The first tokens stay
-        known, so that `commit` and `free` can let full pages enter the cache.
-
-        Parameters
-        ----------
-        seq_id : Hashable
-        num_tokens : int
-            How many tokens; may be 0. Needed where there are no `tokens`.
-        tokens : array_like of int32[num_tokens], optional
-            Their ids, 0 .. 2**31 - 1.
-        namespace : Hashable
-            Prefixes of different namespaces are never shared.
-        priority : int
-            With the policy `priority` the lowest goes first.
-
-        Returns
-        -------
-        int
-            How many of the tokens are cached: whole pages, perhaps all of them. 0 without a
-            prefix cache.
-
-        Raises
-        ------
-        DuplicateSequence
-            A live sequence has this id.
-        OutOfPages, OutOfRows
-            Pages or rows are not there. Cached pages that nobody locks give way first, but
-            only if that suffices.
-        SequenceTooLong
-            The sequence needs more pages than a row has.
-        InvalidArgument
-            `num_tokens` is no count or not the length of `tokens`, a token is out of range, or
-            `seq_id` or `namespace` is not hashable.
-
-        Examples
-        --------
-        >>> pool = jitalloc.PagePool(num_pages=64, page_size=4)
-        >>> prefix = jitalloc.PrefixCache(pool)
-        >>> cache = jitalloc.PagedKVCache(pool, 8, 16, prefix_cache=prefix)
-        >>> cache.allocate("a", tokens=[1, 2, 3, 4, 5, 6, 7, 8, 9])
-        0
-        >>> cache.free("a")  # one page goes free, two stay in the prefix cache
-        1
-        >>> cache.allocate("b", tokens=[1, 2, 3, 4, 5, 6, 7, 8, 3, 2, 1])
-        8
-        """
-        priority = as_count("priority", priority, -INT32_MAX, INT32_MAX)
-        if tokens is None:
-            if num_tokens is None:
-                raise InvalidArgument("num_tokens", None, "needed where there are no tokens")
-            length = as_count("num_tokens", num_tokens)
-        else:
-            tokens = self._as_tokens(tokens)
-            length = tokens.size
-            if num_tokens is not None and as_count("num_tokens", num_tokens) != length:
-                raise InvalidArgument("num_tokens", num_tokens, f"there are {length} tokens")
-        self._ids.expect(seq_id)
-        number = self._namespace(namespace)
-        if tokens is None or self.prefix_cache is None:
-            if tokens is not None:
-                self._refuse_negative(tokens)
-            row = self._open(length, number, priority)
-        else:
-            row = self._open_on_prefix(tokens, number, priority)
-            if row < 0 and unpack_status(row)[0] == NEGATIVE_TOKEN:
-                raise argument_error(row, "tokens", tokens)
-        if row < 0:
-            raise self._shortage(row, length)
-        self._ids.enter(row)
-        return self._locked_pages(row) * self.pool.page_size
-
-    def _namespace(self, namespace: Hashable) -> int:
-        """Return the number of a namespace, for the rows of the block table."""
+    def namespace(self, name: Hashable) -> int:
+        """Return the number of a namespace, which may be a new one."""
         if self.prefix_cache is not None:
-            return -2 - self.prefix_cache._make_root(namespace)
+            return -2 - self.prefix_cache._make_root(name)
         try:
-            hash(namespace)
+            hash(name)
         except TypeError:
-            raise InvalidArgument("namespace", namespace, "must be hashable") from None
+            raise InvalidArgument("namespace", name, "must be hashable") from None
         return 0
 
-    def _shortage(self, status: int, tokens: int) -> JitallocError:
-        code, detail = unpack_status(status)
-        pages = -(-tokens // self.pool.page_size)
-        if code == OUT_OF_PAGES:
-            return OutOfPages(pages, detail)
-        if code == OUT_OF_ROWS:
-            return OutOfRows(f"all {self.tables.max_sequences} rows hold sequences")
-        if code == REFCOUNT_OVERFLOW:
-            text = "a page would have more owners than int32 holds"
-            return InvalidArgument("src_id", None, text)
-        return self._too_long("num_tokens", tokens, pages, None)
+    def open(self, num_tokens: int, namespace: int, priority: int) -> int:
+        """Let a sequence begin in the lowest free row; return the row."""
+        slabs = self.tables._slab, self.index._slab
+        return self.pool._run(rows_allocate_cpu, *slabs, num_tokens, namespace, priority)
 
-    def _too_long(
-        self, argument: str, tokens: int, pages: int, position: int | None
-    ) -> SequenceTooLong:
-        width = self.tables.max_pages_per_sequence
-        text = f"the sequence would need {pages} pages; a row holds {width}, a length fits int32"
-        return SequenceTooLong(argument, tokens, text, position)
+    def open_with(self, tokens: NDArray[np.int32], namespace: int, priority: int) -> int:
+        """Let a sequence begin on the cached pages of its prefix, if any; return the row."""
+        if self.prefix_cache is None:
+            negative = self._negative(tokens)
+            return negative if negative < 0 else self.open(tokens.size, namespace, priority)
+        slabs = self.tables._slab, self.index._slab
+        return self.pool._run(rows_allocate_tokens_cpu, *slabs, tokens, namespace, priority)
 
-    @changes_ids
-    def free(self, seq_id: Hashable, *, commit: bool = True) -> int:
-        """End a sequence: each of its pages has one owner less.
+    def _negative(self, tokens: NDArray[np.int32]) -> int:
+        if tokens.size and tokens.min() < 0:
+            return pack_status(NEGATIVE_TOKEN, int(tokens.argmin()))
+        return 0
 
-        Parameters
-        ----------
-        seq_id : Hashable
-        commit : bool
-            Let its full pages of known tokens enter the prefix cache first. Not right where
-            the keys and values of some have not been computed: `truncate` to those that have,
-            or give False.
+    def locked_pages(self, row: int) -> int:
+        """Return how many cached pages the sequence in `row`, which just began, shares."""
+        return int(self.tables.arrays.columns[LOCKED, row])
 
-        Returns
-        -------
-        int
-            How many pages went free.
+    def fork(self, src: int) -> int:
+        """Let a sequence begin in the lowest free row that shares all of `src`; return the row."""
+        return self.pool._run(sequences_fork_cpu, self.tables._slab, self.index._slab, src)
 
-        Raises
-        ------
-        UnknownSequence
-            No live sequence has this id.
+    def end(self, rows: NDArray[np.int32], commit: bool, evicted: bool) -> int:
+        """End sequences; return how many pages went free."""
+        slabs = self.tables._slab, self.index._slab
+        return self.pool._run(rows_free_cpu, *slabs, rows, int(commit), int(evicted))
+
+    # Sharing.
+
+    def commit(self, row: int, tokens: NDArray[np.int32]) -> int:
+        """Let a sequence enter the prefix cache; return how many of its pages stand there."""
+        length = int(self.tables.arrays.columns[LENGTH, row])
+        if tokens.size > length:
+            return pack_status(POSITION_RANGE, length)
+        slabs = self.tables._slab, self.index._slab
+        return self.pool._run(sharing_commit_cpu, *slabs, row, tokens)
+
+    def make_room(self, need: int) -> int:
+        """Let cached pages give way until `need` are available; return how many did."""
+        return self.pool._run(sharing_room_cpu, self.index._slab, need)
+
+    def relock(self) -> None:
+        """Let the sequences lock their cached pages again, whose locks have been taken away."""
+        sharing_relock_cpu.run(self.tables._slab, self.index._slab)
+
+    # Shrinking.
+
+    def truncate(self, row: int, num_tokens: int) -> int:
+        """Keep the first tokens of a sequence; return how many pages went free."""
+        slabs = self.tables._slab, self.index._slab
+        return self.pool._run(sequences_truncate_cpu, *slabs, row, num_tokens)
+
+    def cut(self, row: int, sink_tokens: int, window_tokens: int, evicted: int) -> tuple[int, int]:
+        """Cut a sequence; return how many tokens it drops and how many pages are given up."""
+        out = np.zeros(2, np.int64)
+        slabs = self.tables._slab, self.index._slab
+        self.pool._run(eviction_window_cpu, *slabs, out, row, sink_tokens, window_tokens, evicted)
+        return int(out[0]), int(out[1])
+
+    def evict_down(self, target: int, policy: tuple[int, int, int]) -> list[list[int]]:
+        """Let sequences give way down to `target` held pages.
+
+        Returns, for each, its row, the tokens dropped and the pages given up.
         """
-        return self._free_rows(np.array([self.row(seq_id)], INT32), commit)
+        pool = self.pool
+        with pool._shape:
+            owners = np.zeros(pool.num_pages, np.int32)
+            victims = np.zeros((self.tables.max_sequences, 3), np.int64)
+            rule = np.array(policy, np.int64)
+            slabs = self.tables._slab, self.index._slab
+            count = pool._run(eviction_to_cpu, *slabs, owners, victims, target, rule)
+        gone: list[list[int]] = victims[:count].tolist()
+        return gone
 
-    @changes_ids
-    def free_batch(self, rows: ArrayLike, *, commit: bool = True) -> int:
-        """End sequences, all or nothing; their ids are forgotten.
+    # Facts.
 
-        Parameters
-        ----------
-        rows : array_like of int32[B]
-            Rows of live sequences, each once.
-        commit : bool
-            As in `free`.
+    def mark(self, row: int, column: int, value: int) -> None:
+        """Set one fact of the sequence in `row`."""
+        self.tables.arrays.columns[column, row] = value
 
-        Returns
-        -------
-        int
-            How many pages went free.
+    def look(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return the block table, its page ids perhaps left out, and its columns: to be read."""
+        return self.tables._slab, self.tables.arrays.columns
 
-        Raises
-        ------
-        InvalidArgument
-            A row is out of range, free or repeated.
-        """
-        return self._free_rows(self._as_rows("rows", rows), commit)
+    def facts(self, row: int) -> tuple[list[int], NDArray[np.int32], int]:
+        """Return facts and pages of a sequence, and how many of these others hold too."""
+        facts = self.tables.arrays.columns[:, row].tolist()
+        count = -(-facts[LENGTH] // self.pool.page_size)
+        pages = self.tables.arrays.pages[row, :count].copy()
+        return facts, pages, int((self.pool.refcount(pages) > 1).sum())
 
-    def _free_rows(self, rows: NDArray[np.int32], commit: bool) -> int:
-        if not isinstance(commit, bool):
-            raise InvalidArgument("commit", commit, "must be a bool")
-        status = self._end_rows(rows, commit, False)
-        if status < 0:
-            raise self.tables._row_error(status, "rows", rows)
-        for row in rows.tolist():
-            self._ids.leave(row)
-        return status
+    def totals(self) -> tuple[list[int], int]:
+        """Return the header of the block table, and how many tokens the sequences have."""
+        arrays = self.tables.arrays
+        return arrays.header.tolist(), int(arrays.columns[LENGTH].sum())
 
-    def sequence(self, seq_id: Hashable) -> SequenceInfo:
-        """Return what is known of a sequence, as a copy.
-
-        Parameters
-        ----------
-        seq_id : Hashable
-
-        Returns
-        -------
-        SequenceInfo
-
-        Raises
-        ------
-        UnknownSequence
-            No live sequence has this id.
-        """
-        with self.lock:
-            row = self.row(seq_id)
-            facts, pages, shared = self._row_state(row)
-        return SequenceInfo(
-            seq_id=seq_id,
-            row=row,
-            num_tokens=facts[LENGTH],
-            pages=pages,
-            shared_pages=shared,
-            last_used=facts[LAST_USED],
-            uses=facts[USES],
-            priority=facts[PRIORITY],
-            pinned=bool(facts[PINNED]),
-        )
-
-    def stats(self) -> SequenceStats:
-        """Return totals and counters, in O(max_sequences); `pool.stats()` has those of pages."""
-        with self.lock:
-            header, tokens = self._totals()
-            free, reclaimable, held = self._pages()
-        return SequenceStats(
-            active=header[ACTIVE],
-            peak_active=header[PEAK_ACTIVE],
-            tokens=tokens,
-            allocations=header[SEQ_ALLOCATIONS],
-            frees=header[SEQ_FREES],
-            forks=header[SEQ_FORKS],
-            copies=header[PAGE_COPIES],
-            evictions=header[EVICTIONS],
-            tokens_dropped=header[TOKENS_DROPPED],
-            free_pages=free,
-            reclaimable_pages=reclaimable,
-            held_pages=held,
-        )
-
-    @changes_ids
-    def clear(self) -> None:
-        """End every sequence; pages that nobody else holds go free, and none enter the cache."""
-        self._free_rows(np.array(list(self._ids.rows.values()), INT32), commit=False)
+    def page_counts(self) -> tuple[int, int, int]:
+        """Return how many pages are free, reclaimable and held, at one moment."""
+        counts = np.empty(3, np.int64)
+        with self.ids.lock:
+            self.pool._run(sharing_pages_cpu, self.index._slab, counts)
+        free, reclaimable, held = counts.tolist()
+        return free, reclaimable, held

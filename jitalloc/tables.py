@@ -111,21 +111,28 @@ class BlockTables:
         rows = as_count("max_sequences", max_sequences, 1)
         width = as_count("max_pages_per_sequence", max_pages_per_sequence, 1)
         size = as_count("page_size", page_size, 1)
-        slab = np.zeros(table_slab_words(rows, width), np.int64)
-        slab[NUM_ROWS] = rows
-        slab[MAX_PAGES] = width
-        slab[ROW_PAGE_SIZE] = size
-        slab[ROW_PAGE_SHIFT] = page_shift(size)
         self.max_sequences = rows
         self.max_pages_per_sequence = width
         self.page_size = size
         self.pad = pad
+        slab = np.zeros(table_slab_words(rows, width), np.int64)
+        for slot, value in self._sizes().items():
+            slab[slot] = value
         table_arrays(slab).pages[:] = NULL
         self._install(slab)
 
     def _install(self, slab: NDArray[np.int64]) -> None:
         self.arrays: TableArrays = table_arrays(slab)
         self._slab = slab
+
+    def _sizes(self) -> dict[int, int]:
+        """Return what the header says of the sizes, by its slots."""
+        return {
+            NUM_ROWS: self.max_sequences,
+            MAX_PAGES: self.max_pages_per_sequence,
+            ROW_PAGE_SIZE: self.page_size,
+            ROW_PAGE_SHIFT: page_shift(self.page_size),
+        }
 
     def _row_error(self, status: int, argument: str, rows: NDArray[Any]) -> InvalidArgument:
         """Return the exception for a status word about an element of `rows`."""

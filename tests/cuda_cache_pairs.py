@@ -135,7 +135,7 @@ class HostCache:
         except errors.OutOfPages as error:
             if self.device_cache.prefix_cache is None:
                 raise
-            self.device_cache._make_room_for(error.requested)
+            self.device_cache._rows.make_room_for(error.requested)
         return self.append_rows(rows, n, tokens)
 
     def append_rows(self, rows: Any, n: Any, tokens: Any) -> Appended:

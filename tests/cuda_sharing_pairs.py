@@ -34,4 +34,4 @@ class CudaSharingPair(SharingPair):
         shadow = self.pool._shadow
         assert not shadow.owners.any()
         assert shadow.there == self.model.step
-        assert not self.cache.device_cache._here.arrays.taken.any()
+        assert not self.cache.device_cache._rows.host.table.arrays.taken.any()

@@ -26,6 +26,7 @@ from jitalloc import (
     _cuda_device,
 )
 from jitalloc.cuda import CudaPagedKVCache
+from jitalloc.cuda.launcher import SequenceLauncher
 from tests.cuda_cache_pairs import Both
 from tests.gpu import ON_DEVICE, recorded
 from tests.recording import RecordingDevice
@@ -190,17 +191,17 @@ def test_every_call_that_waits_raises_what_failed_before(name: str) -> None:
 
 def test_ids_follow_the_table_after_an_interruption(monkeypatch: pytest.MonkeyPatch) -> None:
     cache = small()
-    ask = CudaPagedKVCache._ask
+    ask = SequenceLauncher.ask
 
     def interrupted(*args: Any, **options: Any) -> Any:
         ask(*args, **options)
         raise KeyboardInterrupt
 
     for call, ids in ((lambda: cache.allocate("c", 3), "abc"), (lambda: cache.free("a"), "bc")):
-        monkeypatch.setattr(CudaPagedKVCache, "_ask", interrupted)
+        monkeypatch.setattr(SequenceLauncher, "ask", interrupted)
         with pytest.raises(KeyboardInterrupt):
             call()
-        monkeypatch.setattr(CudaPagedKVCache, "_ask", ask)
+        monkeypatch.setattr(SequenceLauncher, "ask", ask)
         assert cache.ids == list(ids)
         cache.check(held=[])
 

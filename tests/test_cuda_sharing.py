@@ -43,7 +43,7 @@ def test_random_histories(
     options: dict[str, Any], seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if seed == 2:  # nothing fits what is fetched at once
-        monkeypatch.setattr("jitalloc.cuda.fetching.FIRST", 8)
+        monkeypatch.setattr("jitalloc.cuda.host_table.FIRST", 8)
     random, pair = Random(f"{options} {seed}"), CudaSharingPair(**options)
     for _ in range(60):
         random_turn(pair, random)
@@ -219,7 +219,7 @@ def test_a_lock_of_a_call_cut_short_goes_back(both: Both, monkeypatch: pytest.Mo
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(type(both.device), "_plan_there", interrupted)
+        patch.setattr(type(both.device._rows), "_plan_there", interrupted)
         with pytest.raises(KeyboardInterrupt):
             both.device.allocate("b", tokens=TEXT)
     assert both.device.prefix_cache.num_locked == 0

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable
 from typing import Any
 
 import numpy as np
 
 from jitalloc.arguments import as_count
-from jitalloc.cuda.arguments import as_device, as_device_out
-from jitalloc.cuda.row_calls import reorder_words
-from jitalloc.cuda.sharing import CudaSequenceSharing
+from jitalloc.cuda.arguments import as_device, as_device_out, as_integers
+from jitalloc.cuda.seq_upkeep import CudaSequenceUpkeep
 from jitalloc.errors import TOO_MANY, InvalidArgument, OutOfPages, argument_error, pack_status
 from jitalloc.kernels.cuda.eviction import eviction_window_batch_cuda
+from jitalloc.kernels.cuda.forking import FACTS
 from jitalloc.kernels.cuda.row_batches import OPTION
 from jitalloc.kernels.cuda.sequences import (
     sequences_append_cuda,
@@ -21,12 +21,17 @@ from jitalloc.kernels.cuda.sequences import (
     sequences_truncate_batch_cuda,
 )
 from jitalloc.moves import Moves
-from jitalloc.sequences import Appended
+from jitalloc.sequence_arguments import check_same_length, check_token_count, kept_or_dropped
+from jitalloc.sequences import Appended, PagedKVCache
 from jitalloc.state import INT32, INT32_MAX, INT64, NULL
-from jitalloc.stats import SequenceInfo
 
 
-class CudaPagedKVCache(CudaSequenceSharing, device="cuda"):
+def reorder_words(batch: int, width: int) -> int:
+    """Return how many words of scratch `sequences_reorder_cuda` needs for rows of `width` pages."""
+    return (2 + FACTS) * batch + 1 + (batch * width + 1) // 2
+
+
+class CudaPagedKVCache(CudaSequenceUpkeep, PagedKVCache, device="cuda"):
     """A `PagedKVCache` whose arrays live on the GPU; made by giving it a pool on the GPU.
 
     The calls are those of the CPU, with the same results and the same state, and these differences.
@@ -64,16 +69,8 @@ class CudaPagedKVCache(CudaSequenceSharing, device="cuda"):
       state anew: graphs captured before are stale.
     """
 
-    def rows(self, seq_ids: Iterable[Hashable]) -> Any:
-        """Return the rows of sequences as `int32[B]` on the GPU: see `PagedKVCache.rows`.
-
-        They are copied there: keep them as long as the batch stays the same.
-        """
-        return self.pool._gpu.upload(super().rows(seq_ids))
-
-    def sequence(self, seq_id: Hashable) -> SequenceInfo:
-        """Return what is known of a sequence, `pages` on the GPU: see `PagedKVCache.sequence`."""
-        return super().sequence(seq_id)
+    # The last buffer of copies that a caller has given, and its views.
+    _copies: tuple[Any, ...] = None, 0
 
     def append(self, seq_id: Hashable, n: int | None = None, *, tokens: Any = None) -> Appended:
         """Grow a sequence by `n` tokens, and wait: see `PagedKVCache.append`.
@@ -93,21 +90,20 @@ class CudaPagedKVCache(CudaSequenceSharing, device="cuda"):
         if n is None:
             n = 1 if tokens is None else as_device(gpu, "tokens", tokens, INT32).size
         with self.lock:
-            self._wait()
+            self._launcher.wait()
             rows = self.rows([seq_id])
             try:
                 return self._append_one(rows, n, tokens)
             except OutOfPages as error:
-                if self.prefix_cache is None:
+                if not self._rows.make_room_for(error.requested):
                     raise
-                self._make_room_for(error.requested)
             return self._append_one(rows, n, tokens)
 
     def _append_one(self, rows: Any, n: int, tokens: Any) -> Appended:
         gpu = self.pool._gpu
         with self.pool._calls:
             slots, copies = self.append_batch(rows, n, tokens=tokens)
-            self._wait()
+            self._launcher.wait()
             count = int((gpu.download(copies.src) != NULL).sum())
         return Appended(slots, Moves(copies.src[:count], copies.dst[:count]))
 
@@ -135,7 +131,7 @@ class CudaPagedKVCache(CudaSequenceSharing, device="cuda"):
         Appended
             `copies` are as long as the batch, NULL behind the last.
         """
-        gpu = self.pool._gpu
+        gpu, launcher = self.pool._gpu, self._launcher
         rows = self._as_rows("rows", rows)
         batch = rows.size
         most = (batch + self.pool.num_pages) * self.pool.page_size
@@ -145,26 +141,30 @@ class CudaPagedKVCache(CudaSequenceSharing, device="cuda"):
             raise argument_error(pack_status(TOO_MANY, 0), "n", [n])
         if waits:
             total = int(np.clip(gpu.download(n), 0, most).sum())
-        ids = self._no_tokens if tokens is None else as_device(gpu, "tokens", tokens, INT32)
-        if tokens is not None and ids.size != total and total is not None:
-            text = f"must have {total} elements, one a new token"
-            raise InvalidArgument("tokens", ids.size, text)
+        ids = (
+            self._launcher.no_tokens if tokens is None else as_device(gpu, "tokens", tokens, INT32)
+        )
+        if tokens is not None and total is not None:
+            check_token_count(ids, total)
         size = min(total or 0, most) if out is None else None
         slots = as_device_out(gpu, "out", out, INT64, size)
         flat, moves = self._moves(copies, batch)
         with self.lock, self.pool._calls:
-            arrays = self._known, rows, counts, ids, slots, flat
-            self._launch(sequences_append_cuda, *arrays)
+            arrays = launcher.known, rows, counts, ids, slots, flat
+            launcher.launch(sequences_append_cuda, *arrays)
             if waits:
-                self._wait()
+                launcher.wait()
         return Appended(slots, moves)
+
+    def _as_rows(self, name: str, rows: Any) -> Any:
+        return as_device(self.pool._gpu, name, rows, INT32)
 
     def _counts(self, name: str, n: Any, batch: int) -> tuple[int | None, Any]:
         """Return the sum of numbers of rows, where that is known, and the numbers on the GPU."""
         if isinstance(n, list | tuple) or getattr(n, "ndim", 0) != 0:
-            return None, self._integers(name, n, batch)
+            return None, as_integers(self.pool._gpu, name, n, batch)[0].view(INT32)
         n = as_count(name, n)
-        return n * batch, self._constant(n)
+        return n * batch, self._launcher.constant(n)
 
     def _moves(self, copies: Any, batch: int) -> tuple[Any, Moves]:
         """Return the buffer `copies`, or a new one where it is None, flat and in its two parts."""
@@ -194,10 +194,10 @@ class CudaPagedKVCache(CudaSequenceSharing, device="cuda"):
         """
         src_rows = self._as_rows("src_rows", src_rows)
         dst_rows = self._as_rows("dst_rows", dst_rows)
-        self._same_length("dst_rows", dst_rows, src_rows)
+        check_same_length("dst_rows", dst_rows, src_rows)
         with self.lock:
-            answer = self._unseen()
-            self._launch(sequences_fork_batch_cuda, src_rows, dst_rows, answer, 0)
+            answer = self._launcher.scratch(1)
+            self._launcher.launch(sequences_fork_batch_cuda, src_rows, dst_rows, answer, 0)
 
     def reorder(self, rows: Any, parents: Any) -> None:
         """Let each sequence continue another one: see `PagedKVCache.reorder`.
@@ -210,11 +210,11 @@ class CudaPagedKVCache(CudaSequenceSharing, device="cuda"):
         """
         rows = self._as_rows("rows", rows)
         parents = self._as_rows("parents", parents)
-        self._same_length("parents", parents, rows)
+        check_same_length("parents", parents, rows)
         with self.lock:
             words = reorder_words(rows.size, self.tables.max_pages_per_sequence)
-            scratch = self._scratch_words(words + 1)
-            self._launch(sequences_reorder_cuda, rows, parents, scratch[1:], scratch[:1])
+            scratch = self._launcher.scratch(words + 1)
+            self._launcher.launch(sequences_reorder_cuda, rows, parents, scratch[1:], scratch[:1])
 
     def truncate_batch(
         self, rows: Any, num_tokens: Any = None, *, drop: Any = None, out: Any = None
@@ -233,15 +233,15 @@ class CudaPagedKVCache(CudaSequenceSharing, device="cuda"):
         -------
         int64[1]
         """
-        name, values = self._one_of(num_tokens, drop)
+        name, values = kept_or_dropped(num_tokens, drop)
         rows = self._as_rows("rows", rows)
         _total, counts = self._counts(name, values, rows.size)
         released = as_device_out(self.pool._gpu, "out", out, INT64, 1)
         flags = OPTION if name == "drop" else 0
         with self.lock:
-            scratch = self._scratch_words(2 * rows.size + 1)
+            scratch = self._launcher.scratch(2 * rows.size + 1)
             arrays = rows, counts, scratch, released
-            self._launch(sequences_truncate_batch_cuda, *arrays, flags)
+            self._launcher.launch(sequences_truncate_batch_cuda, *arrays, flags)
         return released
 
     def apply_streaming_llm_batch(
@@ -261,16 +261,14 @@ class CudaPagedKVCache(CudaSequenceSharing, device="cuda"):
         int64[B]
         """
         rows = self._as_rows("rows", rows)
-        sink, window = (
-            as_count("sink_tokens", sink_tokens),
-            as_count("window_tokens", window_tokens),
-        )
+        sink = as_count("sink_tokens", sink_tokens)
+        window = as_count("window_tokens", window_tokens)
         dropped = as_device_out(self.pool._gpu, "out", out, INT64, rows.size)
         with self.lock:
-            scratch = self._scratch_words(3 * rows.size + 3)
+            scratch = self._launcher.scratch(3 * rows.size + 3)
             arrays = rows, scratch[1:], dropped, scratch[:1]
             rule = sink << 32 | window
-            self._launch(eviction_window_batch_cuda, *arrays, rule, self._behind)
+            self._launcher.launch(eviction_window_batch_cuda, *arrays, rule, self._launcher.behind)
         return dropped
 
     def apply_window_batch(self, rows: Any, window_tokens: int, *, out: Any = None) -> Any:
@@ -310,6 +308,6 @@ class CudaPagedKVCache(CudaSequenceSharing, device="cuda"):
         rows = self._as_rows("rows", rows)
         released = as_device_out(self.pool._gpu, "out", out, INT64, 1)
         with self.lock:
-            self._free_on_device(rows, commit, released)
+            self._rows.end_there(rows, commit, released)
             self._ids.stale = True
         return released

@@ -21,7 +21,7 @@ from jitalloc.kernels.cuda.tables import (
     tables_total_cuda,
     tables_width_cuda,
 )
-from jitalloc.state import INT32, INT64, table_arrays
+from jitalloc.state import INT32, INT64, TableArrays, table_arrays
 from jitalloc.tables import BlockTables, PageTableCSR, as_csr
 
 if TYPE_CHECKING:
@@ -55,6 +55,11 @@ class CudaBlockTables(BlockTables):
         self._slab = gpu.keep(slab)
         self._state = gpu.wrap(self._slab)
         self.arrays = table_arrays(self._slab, self.max_sequences, self.max_pages_per_sequence)
+
+    def _copy_on_cpu(self) -> TableArrays:
+        """Return the named arrays of a copy on the host. Waits for the GPU."""
+        slab = self.pool._gpu.download(self._slab)
+        return table_arrays(slab, self.max_sequences, self.max_pages_per_sequence)
 
     def _start(self, kernel: CudaKernel, elements: int, *arguments: Any) -> None:
         """Launch an export with a thread for each `ITEMS` of `elements`; 0: in one block."""

@@ -1,4 +1,4 @@
-"""Rows of a block table on the GPU as the loops of the host see them, fetched at once."""
+"""A block table of the host that rows of the GPU are brought into, for loops that run there."""
 
 from __future__ import annotations
 
@@ -31,15 +31,10 @@ from jitalloc.state import (
     LENGTH,
     LOCK_END,
     LOCKED,
-    MAX_PAGES,
     NAMESPACE,
     NULL,
-    NUM_ROWS,
     RECORD_SLOTS,
     RELEASED,
-    ROW_PAGE_SHIFT,
-    ROW_PAGE_SIZE,
-    page_shift,
     table_arrays,
     table_slab_words,
 )
@@ -48,7 +43,7 @@ MOST_THREADS: Final = 32768  # that copy
 FIRST: Final = 8192  # words that are fetched at once: 64 KB; more where a call needs more
 
 
-class Fetched:
+class FetchedRows:
     """What has come down of some rows.
 
     Attributes
@@ -125,7 +120,7 @@ class Fetched:
         return bool((self.facts[:, FACT_ROW] >= NULL).all()) and np.unique(live).size == live.size
 
 
-class RowsHere:
+class HostTable:
     """A block table of the host, as large as one on the GPU, which rows are brought into.
 
     Attributes
@@ -139,13 +134,12 @@ class RowsHere:
         self.tables = tables
         rows, width = tables.max_sequences, tables.max_pages_per_sequence
         self.slab = np.zeros(table_slab_words(rows, width), INT64)
-        self.slab[NUM_ROWS], self.slab[MAX_PAGES] = rows, width
-        self.slab[ROW_PAGE_SIZE] = tables.page_size
-        self.slab[ROW_PAGE_SHIFT] = page_shift(tables.page_size)
+        for slot, value in tables._sizes().items():
+            self.slab[slot] = value
         self.arrays = table_arrays(self.slab, rows, width)
         self._there = tables.pool._gpu.empty(0, INT64)
 
-    def fetch(self, known: Any, rows: Any, tokens: Any, rule: int) -> Fetched:
+    def fetch(self, known: Any, rows: Any, tokens: Any, rule: int) -> FetchedRows:
         """Bring facts, pages and token ids of rows down; `rule`: `ALL_PAGES`, `ALL_TOKENS`.
 
         Waits once, or twice where it is more than ever before. Raises the first failure.
@@ -175,7 +169,7 @@ class RowsHere:
                 break
         if need > here.size:
             here = np.concatenate([here, gpu.download(there[here.size : need])])
-        return Fetched(here[:need], height, batch, tokens.size, self.tables.page_size)
+        return FetchedRows(here[:need], height, batch, tokens.size, self.tables.page_size)
 
     def _payload(self, here: NDArray[np.int64], fixed: int, batch: int, given: int) -> int:
         """Return how many words stand behind the fixed ones."""
@@ -183,7 +177,7 @@ class RowsHere:
         size: int = self.tables.page_size
         return (given + 2 * pages + told * size + 1) // 2
 
-    def bring(self, got: Fetched) -> None:
+    def bring(self, got: FetchedRows) -> None:
         """Let the sequences of the rows that have come down live here."""
         columns, pages, taken = self.arrays.columns, self.arrays.pages, self.arrays.taken
         height = self.tables.max_sequences
@@ -203,7 +197,7 @@ class RowsHere:
         """Let all sequences live here. Waits."""
         self.slab[:] = self.tables.pool._gpu.download(self.tables._slab)
 
-    def pages_now(self, got: Fetched) -> NDArray[np.int32]:
+    def pages_now(self, got: FetchedRows) -> NDArray[np.int32]:
         """Return what stands here where the pages stood that have come down."""
         parts = [got.pages[:0]]
         for i, fact in enumerate(got.facts.tolist()):
