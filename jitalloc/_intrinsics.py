@@ -17,6 +17,8 @@ from jitalloc.errors import STATUS_BITS, pack_status
 from jitalloc.state import LOCK
 
 MIX_FACTOR: Final = 0x9E3779B97F4A7C15  # 2**64 / golden ratio: odd, and no bit pattern repeats
+ALL_ONES: Final = np.uint64(0xFFFFFFFFFFFFFFFF)  # a word of a bitmap
+ONE: Final = np.uint64(1)
 
 if JIT_DISABLED:
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from jitalloc._intrinsics import bit, borrow, fail, try_lock, unlock
+from jitalloc._intrinsics import ALL_ONES, bit, borrow, fail, try_lock, unlock
 from jitalloc._jit import helper, kernel
 from jitalloc.errors import (
     BUSY,
@@ -16,7 +16,7 @@ from jitalloc.errors import (
     SLOT_NOT_HELD,
     SLOT_RANGE,
 )
-from jitalloc.kernels.pool import ALL_ONES, pool_views
+from jitalloc.kernels.pool import pool_views
 from jitalloc.state import (
     FIFO,
     FIRST_PAGE,

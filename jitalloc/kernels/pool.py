@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from jitalloc._intrinsics import fail, trailing_zeros, try_lock, unlock
+from jitalloc._intrinsics import ALL_ONES, ONE, fail, trailing_zeros, try_lock, unlock
 from jitalloc._jit import counting, helper, kernel
 from jitalloc.errors import (
     BUSY,
@@ -29,9 +29,6 @@ from jitalloc.state import (
     SORTED,
     STEP,
 )
-
-ALL_ONES = np.uint64(0xFFFFFFFFFFFFFFFF)
-ONE = np.uint64(1)
 
 
 @counting

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from jitalloc._intrinsics import bit, fail, trailing_zeros, try_lock, unlock
+from jitalloc._intrinsics import ALL_ONES, bit, fail, trailing_zeros, try_lock, unlock
 from jitalloc._jit import helper, kernel
 from jitalloc.errors import (
     BUSY,
@@ -16,7 +16,7 @@ from jitalloc.kernels.committing import commit_rows
 from jitalloc.kernels.owners import (
     pool_release,
 )
-from jitalloc.kernels.pool import ALL_ONES, pool_take, pool_views
+from jitalloc.kernels.pool import pool_take, pool_views
 from jitalloc.kernels.row_locks import row_lock, row_unlock
 from jitalloc.kernels.sharing import make_room, pages_held, share_prefix
 from jitalloc.kernels.tables import (

@@ -7,7 +7,16 @@ from __future__ import annotations
 
 import numpy as np
 
-from jitalloc._intrinsics import bit, bit_count, fail, trailing_zeros, try_lock, unlock
+from jitalloc._intrinsics import (
+    ALL_ONES,
+    ONE,
+    bit,
+    bit_count,
+    fail,
+    trailing_zeros,
+    try_lock,
+    unlock,
+)
 from jitalloc._jit import counting, helper, kernel
 from jitalloc.errors import (
     BUSY,
@@ -16,7 +25,6 @@ from jitalloc.errors import (
     SLOT_OUTSIDE,
     SLOT_TAKEN,
 )
-from jitalloc.kernels.pool import ALL_ONES, ONE
 from jitalloc.slot_state import (
     BAD_SLOT_BITMAP,
     BAD_SLOT_HEADER,
