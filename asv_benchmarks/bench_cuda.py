@@ -19,7 +19,7 @@ import jitalloc
 from asv_benchmarks import gpu as tools
 from asv_benchmarks.ptxas import Usage, assemble, find_ptxas
 from asv_benchmarks.stubbed import stubbed_pool
-from jitalloc import _cuda
+from jitalloc.gpu import kernel as _cuda
 
 DESIGNS = ("jitalloc", "cupy", "cpu")
 SIZE = 16  # tokens of a page

@@ -8,7 +8,7 @@ import numpy as np
 
 import jitalloc
 from asv_benchmarks.gpu import find_gpu
-from jitalloc.cuda import slab
+from jitalloc.gpu import slab
 
 number = 1
 repeat = 25

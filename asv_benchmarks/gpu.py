@@ -12,7 +12,9 @@ from typing import Any
 import numpy as np
 
 import jitalloc
-from jitalloc import WrongDevice, _cuda, _cuda_device
+from jitalloc import WrongDevice
+from jitalloc.gpu import device as _cuda_device
+from jitalloc.gpu import kernel as _cuda
 
 REPEAT, WARM = 20, 3  # samples, and those before them
 LOADED = 200  # calls that are queued at most, so that no launch waits for room

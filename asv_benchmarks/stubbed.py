@@ -10,7 +10,7 @@ from unittest.mock import patch
 import numpy as np
 
 import jitalloc
-from jitalloc import _cuda_cupy
+from jitalloc.gpu import cupy_device as _cuda_cupy
 
 
 class Flags:
@@ -91,5 +91,5 @@ class StubbedDevice(_cuda_cupy.CupyDevice):
 
 def stubbed_pool(num_pages: int, page_size: int) -> Any:
     """Return a pool on a GPU that does nothing."""
-    with patch("jitalloc.cuda.slab.device", StubbedDevice):
+    with patch("jitalloc.gpu.slab.device", StubbedDevice):
         return jitalloc.PagePool(num_pages, page_size, device="cuda")

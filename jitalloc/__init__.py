@@ -37,23 +37,24 @@ from jitalloc.errors import (
     UnknownSequence,
     WrongDevice,
 )
-from jitalloc.eviction import Eviction
-from jitalloc.matches import InsertResult, PrefixBatch, PrefixMatch
-from jitalloc.mirror import BlockTableMirror
-from jitalloc.moves import Moves
-from jitalloc.pool import FreeGroup, PageBatch, PagePool
-from jitalloc.prefix import PrefixCache
-from jitalloc.prefix_upkeep import PrefixSnapshot
-from jitalloc.sequence_files import CacheSnapshot
-from jitalloc.sequences import Appended, PagedKVCache
-from jitalloc.slot_copy import copy_slot
-from jitalloc.slot_prefix import SlotPrefixCache
-from jitalloc.slot_records import SlotEntry, SlotMatch, SlotPrefixStats
-from jitalloc.slots import SlotAllocator
-from jitalloc.snapshot import PoolSnapshot
+from jitalloc.pool.holders import Moves
+from jitalloc.pool.pool import FreeGroup, PageBatch, PagePool
+from jitalloc.pool.records import PoolSnapshot, PoolStats
+from jitalloc.prefix.matches import InsertResult, PrefixBatch, PrefixMatch
+from jitalloc.prefix.prefix import PrefixCache
+from jitalloc.prefix.records import PrefixStats
+from jitalloc.prefix.upkeep import PrefixSnapshot
+from jitalloc.sequences.eviction import Eviction
+from jitalloc.sequences.files import CacheSnapshot
+from jitalloc.sequences.mirror import BlockTableMirror
+from jitalloc.sequences.records import SequenceInfo, SequenceStats
+from jitalloc.sequences.sequences import Appended, PagedKVCache
+from jitalloc.sequences.tables import BlockTables, PageTableCSR
+from jitalloc.slots.copy import copy_slot
+from jitalloc.slots.prefix import SlotPrefixCache
+from jitalloc.slots.records import SlotEntry, SlotMatch, SlotPrefixStats
+from jitalloc.slots.slots import SlotAllocator
 from jitalloc.state import NULL
-from jitalloc.stats import PoolStats, PrefixStats, SequenceInfo, SequenceStats
-from jitalloc.tables import BlockTables, PageTableCSR
 from jitalloc.warming import warmup
 
 try:

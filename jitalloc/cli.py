@@ -362,7 +362,7 @@ def info() -> None:
 def warmup(device: str) -> None:
     """Compile all kernels now, so that the first use does not have to."""
     import jitalloc
-    from jitalloc.precompile import compile_in_two
+    from jitalloc.warming import compile_in_two
 
     start = perf_counter()
     try:

@@ -8,7 +8,6 @@ import os
 import tempfile
 import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,26 +18,6 @@ from jitalloc.errors import SnapshotError
 
 FORMAT: Final = "jitalloc"
 VERSION: Final = 2
-
-
-@dataclass(frozen=True, slots=True)
-class PoolSnapshot:
-    """The complete state of a `PagePool`, independent of the pool that it was taken of.
-
-    Attributes
-    ----------
-    num_pages, page_size : int
-    order : str
-    null_page : bool
-    slab : int64[...]
-        Read-only copy of the pool's slab (see `jitalloc.state`).
-    """
-
-    num_pages: int
-    page_size: int
-    order: str
-    null_page: bool
-    slab: NDArray[np.int64]
 
 
 def _digest(text: str, arrays: Mapping[str, NDArray[Any]]) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from jitalloc import PagedKVCache
-from jitalloc.state import (
+from jitalloc.sequences.state import (
     ACTIVE,
     BORN,
     EVICTIONS,

@@ -23,7 +23,9 @@ pytest.register_assert_rewrite(
 
 from hypothesis import HealthCheck, Phase, settings  # noqa: E402
 
-from jitalloc import PagePool, _cuda, _cuda_device, _jit  # noqa: E402
+from jitalloc import PagePool, _jit  # noqa: E402
+from jitalloc.gpu import device as _cuda_device  # noqa: E402
+from jitalloc.gpu import kernel as _cuda  # noqa: E402
 from tests.cache_pairs import CachePair  # noqa: E402
 from tests.ptx import install  # noqa: E402
 from tests.ptx.settings import Settings  # noqa: E402
@@ -95,10 +97,10 @@ def many_small_blocks(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
 
     monkeypatch.setattr(gpu, "launch", noted)
     monkeypatch.setattr(gpu, "threads", 4 if isinstance(gpu, _cuda_device.SimulatedDevice) else 32)
-    monkeypatch.setattr("jitalloc.cuda.slab.ITEMS", 1)
-    monkeypatch.setattr("jitalloc.cuda.slab.MOST_BLOCKS", 5)
-    monkeypatch.setattr("jitalloc.cuda.pool.LARGE", 8)
-    monkeypatch.setattr("jitalloc.cuda.pool.MANY", 8)
+    monkeypatch.setattr("jitalloc.gpu.slab.ITEMS", 1)
+    monkeypatch.setattr("jitalloc.gpu.slab.MOST_BLOCKS", 5)
+    monkeypatch.setattr("jitalloc.pool.pool_cuda.LARGE", 8)
+    monkeypatch.setattr("jitalloc.pool.pool_cuda.MANY", 8)
     return launches
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from jitalloc import _cuda_device
+from jitalloc.gpu import device as _cuda_device
 from tests.cuda_pairs import CudaPair
 
 PAGES = 300

@@ -17,12 +17,12 @@ from jitalloc import (
     PagePool,
     PageTableCSR,
     PrefixCache,
-    _cuda,
-    _cuda_device,
     errors,
 )
 from jitalloc.cuda import CudaPagedKVCache
-from jitalloc.state import table_arrays
+from jitalloc.gpu import device as _cuda_device
+from jitalloc.gpu import kernel as _cuda
+from jitalloc.sequences.state import table_arrays
 from tests.cache_pairs import CachePair
 from tests.cuda_pairs import HostView
 from tests.cuda_prefix_pairs import PrefixView

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from jitalloc import NULL, PagedKVCache, PagePool
-from jitalloc.tables import PageTableCSR
+from jitalloc.sequences.tables import PageTableCSR
 
 INT32, INT64 = np.int32, np.int64
 

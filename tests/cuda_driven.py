@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from jitalloc import NULL, PageTableCSR
-from jitalloc.state import INT32, INT64, LENGTH
+from jitalloc.sequences.state import LENGTH
+from jitalloc.state import INT32, INT64
 from tests.cuda_cache_pairs import Both
 
 DRAFTS = 3  # tokens that a step appends to a row beside the one that is sure

@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from jitalloc import _cuda_device
-from jitalloc.state import HEADER_SLOTS, LENGTH, table_arrays
+from jitalloc.gpu import device as _cuda_device
+from jitalloc.sequences.state import LENGTH, table_arrays
+from jitalloc.state import HEADER_SLOTS
 from tests.sharing_pairs import SharingPair, random_turn
 from tests.sharing_steps import resize, restore
 

@@ -12,8 +12,9 @@ import numpy as np
 
 from jitalloc import NULL, Moves, PageBatch, PagePool, PoolSnapshot, errors
 from jitalloc.cuda import CudaPagePool
-from jitalloc.kernels.cuda.merging import VERDICT
-from jitalloc.state import FREE, HEAD, INT32_MAX, PoolArrays, pool_arrays
+from jitalloc.pool.loops.merging_cuda import VERDICT
+from jitalloc.pool.state import FREE, HEAD, PoolArrays, pool_arrays
+from jitalloc.state import INT32_MAX
 from tests import oracle
 from tests.pairs import PoolPair
 

@@ -11,9 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from jitalloc import PagePool, PrefixBatch, PrefixCache, PrefixMatch, _cuda_device, errors
+from jitalloc import PagePool, PrefixBatch, PrefixCache, PrefixMatch, errors
 from jitalloc.cuda import CudaPagePool, CudaPrefixCache
-from jitalloc.prefix_state import (
+from jitalloc.gpu import device as _cuda_device
+from jitalloc.pool.state import STEP
+from jitalloc.prefix.state import (
     HASH_MASK,
     LOOKUPS,
     NUM_CACHED,
@@ -21,7 +23,6 @@ from jitalloc.prefix_state import (
     PrefixArrays,
     prefix_arrays,
 )
-from jitalloc.state import STEP
 from tests import oracle, oracle_prefix
 from tests.cuda_pairs import HostView
 from tests.pairs import outcome, plain, pool_state

@@ -12,9 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from jitalloc import NULL, SlotAllocator, _cuda_device
+from jitalloc import NULL, SlotAllocator
 from jitalloc.errors import JitallocError
-from jitalloc.slot_state import slot_arrays
+from jitalloc.gpu import device as _cuda_device
+from jitalloc.slots.state import slot_arrays
 from tests.slot_pairs import SlotPair
 from tests.slot_steps import PREFIX_STEPS, SLOT_STEPS, clear_slots
 from tests.twin_steps import steps_of_twins

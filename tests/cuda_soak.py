@@ -15,8 +15,8 @@ from collections.abc import Callable
 from random import Random
 from typing import Any
 
-from jitalloc import _cuda_device
-from jitalloc.prefix_state import PREFIX_POLICIES
+from jitalloc.gpu import device as _cuda_device
+from jitalloc.prefix.state import PREFIX_POLICIES
 from tests.ptx import install
 from tests.ptx.settings import settings
 

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from jitalloc import NULL, PagePool, PageTableCSR, errors
-from jitalloc.cuda.tables import CudaBlockTables
-from jitalloc.state import LOCK_END, LOCKED
+from jitalloc.sequences.state import LOCK_END, LOCKED
+from jitalloc.sequences.tables_cuda import CudaBlockTables
 from tests import cache_steps
 from tests.cache_pairs import CachePair
 from tests.pairs import outcome

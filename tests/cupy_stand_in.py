@@ -19,8 +19,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 
-from jitalloc import _cuda_device, _cuda_images
-from jitalloc._cuda import CudaKernel, cuda_kernels
+from jitalloc.gpu import device as _cuda_device
+from jitalloc.gpu import images as _cuda_images
+from jitalloc.gpu.kernel import CudaKernel, cuda_kernels
 
 SHOWN = ("size", "itemsize", "nbytes", "dtype", "ndim", "shape", "strides", "flags", "tolist")
 
@@ -326,7 +327,7 @@ class Cupy:
         owner, parent, count, item, address, size, stride = words
         assert (owner, parent) == (0, 0)
         assert (size, stride) == (count, item)
-        # Integers of 64 bits for a kernel that reads pairs: see `integer` in kernels/cuda/calls.py.
+        # Integers of 64 bits for a kernel that reads pairs: see `integer` in gpu/calls.py.
         assert item == dtype.itemsize or (item, dtype) == (8, np.int32)
         if count == 0:
             return np.empty(0, dtype)

@@ -11,7 +11,9 @@ from functools import cache
 
 import pytest
 
-from jitalloc import WrongDevice, _cuda, _cuda_device
+from jitalloc import WrongDevice
+from jitalloc.gpu import device as _cuda_device
+from jitalloc.gpu import kernel as _cuda
 from tests.ptx import install
 from tests.ptx.settings import settings
 

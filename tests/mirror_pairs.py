@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from jitalloc.kernels.mirror import (
+from jitalloc.sequences.loops.mirror import (
     HEADER_WORDS,
     LATER,
     NOBODY,
@@ -14,7 +14,8 @@ from jitalloc.kernels.mirror import (
     RECORD_WORDS,
     mirror_pack_cpu,
 )
-from jitalloc.state import LENGTH, NULL
+from jitalloc.sequences.state import LENGTH
+from jitalloc.state import NULL
 
 
 class Told:

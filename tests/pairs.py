@@ -10,7 +10,7 @@ import numpy as np
 
 from jitalloc import PagePool, errors
 from jitalloc._jit import JIT_DISABLED
-from jitalloc.state import ALLOCATED, FREE, FREED, HEAD, MERGES, PEAK_USED, STEP
+from jitalloc.pool.state import ALLOCATED, FREE, FREED, HEAD, MERGES, PEAK_USED, STEP
 from tests import oracle
 
 

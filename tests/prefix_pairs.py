@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from jitalloc import PagePool, PrefixCache, state
-from jitalloc.matches import PrefixMatch
-from jitalloc.prefix_state import (
+from jitalloc.prefix.matches import PrefixMatch
+from jitalloc.prefix.state import (
     HASH_MASK,
     MOST_USES,
     NODE_LENGTH,

@@ -7,7 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from jitalloc import _cuda, _cuda_cupy, _cuda_device
+from jitalloc.gpu import cupy_device as _cuda_cupy
+from jitalloc.gpu import device as _cuda_device
+from jitalloc.gpu import kernel as _cuda
 from tests.ptx import streams
 
 

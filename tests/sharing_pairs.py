@@ -6,7 +6,7 @@ from random import Random
 from typing import Any
 
 from jitalloc import PagedKVCache, PrefixCache
-from jitalloc.state import GAP, KNOWN, LOCK_END, LOCKED, NAMESPACE
+from jitalloc.sequences.state import GAP, KNOWN, LOCK_END, LOCKED, NAMESPACE
 from tests import oracle_prefix
 from tests.cache_pairs import CachePair, cache_model_state, cache_state
 from tests.oracle_sharing import SharingCache

@@ -9,17 +9,17 @@ from typing import Any
 import numpy as np
 
 from jitalloc import errors
-from jitalloc.kernels.reclaim import reclaim_choose_cpu
-from jitalloc.kernels.sharing import (
+from jitalloc.pool.loops.upkeep import upkeep_advance_cpu
+from jitalloc.prefix.loops.reclaim import reclaim_choose_cpu
+from jitalloc.prefix.namespaces import MAIN_ROOT
+from jitalloc.prefix.state import REQUESTED
+from jitalloc.sequences.loops.sharing import (
     sharing_find_cpu,
     sharing_follow_cpu,
     sharing_leave_cpu,
     sharing_unlock_cpu,
     sharing_use_cpu,
 )
-from jitalloc.kernels.upkeep import upkeep_advance_cpu
-from jitalloc.namespaces import MAIN_ROOT
-from jitalloc.prefix_state import REQUESTED
 from tests.prefix_pairs import cached, cached_model
 from tests.sharing_pairs import (
     SharingPair,

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from jitalloc import SlotAllocator, SlotEntry, SlotPrefixCache
-from jitalloc.slot_prefix_state import (
+from jitalloc.slots.prefix_state import (
     ENTRIES_USED,
     ENTRY_CLOCK,
     ENTRY_LENGTH,
@@ -18,7 +18,7 @@ from jitalloc.slot_prefix_state import (
     ENTRY_VERSION,
     GONE,
 )
-from jitalloc.slot_state import FREE_SLOTS
+from jitalloc.slots.state import FREE_SLOTS
 from jitalloc.state import LOCK
 from tests import oracle_slots
 from tests.pairs import outcome

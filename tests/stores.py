@@ -21,8 +21,8 @@ from typing import Any
 
 import numpy as np
 
-from jitalloc import _cuda
-from jitalloc._cuda import gpu
+from jitalloc.gpu import kernel as _cuda
+from jitalloc.gpu.kernel import gpu
 
 CAPABILITY = (9, 0)
 

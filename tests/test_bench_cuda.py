@@ -16,7 +16,9 @@ import numpy as np
 import pytest
 
 from asv_benchmarks import bench_cuda, gpu, stubbed
-from jitalloc import PagePool, _cuda, _cuda_device
+from jitalloc import PagePool
+from jitalloc.gpu import device as _cuda_device
+from jitalloc.gpu import kernel as _cuda
 
 simulated = pytest.mark.skipif(not _cuda.SIMULATED, reason="NUMBA_ENABLE_CUDASIM is not set")
 

@@ -9,16 +9,9 @@ import numpy as np
 import pytest
 
 import jitalloc
-from jitalloc import (
-    NULL,
-    DoubleFree,
-    InvalidArgument,
-    OutOfPages,
-    PagePool,
-    WrongDevice,
-    _cuda_device,
-)
+from jitalloc import NULL, DoubleFree, InvalidArgument, OutOfPages, PagePool, WrongDevice
 from jitalloc.cuda import CudaPagePool
+from jitalloc.gpu import device as _cuda_device
 from tests.gpu import ON_DEVICE
 from tests.pairs import pool_state
 

@@ -13,7 +13,9 @@ from pathlib import Path
 import pytest
 
 from asv_benchmarks.ptxas import CAPABILITIES, assemble, find_ptxas
-from jitalloc import _cuda, _cuda_device, _cuda_images
+from jitalloc.gpu import device as _cuda_device
+from jitalloc.gpu import images as _cuda_images
+from jitalloc.gpu import kernel as _cuda
 
 SHARED_BYTES = 48 * 1024  # of a block, without asking for more
 REGISTERS = 65536  # of a multiprocessor
@@ -82,7 +84,9 @@ def test_what_is_kept_on_disk_is_linked(
 
 
 def test_only_the_file_of_scans_has_warp_intrinsics() -> None:
-    folder = Path(_cuda.__file__).parent / "kernels" / "cuda"
-    for file in folder.glob("*.py"):
+    package = Path(_cuda.__file__).parents[1]
+    files = [*package.rglob("*_cuda.py"), *(package / "gpu").glob("*.py")]
+    assert package / "gpu" / "scan.py" in files
+    for file in files:
         found = re.search(r"shfl|ballot|match_any|activemask|laneid", file.read_text())
         assert not found or file.stem == "scan"

@@ -19,20 +19,14 @@ import pytest
 from click.testing import CliRunner
 
 import jitalloc
-from jitalloc import (
-    InvalidArgument,
-    PagedKVCache,
-    PagePool,
-    WrongDevice,
-    _cuda,
-    _cuda_device,
-    _cuda_images,
-    cli,
-)
-from jitalloc.kernels.owners import owners_free_cpu
-from jitalloc.kernels.pool import pool_alloc_cpu
-from jitalloc.kernels.tokens import tokens_decode_cpu
-from jitalloc.state import RECORD_SLOTS
+from jitalloc import InvalidArgument, PagedKVCache, PagePool, WrongDevice, cli
+from jitalloc.gpu import device as _cuda_device
+from jitalloc.gpu import images as _cuda_images
+from jitalloc.gpu import kernel as _cuda
+from jitalloc.gpu.record import RECORD_SLOTS
+from jitalloc.pool.loops.owners import owners_free_cpu
+from jitalloc.pool.loops.pool import pool_alloc_cpu
+from jitalloc.pool.loops.tokens import tokens_decode_cpu
 from tests.cupy_stand_in import Cupy, compile_to_text, install
 
 pytestmark = pytest.mark.skipif(_cuda.SIMULATED, reason="the simulator takes the place of CuPy")

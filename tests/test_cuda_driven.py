@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from jitalloc import _cuda
-from jitalloc.state import SEQ_FREES
+from jitalloc.gpu import kernel as _cuda
+from jitalloc.sequences.state import SEQ_FREES
 from tests.cuda_cache_pairs import use_threads
 from tests.cuda_driven import DrivenSteps
 from tests.gpu import ON_DEVICE, has_gpu

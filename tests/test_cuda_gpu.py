@@ -18,7 +18,9 @@ import numpy as np
 import pytest
 
 import jitalloc
-from jitalloc import InvalidArgument, PagePool, WrongDevice, _cuda, _cuda_images
+from jitalloc import InvalidArgument, PagePool, WrongDevice
+from jitalloc.gpu import images as _cuda_images
+from jitalloc.gpu import kernel as _cuda
 from tests.cuda_decode import CacheSteps, PoolSteps
 from tests.cuda_stress import Stress
 from tests.gpu import REAL_GPU, has_gpu

@@ -12,7 +12,9 @@ from typing import Any
 
 import pytest
 
-from jitalloc import PagePool, _cuda, _cuda_images
+from jitalloc import PagePool
+from jitalloc.gpu import images as _cuda_images
+from jitalloc.gpu import kernel as _cuda
 from tests.cupy_stand_in import Cupy, compile_to_text, install
 
 pytestmark = pytest.mark.skipif(_cuda.SIMULATED, reason="the simulator takes the place of CuPy")

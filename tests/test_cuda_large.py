@@ -102,8 +102,8 @@ def test_slots_of_very_many(order: str, many_small_blocks: list[tuple[str, int]]
 def test_any_calls_one_behind_the_other(
     seed: int, order: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("jitalloc.cuda.pool.LARGE", 2)
-    monkeypatch.setattr("jitalloc.cuda.pool.MANY", 2)
+    monkeypatch.setattr("jitalloc.pool.pool_cuda.LARGE", 2)
+    monkeypatch.setattr("jitalloc.pool.pool_cuda.MANY", 2)
     random = Random(seed)
     pair = CudaPair(150, 3, order=order, null_page=seed == 1)
     steps = [twin_steps.alloc, twin_steps.alloc_batch, twin_steps.free, twin_steps.free]
@@ -200,7 +200,7 @@ def test_what_is_remembered_of_groups_does_not_grow(pool: Any) -> None:
 def test_groups_of_many_are_forgotten_oldest_first(
     pool: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("jitalloc.cuda.pool.MOST_GROUPS", 2)
+    monkeypatch.setattr("jitalloc.pool.pool_cuda.MOST_GROUPS", 2)
     for ids in ([19], [0], [1]):
         with pool.free_group():
             pool.free(up([]))

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from jitalloc import NULL, InvalidArgument, OutOfPages, PagePool
-from jitalloc.kernels.cuda.merging import SPAN
+from jitalloc.pool.loops.merging_cuda import SPAN
 from tests.cuda_blocks import PAGES, blocks_of, down, in_use, up
 from tests.cuda_pairs import HostView
 from tests.gpu import ON_DEVICE

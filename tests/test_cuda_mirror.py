@@ -16,11 +16,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from jitalloc import BlockTableMirror, PagedKVCache, PagePool, PageTableCSR, _cuda, _cuda_device
+from jitalloc import BlockTableMirror, PagedKVCache, PagePool, PageTableCSR
 from jitalloc.cuda import CudaBlockTableMirror
 from jitalloc.errors import CorruptState, InvalidArgument, WrongDevice
-from jitalloc.kernels.mirror import PART
-from jitalloc.state import LENGTH
+from jitalloc.gpu import device as _cuda_device
+from jitalloc.gpu import kernel as _cuda
+from jitalloc.sequences.loops.mirror import PART
+from jitalloc.sequences.state import LENGTH
 from tests.cuda_mirror_steps import CUDA_STEPS, MirrorPair, agree, down, up
 from tests.gpu import ON_DEVICE, recorded
 from tests.recording import RecordingDevice
@@ -120,7 +122,7 @@ class CopyingDevice(RecordingDevice):
 @pytest.fixture
 def gpu(monkeypatch: pytest.MonkeyPatch) -> CopyingDevice:
     made = CopyingDevice()
-    monkeypatch.setattr("jitalloc.cuda.slab.device", lambda: made)
+    monkeypatch.setattr("jitalloc.gpu.slab.device", lambda: made)
     return made
 
 
@@ -202,7 +204,7 @@ class LateDevice(_cuda_device.SimulatedDevice):
 @pytest.fixture
 def late(monkeypatch: pytest.MonkeyPatch) -> LateDevice:
     made = LateDevice()
-    monkeypatch.setattr("jitalloc.cuda.slab.device", lambda: made)
+    monkeypatch.setattr("jitalloc.gpu.slab.device", lambda: made)
     return made
 
 
@@ -378,7 +380,7 @@ class StreamDevice(CopyingDevice):
 @SIMULATOR
 def test_all_calls_go_to_the_stream_of_the_mirror(monkeypatch: pytest.MonkeyPatch) -> None:
     plain, cache = StreamDevice(), a_cache()
-    monkeypatch.setattr("jitalloc.cuda.slab.device", lambda: plain)
+    monkeypatch.setattr("jitalloc.gpu.slab.device", lambda: plain)
     mirror: Any = cache.mirror("cuda", stream="one")
     assert mirror.stream == "one"
     first = mirror._record._gpu

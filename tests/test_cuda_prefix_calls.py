@@ -26,7 +26,7 @@ from jitalloc import (
     errors,
 )
 from jitalloc.cuda import CudaPrefixCache
-from jitalloc.state import STEP
+from jitalloc.pool.state import STEP
 from tests.cuda_pairs import HostView
 from tests.cuda_prefix_faults import CUDA_PREFIX_FAULTS, cuda_prefix_caches
 from tests.cuda_prefix_pairs import state, stored, up
@@ -151,7 +151,7 @@ CALLS: dict[str, Call] = {
 @pytest.mark.parametrize("name", CALLS)
 def test_what_a_call_launches_and_copies(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     gpu = RecordingDevice()
-    monkeypatch.setattr("jitalloc.cuda.slab.device", lambda: gpu)
+    monkeypatch.setattr("jitalloc.gpu.slab.device", lambda: gpu)
     cache: Any = PrefixCache(PagePool(8, 4, device="cuda"))
     pages = cache.pool.alloc(4)
     cache.insert(np.arange(8, dtype=np.int32), pages[:2])

@@ -20,7 +20,7 @@ from jitalloc import (
     PagePool,
     PrefixCache,
 )
-from jitalloc.prefix_state import NODES_AT, NUM_CACHED, TOKENS_AT
+from jitalloc.prefix.state import NODES_AT, NUM_CACHED, TOKENS_AT
 from tests.cuda_prefix_pairs import CudaPrefixPair, PrefixView, state, stored, up
 from tests.gpu import ON_DEVICE
 from tests.prefix_pairs import spell

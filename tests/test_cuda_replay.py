@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from jitalloc import _cuda
+from jitalloc.gpu import kernel as _cuda
 from jitalloc.replay import ReplayOptions, Request, prepare, replay
 from tests.gpu import ON_DEVICE
 

@@ -23,10 +23,10 @@ from jitalloc import (
     PrefixCache,
     SequenceTooLong,
     WrongDevice,
-    _cuda_device,
 )
 from jitalloc.cuda import CudaPagedKVCache
-from jitalloc.cuda.launcher import SequenceLauncher
+from jitalloc.gpu import device as _cuda_device
+from jitalloc.sequences.launcher_cuda import SequenceLauncher
 from tests.cuda_cache_pairs import Both
 from tests.gpu import ON_DEVICE, recorded
 from tests.recording import RecordingDevice
@@ -295,7 +295,7 @@ def test_a_batch_call_is_one_launch_and_waits_for_nothing(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gpu = RecordingDevice()
-    monkeypatch.setattr("jitalloc.cuda.slab.device", lambda: gpu)
+    monkeypatch.setattr("jitalloc.gpu.slab.device", lambda: gpu)
     pool: Any = PagePool(12, 4, device="cuda")
     cache: Any = PagedKVCache(pool, 8, 8)
     for seq_id, tokens in (("a", 5), ("b", 6), ("x", 9), ("c", 0), ("d", 0)):
@@ -343,7 +343,7 @@ def test_a_call_by_id_is_one_launch_and_few_waits(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gpu = RecordingDevice()
-    monkeypatch.setattr("jitalloc.cuda.slab.device", lambda: gpu)
+    monkeypatch.setattr("jitalloc.gpu.slab.device", lambda: gpu)
     cache = small()
     cache.free("b")
     cache.allocate("b", 3)

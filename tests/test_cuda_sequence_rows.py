@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from jitalloc import NULL, InvalidArgument, OutOfRows, UnknownSequence, _cuda
-from jitalloc.state import LENGTH
+from jitalloc import NULL, InvalidArgument, OutOfRows, UnknownSequence
+from jitalloc.gpu import kernel as _cuda
+from jitalloc.sequences.state import LENGTH
 from tests.cuda_cache_pairs import Both, told, use_threads
 from tests.gpu import ON_DEVICE
 from tests.test_cuda_sequence_calls import small, up

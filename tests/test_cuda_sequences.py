@@ -16,8 +16,10 @@ import pytest
 
 from jitalloc import InvalidArgument, OutOfPages
 from jitalloc.cuda import CudaPagePool
-from jitalloc.kernels.cuda.merging import VERDICT
-from jitalloc.state import INT32, LENGTH, RECORD_SLOTS
+from jitalloc.gpu.record import RECORD_SLOTS
+from jitalloc.pool.loops.merging_cuda import VERDICT
+from jitalloc.sequences.state import LENGTH
+from jitalloc.state import INT32
 from tests import cache_steps
 from tests.cuda_cache_pairs import Both, CudaCachePair, use_threads
 from tests.cuda_cache_steps import CUDA_CACHE_STEPS

@@ -23,7 +23,7 @@ from jitalloc import (
     UnknownSequence,
 )
 from jitalloc.cuda import CudaPagedKVCache
-from jitalloc.state import LOCKED
+from jitalloc.sequences.state import LOCKED
 from tests.cuda_cache_pairs import Both
 from tests.cuda_prefix_pairs import up
 from tests.cuda_sharing_pairs import CudaSharingPair
@@ -43,7 +43,7 @@ def test_random_histories(
     options: dict[str, Any], seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if seed == 2:  # nothing fits what is fetched at once
-        monkeypatch.setattr("jitalloc.cuda.host_table.FIRST", 8)
+        monkeypatch.setattr("jitalloc.sequences.host_table_cuda.FIRST", 8)
     random, pair = Random(f"{options} {seed}"), CudaSharingPair(**options)
     for _ in range(60):
         random_turn(pair, random)

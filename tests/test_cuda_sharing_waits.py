@@ -65,7 +65,7 @@ CALLS: dict[str, Call] = {
 @pytest.mark.parametrize("name", CALLS)
 def test_what_a_call_launches_and_copies(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     gpu = RecordingDevice()
-    monkeypatch.setattr("jitalloc.cuda.slab.device", lambda: gpu)
+    monkeypatch.setattr("jitalloc.gpu.slab.device", lambda: gpu)
     pool: Any = PagePool(20, 4, device="cuda")
     cache: Any = PagedKVCache(pool, 10, 8, prefix_cache=PrefixCache(pool))  # type: ignore[arg-type]
     cache.allocate("old", tokens=TEXT)

@@ -14,15 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from jitalloc import (
-    NULL,
-    SlotAllocator,
-    SlotPrefixCache,
-    _cuda,
-    _cuda_device,
-    copy_slot,
-    errors,
-)
+from jitalloc import NULL, SlotAllocator, SlotPrefixCache, copy_slot, errors
 from jitalloc.cuda import CudaSlotAllocator
 from jitalloc.errors import (
     CorruptState,
@@ -31,7 +23,9 @@ from jitalloc.errors import (
     SlotFree,
     WrongDevice,
 )
-from jitalloc.slot_state import FREE_SLOTS
+from jitalloc.gpu import device as _cuda_device
+from jitalloc.gpu import kernel as _cuda
+from jitalloc.slots.state import FREE_SLOTS
 from tests import slot_faults
 from tests.cuda_slot_steps import HostSlots, down, up
 from tests.gpu import ON_DEVICE
@@ -267,7 +261,7 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> RecordingDevice:
     if not (_cuda.SIMULATED or install.ASKED):
         pytest.skip("a GPU does not tell who waits")
     gpu = RecordingDevice()
-    monkeypatch.setattr("jitalloc.cuda.slab.device", lambda: gpu)
+    monkeypatch.setattr("jitalloc.gpu.slab.device", lambda: gpu)
     return gpu
 
 

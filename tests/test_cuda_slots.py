@@ -12,9 +12,11 @@ from random import Random
 import numpy as np
 import pytest
 
-from jitalloc import NULL, SlotAllocator, _cuda, _cuda_device
+from jitalloc import NULL, SlotAllocator
 from jitalloc.errors import InvalidSlot, SlotFree
-from jitalloc.slot_state import LOWEST
+from jitalloc.gpu import device as _cuda_device
+from jitalloc.gpu import kernel as _cuda
+from jitalloc.slots.state import LOWEST
 from tests.cuda_slot_steps import CUDA_STEPS, CudaSlotPair, HostSlots, down, up
 from tests.gpu import ON_DEVICE
 from tests.slot_steps import SLOT_BACKGROUND

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from asv_benchmarks.ptxas import find_ptxas
-from jitalloc import _cuda
+from jitalloc.gpu import kernel as _cuda
 
 pytestmark = [
     pytest.mark.skipif(_cuda.SIMULATED, reason="the simulator compiles nothing"),

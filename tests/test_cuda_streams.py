@@ -23,11 +23,12 @@ from jitalloc import (
     PagePool,
     SlotAllocator,
     WrongDevice,
-    _cuda,
     warmup,
 )
 from jitalloc.errors import OUT_OF_PAGES, pack_status
-from jitalloc.state import FAULT_CALL, FAULT_STATUS, FAULT_WANTED, LOWEST, NUM_PAGES, TICKET
+from jitalloc.gpu import kernel as _cuda
+from jitalloc.gpu.record import FAULT_CALL, FAULT_STATUS, FAULT_WANTED, LOWEST, TICKET
+from jitalloc.pool.state import NUM_PAGES
 from tests.cupy_stand_in import Cupy, compile_to_text, install
 
 pytestmark = pytest.mark.skipif(_cuda.SIMULATED, reason="the simulator takes the place of CuPy")

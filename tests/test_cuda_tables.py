@@ -14,17 +14,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from jitalloc import (
-    NULL,
-    BlockTables,
-    InvalidArgument,
-    PageTableCSR,
-    WrongDevice,
-    _cuda,
-    _cuda_device,
-)
-from jitalloc.cuda.tables import CudaBlockTables
-from jitalloc.state import LENGTH
+from jitalloc import NULL, BlockTables, InvalidArgument, PageTableCSR, WrongDevice
+from jitalloc.gpu import device as _cuda_device
+from jitalloc.gpu import kernel as _cuda
+from jitalloc.sequences.state import LENGTH
+from jitalloc.sequences.tables_cuda import CudaBlockTables
 from tests.cuda_tables_steps import CUDA_STEPS, INT32, INT64, TablesPair
 from tests.gpu import ON_DEVICE
 from tests.test_twins import describe

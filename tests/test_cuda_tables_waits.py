@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from jitalloc import NULL, PagedKVCache, PagePool, PageTableCSR
-from jitalloc.cuda.tables import CudaBlockTables
+from jitalloc.sequences.tables_cuda import CudaBlockTables
 from tests.gpu import RECORDED
 from tests.recording import RecordingDevice
 
@@ -21,7 +21,7 @@ pytestmark = RECORDED
 def at(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """Tables with sequences of 5 and 8 tokens, arrays to call them with, and what was noted."""
     gpu = RecordingDevice()
-    monkeypatch.setattr("jitalloc.cuda.slab.device", lambda: gpu)
+    monkeypatch.setattr("jitalloc.gpu.slab.device", lambda: gpu)
     cpu = PagedKVCache(PagePool(8, 4), 4, 4)
     cpu.allocate("a", 5)
     cpu.allocate("b", 8)

@@ -21,9 +21,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from jitalloc import OutOfPages, PagePool, SlotAllocator, _cuda
+from jitalloc import OutOfPages, PagePool, SlotAllocator
 from jitalloc.errors import OUT_OF_PAGES, pack_status
-from jitalloc.state import CALL_KINDS, FAULT_KIND, FAULT_STATUS, FAULT_WANTED
+from jitalloc.gpu import kernel as _cuda
+from jitalloc.gpu.record import CALL_KINDS, FAULT_KIND, FAULT_STATUS, FAULT_WANTED
 from tests.cupy_stand_in import Cupy, compile_to_text, install
 from tests.gpu import ON_DEVICE
 
@@ -36,8 +37,8 @@ ROUNDS = 12
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Calls of several launches on few pages, and threads that take turns often."""
-    monkeypatch.setattr("jitalloc.cuda.pool.LARGE", 1)
-    monkeypatch.setattr("jitalloc.cuda.pool.MANY", 1)
+    monkeypatch.setattr("jitalloc.pool.pool_cuda.LARGE", 1)
+    monkeypatch.setattr("jitalloc.pool.pool_cuda.MANY", 1)
     before = sys.getswitchinterval()
     sys.setswitchinterval(1e-5)
     yield

@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from jitalloc import _cuda, _cuda_device
+from jitalloc.gpu import device as _cuda_device
+from jitalloc.gpu import kernel as _cuda
 from tests import twin_steps
 from tests.cuda_pairs import CudaPair
 from tests.cuda_pool_steps import CUDA_STEPS, LARGE_ONLY
@@ -42,8 +43,8 @@ def test_kernel_does_what_the_model_does(
         pytest.skip("contiguous pages in a sorted pool only")
     monkeypatch.setattr(_cuda_device.device(), "threads", FEW)
     if name in LARGE_ONLY:
-        monkeypatch.setattr("jitalloc.cuda.pool.LARGE", 2)
-        monkeypatch.setattr("jitalloc.cuda.pool.MANY", 2)
+        monkeypatch.setattr("jitalloc.pool.pool_cuda.LARGE", 2)
+        monkeypatch.setattr("jitalloc.pool.pool_cuda.MANY", 2)
     run(name, options, ROUNDS)
 
 
@@ -54,8 +55,8 @@ def test_kernel_does_so_in_blocks_of_whole_warps(
 ) -> None:
     monkeypatch.setattr(_cuda_device.device(), "threads", threads)
     if name in LARGE_ONLY:
-        monkeypatch.setattr("jitalloc.cuda.pool.LARGE", 2)
-        monkeypatch.setattr("jitalloc.cuda.pool.MANY", 2)
+        monkeypatch.setattr("jitalloc.pool.pool_cuda.LARGE", 2)
+        monkeypatch.setattr("jitalloc.pool.pool_cuda.MANY", 2)
     for options in (POOLS[5], POOLS[6]):
         if name != "pool_alloc_run_cuda" or options["order"] == "sorted":
             run(name, options, 2)

@@ -13,7 +13,7 @@ import pytest
 
 from jitalloc import PagePool
 from jitalloc.cuda import CudaPagePool
-from jitalloc.cuda.upkeep import CudaPoolUpkeep
+from jitalloc.pool.upkeep_cuda import CudaPoolUpkeep
 from tests.gpu import RECORDED
 from tests.recording import RecordingDevice
 
@@ -64,10 +64,10 @@ def test_a_call_is_one_launch_or_two_and_waits_for_nothing(
     if name == "alloc, contiguous" and order != "sorted":
         pytest.skip("contiguous pages in a sorted pool only")
     if large:
-        monkeypatch.setattr("jitalloc.cuda.pool.LARGE", 1)
-        monkeypatch.setattr("jitalloc.cuda.pool.MANY", 1)
+        monkeypatch.setattr("jitalloc.pool.pool_cuda.LARGE", 1)
+        monkeypatch.setattr("jitalloc.pool.pool_cuda.MANY", 1)
     gpu = RecordingDevice()
-    monkeypatch.setattr("jitalloc.cuda.slab.device", lambda: gpu)
+    monkeypatch.setattr("jitalloc.gpu.slab.device", lambda: gpu)
     pool: Any = PagePool(8, 4, order=order, device="cuda")
     pool.free(pool.alloc(5)[3:])
     at = {
@@ -90,7 +90,7 @@ def test_a_call_is_one_launch_or_two_and_waits_for_nothing(
 
 def test_the_recorder_sees_what_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     gpu = RecordingDevice()
-    monkeypatch.setattr("jitalloc.cuda.slab.device", lambda: gpu)
+    monkeypatch.setattr("jitalloc.gpu.slab.device", lambda: gpu)
     pool: Any = PagePool(8, 4, device="cuda")
     for look in (lambda: pool.num_free, pool.stats, lambda: int(pool.alloc(1)[0])):
         gpu.waits.clear()

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from jitalloc import _cuda, _cuda_device
+from jitalloc.gpu import device as _cuda_device
+from jitalloc.gpu import kernel as _cuda
 from tests.cupy_stand_in import ndarray
 
 pytestmark = pytest.mark.skipif(_cuda.SIMULATED, reason="the simulator takes the place of CuPy")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import importlib
-import pkgutil
 import re
 import subprocess
 import sys
@@ -14,66 +13,40 @@ from types import ModuleType
 
 import pytest
 
-import jitalloc
 from jitalloc import PagePool
 from jitalloc.cuda import CudaPagePool
 from jitalloc.errors import DoubleFree
 from jitalloc.on_device import OnDevice
 from tests.house import MODULES, PACKAGE, ROOT, imports, name_of, sources
 
-# The flow of data: a module imports only what stands above it. Modules of one line, of each
-# other as well.
-ORDER = [
-    ["_sources"],
-    ["errors"],
-    ["state"],
-    ["prefix_state"],
-    ["slot_state", "slot_prefix_state"],
-    ["_jit"],
-    ["_intrinsics"],
-    ["_cuda_views"],
-    ["_cuda"],
-    ["_cuda_images"],
-    ["_cuda_cupy"],
-    ["_cuda_device"],
-    ["warming"],
-    ["kernels"],
-    ["arguments"],
-    ["on_device"],
-    ["moves"],
-    ["stats"],
-    ["interrupts"],
-    ["snapshot"],
-    ["upkeep"],
-    ["pool"],
-    ["namespaces"],
-    ["matches"],
-    ["prefix_upkeep"],
-    ["prefix"],
-    ["mirror"],
-    ["tables"],
-    ["ids"],
-    ["rows"],
-    ["eviction"],
-    ["sequence_files"],
-    ["sequence_check"],
-    ["sequence_arguments"],
-    ["seq_upkeep"],
-    ["sequences"],
-    ["slots"],
-    ["slot_copy"],
-    ["slot_records"],
-    ["slot_prefix"],
-    ["cuda"],
-    ["__init__"],
-    ["precompile"],
-    ["replay"],
-    ["info"],
-    ["cli"],
-    ["__main__"],
-]
-# What imports numba.cuda and cupy, and only when asked for a device.
-CUDA_DOOR = ("_cuda_views", "_cuda", "_cuda_images", "_cuda_cupy", "_cuda_device")
+# The flow of data: a module imports only what stands above it, and within its wing only what
+# stands above it there.
+GROUND = ["_sources", "errors", "state", "_jit", "_intrinsics"]
+GROUND += ["arguments", "on_device", "interrupts", "snapshot"]
+WINGS = ["gpu", "pool", "slots", "prefix", "sequences"]
+ORDER = [*GROUND, *WINGS, "cuda", "warming", "__init__", "replay", "info", "cli", "__main__"]
+INSIDE = {
+    wing: names.split()
+    for wing, names in {
+        "gpu": """
+            record views kernel scan calls images cupy_device device arguments slab
+        """,
+        "pool": """
+            state records holders loops upkeep pool shadow_cuda faults_cuda upkeep_cuda
+            pool_cuda
+        """,
+        "slots": "state prefix_state records loops slots copy prefix slots_cuda",
+        "prefix": "state records namespaces matches loops upkeep prefix prefix_cuda",
+        "sequences": """
+            state records files loops mirror tables arguments ids rows check eviction
+            upkeep sequences tables_cuda mirror_cuda ids_cuda launcher_cuda
+            host_table_cuda host_index_cuda rows_cuda prefix_rows_cuda upkeep_cuda
+            sequences_cuda
+        """,
+    }.items()
+}
+# Slots need nothing of the pool, nor of what stands on it.
+APART = {("slots", "pool"), ("prefix", "slots"), ("sequences", "slots")}
 
 
 @cache
@@ -104,28 +77,75 @@ DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 
 
 def room(module: str) -> str:
-    """`jitalloc.kernels.pool` is in the room `kernels`; `jitalloc` itself is `__init__`."""
-    return module.split(".")[1] if "." in module else "__init__"
+    """`jitalloc.pool.loops.pool` is in the room `pool`; `jitalloc` itself is `__init__`."""
+    first = module.split(".")[1] if "." in module else "__init__"
+    return first if first in ORDER else "__init__"  # `from jitalloc import name`
 
 
-def room_of(path: Path) -> str:
-    first = path.relative_to(PACKAGE).parts[0]
-    return first.removesuffix(".py")
+def of_path(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts)
 
 
-RANK = {name: rank for rank, names in enumerate(ORDER) for name in names}
+def place(module: str) -> int:
+    """Where a module of a wing stands in it; what its `__init__` hands on is behind all of it."""
+    _package, wing, *inside = module.split(".")
+    return INSIDE[wing].index(inside[0]) if inside and inside[0] in INSIDE[wing] else 99
+
+
+def obeys(path: Path, module: str) -> bool:
+    mine, theirs = room(of_path(path)), room(module)
+    if mine != theirs:
+        return ORDER.index(theirs) < ORDER.index(mine) and (mine, theirs) not in APART
+    if mine not in WINGS or path.stem == "__init__":
+        return True
+    looped = "loops" in path.parts and module.split(".")[2:3] == ["loops"]  # test_house_loops.py
+    return looped or place(module) < place(of_path(path))
 
 
 @pytest.mark.parametrize("path", MODULES, ids=name_of)
 def test_imports_follow_the_flow_of_data(path: Path) -> None:
-    mine = RANK[room_of(path)]
     for module in imports(path):
-        if module == "jitalloc" or module.startswith("jitalloc."):
-            theirs = room(module)
-            if theirs not in RANK:  # `from jitalloc import name`
-                theirs = "__init__"
-            inside = theirs == room_of(path) and path.parent != PACKAGE
-            assert inside or RANK[theirs] < mine, f"{room_of(path)} imports {module}"
+        if module.split(".")[0] == "jitalloc":
+            assert obeys(path, module), f"{name_of(path)} imports {module}"
+
+
+def test_what_the_flow_of_data_forbids() -> None:
+    pool = PACKAGE / "pool" / "pool.py"
+    assert obeys(pool, "jitalloc.pool.upkeep.PoolUpkeep")
+    assert obeys(pool, "jitalloc.pool.loops.owners")
+    assert not obeys(pool, "jitalloc.pool.pool_cuda")
+    assert not obeys(pool, "jitalloc.pool.PagePool")
+    assert not obeys(pool, "jitalloc.prefix.state")
+    assert not obeys(pool, "jitalloc.PagePool")
+    assert not obeys(PACKAGE / "slots" / "loops" / "slots.py", "jitalloc.pool.loops.pool")
+    assert not obeys(PACKAGE / "errors.py", "jitalloc.state")
+
+
+def test_every_room_has_its_place() -> None:
+    assert {path.stem for path in PACKAGE.glob("*.py")} | {
+        path.parent.name for path in PACKAGE.glob("*/__init__.py")
+    } == set(ORDER)
+    for wing, names in INSIDE.items():
+        found = {path.stem for path in (PACKAGE / wing).glob("*.py")} - {"__init__"}
+        loops = {"loops"} if (PACKAGE / wing / "loops").is_dir() else set()
+        assert found | loops == set(names)
+
+
+@pytest.mark.parametrize("wing", WINGS)
+def test_a_twin_stands_beside_what_it_is_the_twin_of(wing: str) -> None:
+    """`pool_cuda.py` beside `pool.py`; ALONE is what only a pool of the GPU needs."""
+    for path in (PACKAGE / wing).rglob("*_cuda.py"):
+        beside = path.with_name(path.name.replace("_cuda", ""))
+        assert beside.is_file() != (path.stem in ALONE), path.stem
+
+
+# On the GPU: the host's view of a pool and of an index, faults told late, launches of sequences;
+# parts that several kernels are built from.
+ALONE = {"shadow_cuda", "faults_cuda", "launcher_cuda", "host_table_cuda", "host_index_cuda"}
+ALONE |= {"prefix_rows_cuda"}
+ALONE |= {"batches_cuda", "merging_cuda", "releasing_cuda", "page_frees_cuda", "slot_frees_cuda"}
+ALONE |= {"extends_cuda", "row_facts_cuda", "row_batches_cuda", "leading_cuda", "dropping_cuda"}
+ALONE |= {"appends_cuda", "append_writes_cuda", "forking_cuda"}
 
 
 @pytest.mark.parametrize("path", sources(ROOT), ids=name_of)
@@ -203,9 +223,9 @@ def test_nothing_else_stands_at_the_top() -> None:
 @pytest.mark.parametrize("path", MODULES, ids=name_of)
 def test_backends_come_in_by_one_door(path: Path) -> None:
     used = {module.split(".")[0] for module in imports(path)}
-    if room_of(path) not in ("_jit", "_intrinsics", *CUDA_DOOR):
+    if room(of_path(path)) not in ("_jit", "_intrinsics", "gpu"):
         assert not used & {"numba", "cupy", "llvmlite", "cuda"}
-    if room_of(path) not in CUDA_DOOR:
+    if room(of_path(path)) != "gpu":
         assert not any(re.match(r"cupy|cuda|numba\.cuda", module) for module in imports(path))
 
 
@@ -230,8 +250,3 @@ def test_nothing_is_left_open(path: Path) -> None:
     for node in ast.walk(tree):
         assert not isinstance(node, ast.Assert), f"line {node.lineno}: python -O drops it"
     assert ast.get_docstring(tree), "no docstring of the module"
-
-
-def test_every_module_is_imported_by_some_test_or_module() -> None:
-    found = {each.name for each in pkgutil.iter_modules(jitalloc.__path__)}
-    assert found <= set(RANK)

@@ -12,70 +12,81 @@ from pathlib import Path
 
 import pytest
 
-from jitalloc import _cuda, _jit
-from tests.house import MODULES, PACKAGE, ROOT, imports, sources
+from jitalloc import _jit
+from jitalloc.gpu import kernel as _cuda
+from tests.house import MODULES, PACKAGE, ROOT, imports, name_of
 
-KERNEL_FILES = sorted(
-    path.stem for path in (PACKAGE / "kernels").glob("*.py") if path.stem[0] != "_"
-)
-# Helpers that several nouns are built from: no kernel, so no facade and no benchmark.
-SHARED_KERNELS = {"nodes", "children", "expiries", "queues", "split_join", "paths", "compare"}
-SHARED_KERNELS |= {"search", "insertion", "check_nodes", "check_lists", "row_locks", "committing"}
-NOUNS = [noun for noun in KERNEL_FILES if noun not in SHARED_KERNELS]
-# Within kernels/: what the loops of one noun are built from.
-KERNEL_ORDER = ["pool", "owners", "tokens", "upkeep"]
-KERNEL_ORDER += ["nodes", "children", "expiries", "queues", "split_join", "paths", "compare"]
-KERNEL_ORDER += ["search", "insertion", "prefix", "reclaim", "check_nodes", "check_lists"]
-KERNEL_ORDER += ["prefix_upkeep"]
-KERNEL_ORDER += ["tables", "mirror", "row_locks", "committing", "sharing", "rows", "sequences"]
-KERNEL_ORDER += ["eviction"]
-KERNEL_ORDER += ["slots", "slot_table", "slot_tree", "slot_entries", "slot_prefix"]
+# What the loops of a wing are built from: a file imports only those before it, and none of them a
+# loop of another wing that the order of wings forbids (test_house.py).
+ORDER = {
+    wing: names.split()
+    for wing, names in {
+        "pool": """
+            pool owners tokens upkeep batches_cuda merging_cuda pool_cuda releasing_cuda
+            page_frees_cuda slot_frees_cuda owners_cuda extends_cuda tokens_cuda
+            upkeep_cuda
+        """,
+        "prefix": """
+            nodes children expiries queues split_join paths compare search insertion
+            prefix reclaim check_nodes check_lists upkeep prefix_cuda upkeep_cuda
+        """,
+        "sequences": """
+            tables mirror row_locks committing sharing rows sequences eviction
+            row_facts_cuda tables_cuda mirror_cuda row_batches_cuda sharing_cuda
+            leading_cuda dropping_cuda appends_cuda append_writes_cuda forking_cuda
+            rows_cuda sequences_cuda eviction_cuda
+        """,
+        "slots": "slots slot_table slot_tree slot_entries slot_prefix slots_cuda",
+    }.items()
+}
+FILES = sorted(path for path in PACKAGE.glob("*/loops/*.py") if path.stem != "__init__")
+# Helpers that several nouns are built from: no kernel, so no tests or benchmarks of that name.
+SHARED = {"nodes", "children", "expiries", "queues", "split_join", "paths", "compare", "search"}
+SHARED |= {"insertion", "check_nodes", "check_lists", "row_locks", "committing"}
+SHARED |= {"batches_cuda", "merging_cuda", "releasing_cuda", "page_frees_cuda", "slot_frees_cuda"}
+SHARED |= {"extends_cuda", "row_facts_cuda", "row_batches_cuda", "leading_cuda", "dropping_cuda"}
+SHARED |= {"appends_cuda", "append_writes_cuda", "forking_cuda"}
 # Where the steps stand that run CUDA kernels in the simulator: CUDA_STEPS, and WITHOUT_TWIN.
 CUDA_REGISTRIES = [
     importlib.import_module(f"tests.cuda_{name}_steps")
     for name in ("pool", "prefix", "tables", "mirror", "slot", "cache")
 ]
-# Files of kernels/cuda/ that hold no twins, and where they stand among the others.
-CUDA_SHARED = {"scan", "calls", "batches", "merging", "releasing", "row_batches", "appends"}
-CUDA_SHARED |= {"page_frees", "slot_frees", "extends"}
-CUDA_SHARED |= {"row_facts", "dropping", "append_writes", "forking", "leading"}
-CUDA_ORDER = [
-    "scan",
-    "calls",
-    "batches",
-    "merging",
-    "pool",
-    "releasing",
-    "page_frees",
-    "slot_frees",
-]
-CUDA_ORDER += ["owners", "extends", *KERNEL_ORDER[2 : KERNEL_ORDER.index("tables")]]
-CUDA_ORDER += ["row_facts", "tables", "mirror", "row_batches", "sharing", "leading", "dropping"]
-CUDA_ORDER += ["appends", "append_writes", "forking"]
-CUDA_ORDER += KERNEL_ORDER[KERNEL_ORDER.index("rows") :]
 # Kernels of the GPU alone: the CPU needs no loop for what they do.
 ALONE = ["rows_mark_cuda"]
-CUDA_FILES = sorted(
-    path.stem for path in (PACKAGE / "kernels" / "cuda").glob("*.py") if path.stem[0] != "_"
-)
 
 
-@pytest.mark.parametrize("noun", KERNEL_FILES)
-def test_kernels_are_built_from_those_before(noun: str) -> None:
-    for module in imports(PACKAGE / "kernels" / f"{noun}.py"):
-        if module.startswith("jitalloc.kernels."):
-            other = module.split(".")[2]
-            assert KERNEL_ORDER.index(other) < KERNEL_ORDER.index(noun)
+def wing_of(file: Path) -> str:
+    return file.parents[1].name
 
 
-@pytest.mark.parametrize("noun", CUDA_FILES)
-def test_cuda_kernels_are_built_from_those_before(noun: str) -> None:
-    for module in imports(PACKAGE / "kernels" / "cuda" / f"{noun}.py"):
-        if module.startswith("jitalloc.kernels.cuda."):
-            assert CUDA_ORDER.index(module.split(".")[3]) < CUDA_ORDER.index(noun)
+def noun_of(file: Path) -> str:
+    """What the kernels of a file are named after."""
+    noun = file.stem.removesuffix("_cuda")
+    return f"prefix_{noun}" if (wing_of(file), noun) == ("prefix", "upkeep") else noun
 
 
-@pytest.mark.parametrize("file", sources(PACKAGE / "kernels"), ids=lambda path: path.name)
+NOUNS = sorted({noun_of(file) for file in FILES if file.stem not in SHARED})
+
+
+def test_every_file_of_loops_has_its_place() -> None:
+    for wing, names in ORDER.items():
+        assert {file.stem for file in FILES if wing_of(file) == wing} == set(names)
+    assert {file.stem for file in FILES} > SHARED
+
+
+@pytest.mark.parametrize("file", FILES, ids=name_of)
+def test_loops_are_built_from_those_before(file: Path) -> None:
+    mine = ORDER[wing_of(file)]
+    for module in imports(file):
+        _package, wing, *inside = [*module.split("."), "", ""]
+        if wing == wing_of(file) and inside[0] == "loops":
+            assert mine.index(inside[1]) < mine.index(file.stem), module
+
+
+LOOPS = [*FILES, PACKAGE / "gpu" / "scan.py", PACKAGE / "gpu" / "calls.py"]
+
+
+@pytest.mark.parametrize("file", LOOPS, ids=name_of)
 def test_kernels_take_few_arguments(file: Path) -> None:
     for node in ast.walk(ast.parse(file.read_text())):
         if isinstance(node, ast.FunctionDef):
@@ -91,25 +102,21 @@ def test_loops_of_a_noun_have_tests_and_benchmarks_of_its_name(noun: str) -> Non
     assert (ROOT / "asv_benchmarks" / f"bench_{noun}.py").is_file()
 
 
-@pytest.mark.parametrize("noun", NOUNS)
-def test_kernels_are_named_by_noun_verb_and_device(noun: str) -> None:
-    module = importlib.import_module(f"jitalloc.kernels.{noun}")
-    mine = [name for name, each in vars(module).items() if isinstance(each, _jit.Kernel)]
-    assert mine, "a file of kernels without one"
-    assert not SHARED_KERNELS - set(KERNEL_FILES)
-    for name in mine:
-        assert re.fullmatch(rf"{noun}_[a-z_]+_(cpu|cuda)", name)
-        assert _jit.kernels()[name].name == name
-
-
-@pytest.mark.parametrize("noun", CUDA_FILES)
-def test_cuda_kernels_are_named_by_noun_verb_and_device(noun: str) -> None:
-    module = importlib.import_module(f"jitalloc.kernels.cuda.{noun}")
-    mine = [name for name, each in vars(module).items() if isinstance(each, _cuda.CudaKernel)]
-    assert bool(mine) == (noun not in CUDA_SHARED)
-    for name in mine:
-        assert re.fullmatch(rf"{noun}_[a-z_]+_cuda", name)
-        assert _cuda.cuda_kernels()[name].name == name
+@pytest.mark.parametrize("file", FILES, ids=name_of)
+def test_kernels_are_named_by_noun_verb_and_device(file: Path) -> None:
+    module = importlib.import_module(f"jitalloc.{wing_of(file)}.loops.{file.stem}")
+    kinds = {"cuda": _cuda.CudaKernel, "cpu": _jit.Kernel}
+    device = "cuda" if file.stem.endswith("_cuda") else "cpu"
+    made = {name: each for name, each in vars(module).items() if isinstance(each, kinds[device])}
+    mine = {
+        name: each for name, each in made.items() if each.function.__module__ == module.__name__
+    }
+    assert bool(mine) == (file.stem not in SHARED)
+    registered = _cuda.cuda_kernels() if device == "cuda" else _jit.kernels()
+    for name, each in mine.items():
+        assert re.fullmatch(rf"{noun_of(file)}_[a-z_]+_{device}", name)
+        assert registered[name] is each
+        assert each.name == name
 
 
 def made_by(decorator: str) -> set[str]:
@@ -125,7 +132,7 @@ def made_by(decorator: str) -> set[str]:
 
 
 def test_every_kernel_is_registered_by_importing_the_package() -> None:
-    code = "import jitalloc; from jitalloc import _cuda, _jit; "
+    code = "import jitalloc; from jitalloc import _jit; from jitalloc.gpu import kernel as _cuda; "
     code += "print(sorted(_jit.kernels()), sorted(_cuda.cuda_kernels()), sep=',')"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     cpu, cuda = ast.literal_eval(done.stdout)
@@ -157,3 +164,10 @@ def test_every_cuda_kernel_is_simulated() -> None:
     # test_cuda_twins.py runs these steps, test_cuda_compile.py compiles what is registered.
     steps = [name for each in CUDA_REGISTRIES for name in each.CUDA_STEPS]
     assert sorted(_cuda.cuda_kernels()) == sorted(steps)
+
+
+def test_a_cuda_kernel_stands_beside_its_twin() -> None:
+    for each in _cuda.cuda_kernels().values():
+        if each.twin is not None:
+            wing, mine = each.function.__module__.split(".")[1::2]
+            assert each.twin.function.__module__.split(".")[1] in (wing, "pool", "prefix"), mine

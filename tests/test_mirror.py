@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from jitalloc import BlockTables, PagedKVCache, PagePool, PrefixCache, WrongDevice
-from jitalloc.kernels.mirror import CHUNK, PART
+from jitalloc.sequences.loops.mirror import CHUNK, PART
 from jitalloc.state import NULL
 from tests.mirror_pairs import Told
 from tests.sharing_pairs import SharingPair, random_turn

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from jitalloc import PagePool, PrefixCache
 from jitalloc.errors import CorruptState, InvalidArgument
-from jitalloc.namespaces import (
+from jitalloc.prefix.namespaces import (
     FIRST_NAMESPACE,
     LAST_NAMESPACE,
     MAIN_ROOT,

@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from jitalloc import prefix_state, state
+from jitalloc import state
 from jitalloc._jit import JIT_DISABLED
 from jitalloc.errors import CorruptState
-from jitalloc.prefix_state import HASH_MASK, NEVER, NODE_FIELDS, SLAB_END, UNCACHED
+from jitalloc.prefix import state as prefix_state
+from jitalloc.prefix.state import HASH_MASK, NEVER, NODE_FIELDS, SLAB_END, UNCACHED
 from tests.oracle_prefix import PREFIX_POLICIES
 from tests.prefix_pairs import PrefixPair, random_turn, spell, stored
 

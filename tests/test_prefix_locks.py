@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from jitalloc import prefix
 from jitalloc._jit import JIT_DISABLED
 from jitalloc.errors import NotLocked, PagesLocked, PinBudget
+from jitalloc.prefix import prefix
 from tests.prefix_pairs import PrefixPair, spell, stored
 from tests.test_processes import interrupt_often
 

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from jitalloc import OutOfPages, PagedKVCache, PageInUse, PagePool, _jit
-from jitalloc.state import pool_slab_words
+from jitalloc.pool.state import pool_slab_words
 
 ROOT = Path(__file__).parents[1]
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from jitalloc import _cuda
+from jitalloc.gpu import kernel as _cuda
 from tests.ptx.machine import counted
 from tests.ptx_texts import SEEDS, SHARED, element, every_order, run, words
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from jitalloc import _cuda
+from jitalloc.gpu import kernel as _cuda
 from tests.ptx import cupy, streams
 from tests.ptx.faults import MachineError
 from tests.ptx.machine import Program

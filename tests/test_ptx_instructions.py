@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from jitalloc import _cuda
+from jitalloc.gpu import kernel as _cuda
 from tests.ptx.parser import PtxError
 from tests.ptx_texts import run
 

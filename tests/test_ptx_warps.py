@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from jitalloc import _cuda
+from jitalloc.gpu import kernel as _cuda
 from tests.ptx.faults import MachineError
 from tests.ptx_texts import element, every_order, run, words
 

@@ -15,7 +15,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from jitalloc import PagedKVCache, PagePool, PrefixCache
 from jitalloc._jit import JIT_DISABLED
 from jitalloc.errors import CorruptState, InvalidArgument, OutOfPages
-from jitalloc.state import KNOWN, LOCK_END, LOCKED
+from jitalloc.sequences.state import KNOWN, LOCK_END, LOCKED
 from tests.sharing_pairs import STEPS, SharingPair, random_turn
 
 ONE, TWO = list(range(100, 110)), list(range(200, 210))  # two pages of four tokens, and a half

@@ -8,7 +8,7 @@ import pytest
 from jitalloc import SlotAllocator, SlotEntry, SlotPrefixCache
 from jitalloc._jit import JIT_DISABLED
 from jitalloc.errors import AllPinned, EntryPinned, SlotTaken, UnknownEntry
-from jitalloc.slot_prefix_state import ENTRIES_USED, NODES, NODES_USED
+from jitalloc.slots.prefix_state import ENTRIES_USED, NODES, NODES_USED
 from tests.slot_pairs import SlotPrefixPair, slot_prefix_facts
 
 

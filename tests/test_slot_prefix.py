@@ -11,7 +11,7 @@ import pytest
 from jitalloc import SlotAllocator, SlotEntry, SlotPrefixCache
 from jitalloc._jit import JIT_DISABLED
 from jitalloc.errors import CorruptState, EntryPinned
-from jitalloc.slot_prefix_state import (
+from jitalloc.slots.prefix_state import (
     CAPACITY,
     CLOCK,
     ENTRIES,

@@ -9,8 +9,8 @@ import pytest
 from numba import njit
 
 from jitalloc import SlotEntry, SlotPrefixCache
-from jitalloc.kernels import slot_table
-from jitalloc.slot_prefix_state import slot_prefix_slab_words, table_bits
+from jitalloc.slots.loops import slot_table
+from jitalloc.slots.prefix_state import slot_prefix_slab_words, table_bits
 from tests.slot_pairs import SlotPrefixPair
 
 # Helpers can be called from kernels only; compiled for themselves they can from here.

@@ -12,7 +12,7 @@ import pytest
 from jitalloc import SlotAllocator
 from jitalloc._jit import JIT_DISABLED
 from jitalloc.errors import CorruptState, OutOfSlots, SlotFree, SlotTaken
-from jitalloc.slot_state import FREE_SLOTS, LOWEST, NUM_SLOTS, PEAK_SLOTS, SlotArrays
+from jitalloc.slots.state import FREE_SLOTS, LOWEST, NUM_SLOTS, PEAK_SLOTS, SlotArrays
 from tests.slot_pairs import SlotPair
 from tests.slot_steps import SLOT_BACKGROUND, SLOT_STEPS
 

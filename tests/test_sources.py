@@ -14,7 +14,9 @@ from typing import Any
 import pytest
 
 import jitalloc
-from jitalloc import _cuda, _cuda_images, _jit, _sources
+from jitalloc import _jit, _sources
+from jitalloc.gpu import images as _cuda_images
+from jitalloc.gpu import kernel as _cuda
 
 PACKAGE = Path(jitalloc.__file__).parent
 
@@ -22,7 +24,9 @@ PACKAGE = Path(jitalloc.__file__).parent
 # whether the keys of both devices changed by it.
 EDIT_EACH = """
 import jitalloc
-from jitalloc import _cuda, _cuda_images, _jit, _sources
+from jitalloc import _jit, _sources
+from jitalloc.gpu import images as _cuda_images
+from jitalloc.gpu import kernel as _cuda
 of_cpu = [_jit.compile_kernels, *(each.function for each in _jit.kernels().values())]
 of_cuda = [_cuda_images.kernel_image, *(each.function for each in _cuda.cuda_kernels().values())]
 for functions in (of_cpu, of_cuda):
@@ -76,7 +80,7 @@ def test_sources_are_all_that_kernels_reach_by_imports(of_cuda: bool) -> None:
         for name in parsed_imports(file):
             if _sources._is_module(name):
                 assert Path(sys.modules[name].__file__ or "") in found, f"{file} imports {name}"
-    compiler = PACKAGE / ("_cuda.py" if of_cuda else "_jit.py")
+    compiler = PACKAGE / ("gpu/kernel.py" if of_cuda else "_jit.py")
     assert {compiler, PACKAGE / "errors.py"} <= found
 
 

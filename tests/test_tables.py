@@ -11,7 +11,7 @@ import pytest
 
 from jitalloc import NULL, BlockTables, PagedKVCache, PagePool, PageTableCSR, state
 from jitalloc.errors import CorruptState, InvalidArgument
-from jitalloc.state import TableArrays
+from jitalloc.sequences.state import TableArrays
 from tests import cache_steps
 from tests.cache_pairs import CachePair
 

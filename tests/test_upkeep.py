@@ -10,7 +10,7 @@ import pytest
 
 from jitalloc import PagePool, state
 from jitalloc.errors import CorruptState, InvalidPage, PageInUse
-from jitalloc.state import PoolArrays
+from jitalloc.pool.state import PoolArrays
 from tests.pairs import PoolPair
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from jitalloc import _cuda
+from jitalloc.gpu import kernel as _cuda
 from tests.pairs import PoolPair
 
 Step = Callable[[PoolPair, Random], Any]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from jitalloc._cuda_device import device
-from jitalloc.pool import PagePool
+from jitalloc.gpu.device import device
+from jitalloc.pool.pool import PagePool
 
 
 class Transfers:

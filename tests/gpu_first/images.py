@@ -7,7 +7,8 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from jitalloc import _cuda, _cuda_images
+from jitalloc.gpu import images as _cuda_images
+from jitalloc.gpu import kernel as _cuda
 
 MANIFEST = "images.json"
 

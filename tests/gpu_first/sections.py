@@ -14,7 +14,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 import jitalloc
-from jitalloc import _cuda, _cuda_device, _cuda_images
+from jitalloc.gpu import device as _cuda_device
+from jitalloc.gpu import images as _cuda_images
+from jitalloc.gpu import kernel as _cuda
 from tests.gpu_first import images, times
 
 ROOT = Path(__file__).parents[2]

@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 
 import jitalloc
-from jitalloc import _cuda_device
-from jitalloc.tables import PageTableCSR
+from jitalloc.gpu import device as _cuda_device
+from jitalloc.sequences.tables import PageTableCSR
 
 Call = Callable[[], object]
 SPIN = """extern "C" __global__ void spin(long long n)

@@ -99,7 +99,7 @@ class Module:
         self.code = code
 
     def get_function(self, entry: str) -> Any:
-        from jitalloc._cuda import cuda_kernels
+        from jitalloc.gpu.kernel import cuda_kernels
 
         text = self.code.rstrip(b"\0").decode()
         if f".entry {entry}(" not in text:

@@ -10,7 +10,7 @@ ASKED = os.environ.get("JITALLOC_GPU") == "machine"
 
 def install() -> None:
     """Let `import cupy` find the machine, and kernels stay PTX."""
-    from jitalloc import _cuda_images
+    from jitalloc.gpu import images as _cuda_images
     from tests.ptx import cupy
 
     sys.modules["cupy"] = cupy

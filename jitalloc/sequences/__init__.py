@@ -1,0 +1,26 @@
+"""Requests on a pool: block tables, growth, copy-on-write, who gives way.
+
+`state` layout and invariants, `records` what is answered, `tables` the arrays and their exports,
+`ids` which row is whose, `rows` single rows with or without a prefix cache, `eviction` who goes
+next, `upkeep`, `check` and `files` the thing as a whole, `sequences` what it does, `mirror` tables
+of the host on the GPU; `*_cuda` the same on a pool of the GPU.
+"""
+
+from jitalloc.sequences.eviction import Eviction
+from jitalloc.sequences.files import CacheSnapshot
+from jitalloc.sequences.mirror import BlockTableMirror
+from jitalloc.sequences.records import SequenceInfo, SequenceStats
+from jitalloc.sequences.sequences import Appended, PagedKVCache
+from jitalloc.sequences.tables import BlockTables, PageTableCSR
+
+__all__ = [
+    "Appended",
+    "BlockTableMirror",
+    "BlockTables",
+    "CacheSnapshot",
+    "Eviction",
+    "PageTableCSR",
+    "PagedKVCache",
+    "SequenceInfo",
+    "SequenceStats",
+]

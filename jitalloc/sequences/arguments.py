@@ -1,0 +1,163 @@
+"""What callers hand to sequences, and what a status word about it says to them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from jitalloc.arguments import as_count, as_lengths
+from jitalloc.errors import (
+    NEGATIVE,
+    NEGATIVE_TOKEN,
+    OUT_OF_PAGES,
+    OUT_OF_ROWS,
+    POSITION_RANGE,
+    REFCOUNT_OVERFLOW,
+    TABLE_WIDTH,
+    TOO_MANY,
+    InvalidArgument,
+    JitallocError,
+    OutOfPages,
+    OutOfRows,
+    SequenceTooLong,
+    argument_error,
+    pack_status,
+    unpack_status,
+)
+from jitalloc.pool.loops.pool import pool_total_cpu
+from jitalloc.pool.pool import PagePool
+from jitalloc.sequences.state import LENGTH
+from jitalloc.sequences.tables import BlockTables
+from jitalloc.state import INT32_MAX
+
+OWNERS_TEXT = "a page would have more owners than int32 holds"
+
+
+def as_growth(n: Any, batch: int) -> tuple[NDArray[np.int64], int]:
+    """Return new tokens, for all rows of a batch or of each, and their sum."""
+    scalar = np.ndim(n) == 0
+    counts = as_lengths("n", [as_count("n", n)] if scalar else n, 1 if scalar else batch)
+    total = pool_total_cpu.run(counts) * (batch if scalar else 1)
+    if total < 0:
+        raise argument_error(total, "n", counts)
+    if total > INT32_MAX:
+        raise argument_error(pack_status(TOO_MANY, 0), "n", counts)
+    return counts, total
+
+
+def kept_or_dropped(num_tokens: ArrayLike | None, drop: ArrayLike | None) -> tuple[str, Any]:
+    """Return which of the arguments of `truncate_batch` is given, and what it is."""
+    if (num_tokens is None) == (drop is None):
+        given = "both are" if drop is not None else "neither is"
+        raise InvalidArgument("num_tokens", None, f"needed, or else drop: {given} given")
+    return ("num_tokens", num_tokens) if drop is None else ("drop", drop)
+
+
+def check_same_length(name: str, values: Any, other: Any) -> None:
+    """Raise where an array is not as long as another one."""
+    if values.size != other.size:
+        raise InvalidArgument(name, values.size, f"must have {other.size} elements")
+
+
+def check_token_count(ids: Any, total: int) -> None:
+    """Raise where there are not as many ids as new tokens."""
+    if ids.size != total:
+        text = f"must have {total} elements, one a new token"
+        raise InvalidArgument("tokens", ids.size, text)
+
+
+def opening_error(status: int, tokens: int, ids: Any, tables: BlockTables) -> JitallocError:
+    """Return why no sequence of so many tokens could begin; `ids`: theirs, or None."""
+    code, detail = unpack_status(status)
+    pages = -(-tokens // tables.page_size)
+    if code == NEGATIVE_TOKEN:
+        return argument_error(status, "tokens", ids)
+    if code == OUT_OF_PAGES:
+        return OutOfPages(pages, detail)
+    if code == OUT_OF_ROWS:
+        return OutOfRows(f"all {tables.max_sequences} rows hold sequences")
+    if code == REFCOUNT_OVERFLOW:
+        return InvalidArgument("src_id", None, OWNERS_TEXT)
+    return _too_long("num_tokens", tokens, pages, None, tables)
+
+
+def _too_long(
+    argument: str, tokens: int, pages: int, position: int | None, tables: BlockTables
+) -> SequenceTooLong:
+    width = tables.max_pages_per_sequence
+    text = f"the sequence would need {pages} pages; a row holds {width}, a length fits int32"
+    return SequenceTooLong(argument, tokens, text, position)
+
+
+def append_error(
+    status: int,
+    pool: PagePool,
+    tables: BlockTables,
+    rows: NDArray[np.int32],
+    counts: NDArray[np.int64],
+    ids: NDArray[np.int32],
+) -> JitallocError:
+    """Return why the sequences in `rows` could not grow."""
+    code, position = unpack_status(status)
+    counts, size = np.broadcast_to(counts, rows.size), tables.page_size
+    if code == NEGATIVE:
+        return argument_error(status, "n", counts)
+    if code == NEGATIVE_TOKEN:
+        return argument_error(status, "tokens", ids)
+    if code not in (OUT_OF_PAGES, TABLE_WIDTH):
+        return tables._row_error(status, "rows", rows)
+    lengths = tables.arrays.columns[LENGTH, rows]
+    before, after = -(-lengths // size), -(-(lengths + counts) // size)
+    if code == TABLE_WIDTH:
+        tokens, pages = int(counts[position]), int(after[position])
+        return _too_long("n", tokens, pages, position, tables)
+    writes = (lengths % size != 0) & (counts > 0)
+    last = tables.arrays.pages[rows[writes], before[writes] - 1]
+    shared, writers = np.unique(last, return_counts=True)
+    copies = np.minimum(writers, pool.refcount(shared) - 1).sum()
+    return OutOfPages(int((after - before).sum() + copies), position)
+
+
+def truncation_error(
+    status: int,
+    tables: BlockTables,
+    name: str,
+    rows: NDArray[np.int32],
+    counts: NDArray[np.int64],
+) -> JitallocError:
+    """Return why the sequences in `rows` could not be cut short by the argument `name`."""
+    code, position = unpack_status(status)
+    if code not in (NEGATIVE, POSITION_RANGE):
+        return tables._row_error(status, "rows", rows)
+    each = np.broadcast_to(counts, rows.size)
+    if code == NEGATIVE:
+        return argument_error(status, name, each)
+    length = int(tables.arrays.columns[LENGTH, rows[position]])
+    return InvalidArgument(name, int(each[position]), f"the sequence has {length} tokens", position)
+
+
+def pairs_error(
+    status: int,
+    tables: BlockTables,
+    first: tuple[str, NDArray[np.int32]],
+    second: tuple[str, NDArray[np.int32]],
+) -> JitallocError:
+    """Return what a status word says whose positions run through both of two named arrays."""
+    code, position = unpack_status(status)
+    name, values = first
+    if position >= values.size:
+        position -= values.size
+        name, values = second
+    if code == REFCOUNT_OVERFLOW:
+        return InvalidArgument(name, int(values[position]), OWNERS_TEXT, position)
+    return tables._row_error(pack_status(code, position), name, values)
+
+
+def commit_error(status: int, ids: Any) -> JitallocError:
+    """Return why a sequence could not enter the prefix cache, its first tokens being `ids`."""
+    code, detail = unpack_status(status)
+    if code == POSITION_RANGE:
+        return InvalidArgument("tokens", ids.size, f"the sequence has {detail} tokens")
+    return argument_error(status, "tokens", ids)

@@ -1,0 +1,121 @@
+"""Which id lives in which row, kept true to the block table even when a call is cut short."""
+
+from __future__ import annotations
+
+import functools
+import threading
+from collections.abc import Callable, Hashable
+from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
+
+import numpy as np
+
+from jitalloc.errors import DuplicateSequence, InvalidArgument, JitallocError, UnknownSequence
+from jitalloc.sequences.state import BORN, TableArrays
+from jitalloc.sequences.tables import BlockTables
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class SequenceIds:
+    """Ids and rows of live sequences, both ways.
+
+    The rows that live are bits in the block table, written by kernels; the ids are Python
+    objects, written behind the kernel. A KeyboardInterrupt between the two leaves `broken` set,
+    and `reconcile` makes the ids follow the table.
+    """
+
+    __slots__ = ("broken", "by_row", "lock", "pending", "rows", "tables")
+
+    def __init__(self, tables: BlockTables) -> None:
+        self.tables = tables
+        self.rows: dict[Hashable, int] = {}
+        self.by_row: list[Hashable] = [None] * tables.max_sequences
+        self.pending: Hashable = None  # the id of the sequence that a call is about to make
+        self.broken = False
+        self.lock = threading.RLock()
+
+    def row(self, seq_id: Hashable) -> int:
+        """Return the row of a live sequence."""
+        try:
+            return self.rows[seq_id]
+        except KeyError:
+            raise UnknownSequence(f"no sequence {seq_id!r}") from None
+        except TypeError:
+            raise InvalidArgument("seq_id", seq_id, "must be hashable") from None
+
+    def expect(self, seq_id: Hashable) -> None:
+        """Announce that a sequence of this id is about to be made."""
+        try:
+            known = seq_id in self.rows
+        except TypeError:
+            raise InvalidArgument("seq_id", seq_id, "must be hashable") from None
+        if seq_id is None:
+            raise InvalidArgument("seq_id", None, "None is no id")
+        if known:
+            raise DuplicateSequence(f"a sequence {seq_id!r} exists already")
+        self.pending = seq_id
+
+    def enter(self, row: int) -> None:
+        """Give the announced id to the sequence that now lives in `row`."""
+        self.by_row[row] = self.pending
+        self.rows[self.pending] = row
+
+    def leave(self, row: int) -> Hashable:
+        """Forget the id of the sequence that lived in `row`, and return it."""
+        seq_id, self.by_row[row] = self.by_row[row], None
+        del self.rows[seq_id]
+        return seq_id
+
+    def _arrays(self) -> TableArrays:
+        """Return the arrays of the block table, to be read."""
+        return self.tables.arrays
+
+    def live_rows(self) -> list[int]:
+        """Return the rows that sequences live in by the block table, the oldest first."""
+        arrays = self._arrays()
+        rows = np.flatnonzero(np.unpackbits(arrays.taken.view(np.uint8), bitorder="little"))
+        live: list[int] = rows[np.argsort(arrays.columns[BORN, rows], kind="stable")].tolist()
+        return live
+
+    def reconcile(self) -> None:
+        """Make the ids follow the block table after a call that was cut short."""
+        live = self.live_rows()
+        for row in set(range(len(self.by_row))).difference(live):
+            self.by_row[row] = None
+        for row in live:
+            if self.by_row[row] is None:  # at most the one that the call has made
+                self.by_row[row] = self.pending
+        self.rows = {self.by_row[row]: row for row in live}
+        self.broken = False
+
+
+class _HasIds(Protocol):
+    _ids: SequenceIds
+
+
+H = TypeVar("H", bound=_HasIds)
+
+
+def changes_ids(method: Callable[Concatenate[H, P], R]) -> Callable[Concatenate[H, P], R]:
+    """Serialise a method that makes or ends sequences, and keep ids and rows together."""
+
+    @functools.wraps(method)
+    def guarded(self: H, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        ids: Any = self._ids
+        with ids.lock:
+            if ids.broken:
+                ids.reconcile()
+            ids.broken = True
+            try:
+                result = method(self, *args, **kwargs)
+            except JitallocError:
+                ids.broken = False  # refused before anything changed
+                raise
+            except BaseException:
+                ids.reconcile()
+                raise
+            ids.broken = False
+            return result
+
+    return guarded

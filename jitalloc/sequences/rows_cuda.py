@@ -1,0 +1,234 @@
+"""Rows of a block table on the GPU: a kernel of one block for each call, which waits for it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from jitalloc._jit import Kernel
+from jitalloc.errors import (
+    OUT_OF_PAGES,
+    OUT_OF_ROWS,
+    POSITION_RANGE,
+    TABLE_WIDTH,
+    pack_status,
+    unpack_status,
+)
+from jitalloc.gpu.arguments import as_device
+from jitalloc.gpu.record import RECORD_SLOTS
+from jitalloc.pool.holders import Moves
+from jitalloc.pool.state import FIRST_PAGE, FREE, NUM_PAGES, RELEASED
+from jitalloc.sequences.launcher_cuda import SequenceLauncher
+from jitalloc.sequences.loops.eviction import eviction_to_cpu
+from jitalloc.sequences.loops.eviction_cuda import eviction_window_batch_cuda
+from jitalloc.sequences.loops.row_batches_cuda import OPTION
+from jitalloc.sequences.loops.rows_cuda import (
+    PLAN,
+    PLAN_LENGTH,
+    PLAN_NAMESPACE,
+    PLAN_PRIORITY,
+    PLAN_ROW,
+    rows_allocate_cuda,
+    rows_free_cuda,
+    rows_mark_cuda,
+)
+from jitalloc.sequences.loops.sequences_cuda import (
+    sequences_fork_batch_cuda,
+    sequences_truncate_batch_cuda,
+)
+from jitalloc.sequences.rows import SequenceRows
+from jitalloc.sequences.state import BORN, LENGTH, ROW_COLUMNS, STREAMING
+from jitalloc.state import HEADER_SLOTS, INT32, INT64, words
+
+
+def new_plan(row: int, num_tokens: int, namespace: int, priority: int) -> NDArray[np.int64]:
+    """Return what `rows_allocate_cuda` is told of one sequence that shares nothing."""
+    plan = np.zeros(PLAN, INT64)
+    plan[PLAN_ROW], plan[PLAN_LENGTH] = row, num_tokens
+    plan[PLAN_NAMESPACE], plan[PLAN_PRIORITY] = namespace, priority
+    return plan
+
+
+class CudaSequenceRows(SequenceRows):
+    """`SequenceRows` on the GPU, without a prefix cache.
+
+    Attributes
+    ----------
+    launcher : SequenceLauncher
+    """
+
+    pool: Any
+    tables: Any
+    ids: Any
+
+    def __init__(self, launcher: SequenceLauncher) -> None:
+        super().__init__(launcher.pool, launcher.tables, launcher.ids, launcher.prefix_cache)
+        self.launcher = launcher
+
+    # Beginning and ending.
+
+    def as_tokens(self, tokens: Any) -> Any:
+        """Return ids of tokens as an array of the GPU."""
+        return as_device(self.pool._gpu, "tokens", tokens, INT32)
+
+    def free_row(self, num_tokens: int) -> int:
+        """Return the lowest row known to be free for so many tokens, or a status word.
+
+        Where there is none, what failed before goes first.
+        """
+        status = pack_status(TABLE_WIDTH, 0)
+        if -(-num_tokens // self.pool.page_size) <= self.tables.max_pages_per_sequence:
+            row: int = self.ids.free_row()
+            if row >= 0:
+                return row
+            status = pack_status(OUT_OF_ROWS, 0)
+        self.launcher.wait()
+        return status
+
+    def open(self, num_tokens: int, namespace: int, priority: int) -> int:
+        """Let a sequence begin in the lowest free row; return the row."""
+        row = self.free_row(num_tokens)
+        if row < 0:
+            return row
+        launcher = self.launcher
+        plan = self.pool._gpu.upload(new_plan(row, num_tokens, namespace, priority))
+        nothing = launcher.no_tokens
+        status, _need = launcher.ask(rows_allocate_cuda, launcher.known, plan, nothing, nothing)
+        return row if status >= 0 else status
+
+    def _negative(self, tokens: Any) -> int:
+        return super()._negative(self.pool._gpu.download(tokens))
+
+    def locked_pages(self, row: int) -> int:
+        """Return how many cached pages the sequence in `row`, which just began, shares."""
+        return 0
+
+    def fork(self, src: int) -> int:
+        """Let a sequence begin in the lowest free row that shares all of `src`; return the row."""
+        row = self.free_row(0)
+        if row < 0:
+            return row
+        pair = self.launcher.one(src, row)
+        status, _ = self.launcher.ask(sequences_fork_batch_cuda, *pair, flags=OPTION)
+        return row if status >= 0 else status
+
+    def end(self, rows: NDArray[np.int32], commit: bool, evicted: bool) -> int:
+        """End sequences; return how many pages went free."""
+        there, scratch = self.pool._gpu.upload(rows), self.launcher.scratch(2 * rows.size + 1)
+        flags = OPTION if evicted else 0
+        return self.launcher.ask(rows_free_cuda, there, scratch, flags=flags, ends=rows.size)[0]
+
+    def end_there(self, rows: Any, commit: bool, released: Any) -> None:
+        """End the sequences of a batch; how many pages went free is written to `released`."""
+        scratch = self.launcher.scratch(2 * rows.size + 1)
+        self.launcher.launch(rows_free_cuda, rows, scratch, released, 0)
+
+    # Sharing.
+
+    def make_room(self, need: int) -> int:
+        """Return 0 if `need` pages are available, or else a status word: nothing gives way."""
+        free = self.page_counts()[0]
+        return 0 if need <= free else pack_status(OUT_OF_PAGES, free)
+
+    def make_room_for(self, need: int) -> bool:
+        """Make room for a call that has failed for want of pages; return whether it comes again."""
+        return False
+
+    def follow(self) -> None:
+        """Let the index of the prefix cache lock what the rows lock by now. Waits."""
+
+    def rename_pages(self, moves: Moves) -> None:
+        """Follow pages that have moved, on the host, with what is known there of rows."""
+
+    # Shrinking.
+
+    def truncate(self, row: int, num_tokens: int) -> int:
+        """Keep the first tokens of a sequence; return how many pages went free."""
+        rows, tokens = self.launcher.one(row, num_tokens)
+        arrays = rows, tokens, self.launcher.scratch(3)
+        status, length = self.launcher.ask(sequences_truncate_batch_cuda, *arrays)
+        if status < 0 and unpack_status(status)[0] == POSITION_RANGE:
+            return pack_status(POSITION_RANGE, length)
+        return status
+
+    def cut(self, row: int, sink_tokens: int, window_tokens: int, evicted: int) -> tuple[int, int]:
+        """Cut a sequence; return how many tokens it drops and how many pages are given up."""
+        launcher = self.launcher
+        (rows,) = launcher.one(row)
+        flags = launcher.behind | (OPTION if evicted else 0)
+        arrays = rows, launcher.scratch(5), launcher.answer()[1:]
+        rule = (sink_tokens << 32 | window_tokens,)
+        released, dropped = launcher.ask(
+            eviction_window_batch_cuda, *arrays, rule=rule, flags=flags
+        )
+        return dropped, released
+
+    def evict_down(self, target: int, policy: tuple[int, int, int]) -> list[list[int]]:
+        """Choose on a copy of the state, and end or cut the victims by one launch; waits twice."""
+        gpu, pool, launcher = self.pool._gpu, self.pool, self.launcher
+        with pool._calls:
+            launcher.wait()
+            slab, tables = gpu.download(pool._slab), gpu.download(self.tables._slab)
+            owners = np.zeros(pool.num_pages, INT32)
+            victims = np.zeros((self.tables.max_sequences, 3), INT64)
+            rule = np.array(policy, INT64)
+            count = self.run_on_copy(eviction_to_cpu, slab, tables, owners, victims, target, rule)
+            gone: list[list[int]] = victims[:count].tolist()
+            rows = victims[:count, 0].astype(INT32)
+            if policy[0] != STREAMING:
+                CudaSequenceRows.end(self, rows, False, True)
+                return gone
+            scratch, dropped = launcher.scratch(3 * count + 2), gpu.empty(count, INT64)
+            arrays, flags = (gpu.upload(rows), scratch, dropped), launcher.behind | OPTION
+            cut = (policy[1] << 32 | policy[2],)
+            launcher.ask(eviction_window_batch_cuda, *arrays, rule=cut, flags=flags)
+        return gone
+
+    def run_on_copy(
+        self, kernel: Kernel, slab: NDArray[np.int64], tables: NDArray[np.int64], *arguments: Any
+    ) -> int:
+        """Run a loop of the CPU on copies of pool and block table."""
+        status: int = kernel.run(slab, tables, self.index._slab, *arguments)
+        return status
+
+    # Facts.
+
+    def mark(self, row: int, column: int, value: int) -> None:
+        """Set one fact of the sequence in `row`."""
+        with self.pool._calls:
+            gpu, launcher = self.pool._gpu, self.launcher
+            rows = launcher.constant(row)
+            tables = launcher.bind()[1]
+            gpu.launch(rows_mark_cuda, 1, gpu.threads, tables, gpu.wrap(rows), column, value)
+
+    def look(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return the block table, its page ids left out, and its columns: to be read."""
+        rows = self.tables.max_sequences
+        start = HEADER_SLOTS + 2 * words(rows)
+        with self.pool._calls:
+            self.launcher.wait()
+            slab = self.pool._gpu.download(self.tables._slab[: start + ROW_COLUMNS * rows])
+        return slab, slab[start:].reshape(ROW_COLUMNS, rows)
+
+    def facts(self, row: int) -> tuple[list[int], Any, int]:
+        """Return facts and pages of a sequence, and how many of these others hold too."""
+        gpu, pool = self.pool._gpu, self.pool
+        facts = self.look()[1][:, row].tolist()
+        if not facts[BORN]:
+            raise self.launcher.unknown()
+        count = -(-facts[LENGTH] // pool.page_size)
+        pages = gpu.upload(gpu.download(self.tables.arrays.pages[row, :count]))
+        return facts, pages, int((gpu.download(pool.refcount(pages)) > 1).sum())
+
+    def totals(self) -> tuple[list[int], int]:
+        """Return the header of the block table, and how many tokens the sequences have."""
+        slab, columns = self.look()
+        return slab[:HEADER_SLOTS].tolist(), int(columns[LENGTH].sum())
+
+    def page_counts(self) -> tuple[int, int, int]:
+        """Return how many pages are free, reclaimable and held, at one moment."""
+        header = self.launcher.wait()[RECORD_SLOTS:]
+        free = int(header[FREE] + header[RELEASED])
+        return free, 0, int(header[NUM_PAGES] - header[FIRST_PAGE]) - free
