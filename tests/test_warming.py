@@ -10,14 +10,14 @@ from typing import Any
 
 import pytest
 
-from jitalloc import _jit
+from jitalloc import _jit, warming
 from jitalloc.warming import Precompiled
 
 pytestmark = pytest.mark.skipif(_jit.JIT_DISABLED, reason="nothing is compiled")
 
 CHILD = """
 import sys
-from jitalloc import _jit
+from jitalloc import _jit, warming
 from jitalloc.warming import Precompiled
 with Precompiled([sys.argv[1]]) as elsewhere:
     print(elsewhere._process is not None)
