@@ -57,6 +57,24 @@ from jitalloc.slots.slots import SlotAllocator
 from jitalloc.state import NULL
 from jitalloc.warming import warmup
 
+# Pickles of records name the place that users know, wherever in the package their classes stand.
+for _record in (
+    *(
+        Appended,
+        CacheSnapshot,
+        Eviction,
+        InsertResult,
+        Moves,
+        PageBatch,
+        PageTableCSR,
+        PoolSnapshot,
+    ),
+    *(PoolStats, PrefixSnapshot, PrefixStats, SequenceInfo, SequenceStats, SlotEntry, SlotMatch),
+    SlotPrefixStats,
+):
+    _record.__module__ = __name__
+del _record
+
 try:
     __version__ = version("jitalloc")
 except PackageNotFoundError:  # a source tree that is not installed

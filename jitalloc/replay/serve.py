@@ -117,9 +117,9 @@ class Server:
     def _admit(self) -> None:
         """Give pages to those that wait, in their order, until the first that finds too few."""
         while self.waiting and self.num_running < self.options.max_batch:
-            sequence = self.waiting[0]
+            sequence, spare = self.waiting[0], self.num_running
             with self.meter.timed:
-                cached = self._allocate(sequence, self.num_running)
+                cached = self._allocate(sequence, spare)
             if cached < 0:
                 break
             self._found(sequence, cached)
