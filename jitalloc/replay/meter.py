@@ -10,11 +10,11 @@ from time import perf_counter_ns
 import numpy as np
 from numpy.typing import NDArray
 
-from jitalloc.pool.pool import PagePool
-from jitalloc.prefix.prefix import PrefixCache
+from jitalloc.pool import PagePool
+from jitalloc.prefix import PrefixCache
 from jitalloc.replay.timeline import Timeline
 from jitalloc.replay.transfers import Transfers
-from jitalloc.sequences.sequences import PagedKVCache
+from jitalloc.sequences import PagedKVCache
 from jitalloc.state import INT32
 
 

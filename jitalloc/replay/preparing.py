@@ -8,11 +8,11 @@ from typing import Final
 import numpy as np
 
 from jitalloc.errors import OutOfPages
-from jitalloc.pool.pool import PagePool
-from jitalloc.prefix.prefix import PrefixCache
+from jitalloc.pool import PagePool
+from jitalloc.prefix import PrefixCache
 from jitalloc.replay.options import ReplayOptions
 from jitalloc.replay.transfers import Transfers
-from jitalloc.sequences.sequences import PagedKVCache
+from jitalloc.sequences import PagedKVCache
 from jitalloc.warming import Precompiled
 
 LOOKS: Final = (

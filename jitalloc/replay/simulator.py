@@ -6,15 +6,15 @@ from collections.abc import Callable, Iterable
 from itertools import islice
 from time import perf_counter
 
-from jitalloc.pool.pool import PagePool
-from jitalloc.prefix.prefix import PrefixCache
+from jitalloc.pool import PagePool
+from jitalloc.prefix import PrefixCache
 from jitalloc.replay.cache import CacheRun
 from jitalloc.replay.meter import Meter
 from jitalloc.replay.options import ReplayOptions
 from jitalloc.replay.report import Report, make_report
 from jitalloc.replay.request import Request
 from jitalloc.replay.serve import Server
-from jitalloc.sequences.sequences import PagedKVCache
+from jitalloc.sequences import PagedKVCache
 
 WATCH_SECONDS = 0.1
 

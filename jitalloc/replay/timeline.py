@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
-from jitalloc.pool.pool import PagePool
+from jitalloc.pool import PagePool
 
 MOST_SAMPLES: Final = 1024
 FIRST_INTERVAL: Final = 0.25  # doubles whenever the intervals get too many

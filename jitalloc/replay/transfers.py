@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from jitalloc.gpu.device import device
-from jitalloc.pool.pool import PagePool
+from jitalloc.pool import PagePool
 
 
 class Transfers:
