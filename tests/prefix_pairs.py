@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from jitalloc import PagePool, PrefixCache, state
+from jitalloc import PagePool, PrefixCache
+from jitalloc.pool import state
 from jitalloc.prefix.matches import PrefixMatch
 from jitalloc.prefix.state import (
     HASH_MASK,

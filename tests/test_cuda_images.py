@@ -110,7 +110,8 @@ def test_images_are_told_apart_by_all_that_makes_them(monkeypatch: pytest.Monkey
 
 PROCESS = """
 import sys, time
-from jitalloc import _cuda, _cuda_images
+from jitalloc.gpu import images as _cuda_images
+from jitalloc.gpu import kernel as _cuda
 _cuda_images.CACHE_ENABLED, _cuda_images.cache_folder = True, lambda: sys.argv[1]
 _cuda_images.compiler_versions = lambda: ("1.2", "12.9")
 code = bytes(range(256)) * 4_000

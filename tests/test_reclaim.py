@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from jitalloc import state
 from jitalloc._jit import JIT_DISABLED
+from jitalloc.pool import state
 from tests.oracle_prefix import PREFIX_POLICIES
 from tests.prefix_pairs import PrefixPair, freed, random_turn, spell
 

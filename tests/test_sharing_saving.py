@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
-from jitalloc import PagedKVCache, PagePool, PrefixCache, state
+from jitalloc import PagedKVCache, PagePool, PrefixCache
 from jitalloc.errors import InvalidArgument, NotLocked, SnapshotError
 from jitalloc.prefix.state import HASH_MASK, NUM_CACHED, PAGES, POLICY
+from jitalloc.sequences import state
 from jitalloc.snapshot import read_state, write_state
 from tests.oracle_prefix import PREFIX_POLICIES
 from tests.prefix_pairs import cached

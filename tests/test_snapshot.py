@@ -12,9 +12,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from jitalloc import PagedKVCache, PagePool, state
+from jitalloc import PagedKVCache, PagePool
 from jitalloc.errors import InvalidArgument, SnapshotError
+from jitalloc.pool.state import FREE, ORDER, PAGE_SIZE, STEP
+from jitalloc.sequences.state import MAX_PAGES, NUM_ROWS, ROW_PAGE_SIZE
 from jitalloc.snapshot import read_state, write_state
+from jitalloc.state import LOCK
 from tests import cache_steps
 from tests.cache_pairs import CachePair, cache_state
 from tests.pairs import PoolPair, pool_state
@@ -56,7 +59,7 @@ def test_a_restored_pool_goes_on_as_if_nothing_had_happened(order: str) -> None:
     for _ in range(10):
         pair.call("alloc", 1)
     pair.pool.restore(snapshot)  # the snapshot is as it was
-    assert pool_state(pair.pool)["step"] == int(snapshot.slab[state.STEP])
+    assert pool_state(pair.pool)["step"] == int(snapshot.slab[STEP])
 
 
 def test_a_snapshot_can_go_to_another_pool(order: str) -> None:
@@ -73,7 +76,7 @@ def test_a_snapshot_can_go_to_another_pool(order: str) -> None:
 def test_a_snapshot_does_not_follow_its_pool(pool: PagePool) -> None:
     snapshot = pool.snapshot()
     pool.alloc(2)
-    assert snapshot.slab[state.FREE] == 8
+    assert snapshot.slab[FREE] == 8
     with pytest.raises(ValueError, match="read-only"):
         snapshot.slab[0] = 1
     assert (snapshot.num_pages, snapshot.page_size) == (8, 4)
@@ -312,11 +315,11 @@ UNSOUND: dict[str, Any] = {
     "a pool too short": lambda _facts, arrays: arrays.update(pool=arrays["pool"][:-1]),
     "a pool of floats": lambda _facts, arrays: arrays.update(pool=arrays["pool"] * 1.0),
     "no header": lambda _facts, arrays: arrays.update(pool=arrays["pool"][:5]),
-    "an unknown order": lambda _facts, arrays: arrays["pool"].put(state.ORDER, 3),
-    "no page size": lambda _facts, arrays: arrays["pool"].put(state.PAGE_SIZE, 0),
-    "another page size": lambda _facts, arrays: arrays["tables"].put(state.ROW_PAGE_SIZE, 4),
-    "another width": lambda _facts, arrays: arrays["tables"].put(state.MAX_PAGES, 7),
-    "negative rows": lambda _facts, arrays: arrays["tables"].put(state.NUM_ROWS, -1),
+    "an unknown order": lambda _facts, arrays: arrays["pool"].put(ORDER, 3),
+    "no page size": lambda _facts, arrays: arrays["pool"].put(PAGE_SIZE, 0),
+    "another page size": lambda _facts, arrays: arrays["tables"].put(ROW_PAGE_SIZE, 4),
+    "another width": lambda _facts, arrays: arrays["tables"].put(MAX_PAGES, 7),
+    "negative rows": lambda _facts, arrays: arrays["tables"].put(NUM_ROWS, -1),
     "tables too short": lambda _facts, arrays: arrays.update(tables=arrays["tables"][:-1]),
     "no tables": lambda _facts, arrays: arrays.update(tables=arrays["tables"][:1]),
     "an array missing": lambda _facts, arrays: arrays.pop("tables"),
@@ -340,7 +343,7 @@ def test_a_sound_file_of_an_unsound_state_is_refused(tmp_path: Path, kind: str) 
 
 def test_a_saved_lock_does_not_stop_the_reader(tmp_path: Path) -> None:
     path = tmp_path / "locked"
-    rewrite(used_cache(), path, lambda _facts, arrays: arrays["pool"].put(state.LOCK, 1))
+    rewrite(used_cache(), path, lambda _facts, arrays: arrays["pool"].put(LOCK, 1))
     code = f"import jitalloc; jitalloc.PagedKVCache.load({str(path)!r}).allocate('new', 1)"
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, timeout=60, check=False, text=True

@@ -9,9 +9,29 @@ from random import Random
 import numpy as np
 import pytest
 
-from jitalloc import NULL, BlockTables, PagedKVCache, PagePool, PageTableCSR, state
+from jitalloc import NULL, BlockTables, PagedKVCache, PagePool, PageTableCSR
 from jitalloc.errors import CorruptState, InvalidArgument
-from jitalloc.sequences.state import TableArrays
+from jitalloc.sequences import state
+from jitalloc.sequences.state import (
+    ACTIVE,
+    BORN,
+    GAP,
+    KNOWN,
+    LAST_USED,
+    LENGTH,
+    LOCK_END,
+    LOCKED,
+    NAMESPACE,
+    PEAK_ACTIVE,
+    PINNED,
+    PRIORITY,
+    ROW_COLUMNS,
+    SEQ_ALLOCATIONS,
+    SEQ_FREES,
+    USES,
+    TableArrays,
+)
+from jitalloc.state import HEADER_SLOTS
 from tests import cache_steps
 from tests.cache_pairs import CachePair
 
@@ -209,11 +229,11 @@ def test_sound_tables_pass(order: str) -> None:
         pair.cache.check(held=[*pair.held(), 1])
 
 
-@pytest.mark.parametrize("slot", range(state.HEADER_SLOTS))
+@pytest.mark.parametrize("slot", range(HEADER_SLOTS))
 def test_check_finds_any_header_slot_out_of_range(slot: int) -> None:
     pair = used_pair()
     pair.cache.tables.arrays.header[slot] = -7
-    assert f"header[{slot}]" in broken(pair) or slot in (state.SEQ_ALLOCATIONS, state.SEQ_FREES)
+    assert f"header[{slot}]" in broken(pair) or slot in (SEQ_ALLOCATIONS, SEQ_FREES)
 
 
 EXACT = ("NUM_ROWS", "MAX_PAGES", "ACTIVE", "SEQ_ALLOCATIONS", "SEQ_FREES")
@@ -231,28 +251,28 @@ def test_check_finds_a_header_slot_off_by_one(name: str, change: int) -> None:
 @pytest.mark.parametrize("peak", [2, 71])
 def test_check_finds_an_impossible_peak(peak: int) -> None:
     pair = used_pair()
-    pair.cache.tables.arrays.header[state.PEAK_ACTIVE] = peak
+    pair.cache.tables.arrays.header[PEAK_ACTIVE] = peak
     broken(pair)
 
 
 # By column: values that no sequence can have. Row 1 is live, row 69 is free.
 BAD_COLUMNS: dict[int, tuple[int, ...]] = {
-    state.LENGTH: (-1, 25, 2**31, 2**40),
-    state.LAST_USED: (-1, 1, 1000),
-    state.USES: (-1, 0),
-    state.PRIORITY: (2**31, -(2**31)),
-    state.PINNED: (-1, 2),
-    state.BORN: (-1, 1000),
-    state.KNOWN: (-1, 2**31),
-    state.LOCKED: (-1, 2**31),
-    state.LOCK_END: (-1, 1, 2**31),
-    state.NAMESPACE: (-1, 2**31),
-    state.GAP: (-1, 2**31),
+    LENGTH: (-1, 25, 2**31, 2**40),
+    LAST_USED: (-1, 1, 1000),
+    USES: (-1, 0),
+    PRIORITY: (2**31, -(2**31)),
+    PINNED: (-1, 2),
+    BORN: (-1, 1000),
+    KNOWN: (-1, 2**31),
+    LOCKED: (-1, 2**31),
+    LOCK_END: (-1, 1, 2**31),
+    NAMESPACE: (-1, 2**31),
+    GAP: (-1, 2**31),
 }
 
 
 def test_there_are_bad_values_for_every_column() -> None:
-    assert sorted(BAD_COLUMNS) == list(range(state.ROW_COLUMNS))
+    assert sorted(BAD_COLUMNS) == list(range(ROW_COLUMNS))
 
 
 @pytest.mark.parametrize(
@@ -267,11 +287,11 @@ def test_check_finds_a_bad_fact_of_a_sequence(column: int, value: int) -> None:
 @pytest.mark.parametrize("length", [0, 4, 9])
 def test_check_finds_a_length_that_is_not_that_of_the_pages(length: int) -> None:
     pair = used_pair()
-    pair.cache.tables.arrays.columns[state.LENGTH, 1] = length
+    pair.cache.tables.arrays.columns[LENGTH, 1] = length
     assert "pages of row 1" in broken(pair)
 
 
-@pytest.mark.parametrize("column", range(state.ROW_COLUMNS))
+@pytest.mark.parametrize("column", range(ROW_COLUMNS))
 def test_check_finds_a_fact_left_in_a_free_row(column: int) -> None:
     pair = used_pair()
     pair.cache.tables.arrays.columns[column, 69] = 1
@@ -281,7 +301,7 @@ def test_check_finds_a_fact_left_in_a_free_row(column: int) -> None:
 def test_check_finds_a_row_behind_the_last() -> None:
     pair = used_pair()
     flip(pair, "taken", 71)
-    changed = [state.ACTIVE, state.SEQ_ALLOCATIONS, state.PEAK_ACTIVE]
+    changed = [ACTIVE, SEQ_ALLOCATIONS, PEAK_ACTIVE]
     pair.cache.tables.arrays.header[changed] += 1
     assert "past the last row" in broken(pair)
 

@@ -8,9 +8,11 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from jitalloc import PagePool, state
+from jitalloc import PagePool
 from jitalloc.errors import CorruptState, InvalidPage, PageInUse
-from jitalloc.pool.state import PoolArrays
+from jitalloc.pool import state
+from jitalloc.pool.state import ALLOCATED, FREED, HEAD, RELEASED, PoolArrays
+from jitalloc.state import HEADER_SLOTS, LOCK
 from tests.pairs import PoolPair
 
 
@@ -198,12 +200,12 @@ def test_a_sound_pool_passes(order: str) -> None:
     pair.pool.check(held=pair.held())
 
 
-@pytest.mark.parametrize("slot", [i for i in range(state.HEADER_SLOTS) if i != state.LOCK])
+@pytest.mark.parametrize("slot", [i for i in range(HEADER_SLOTS) if i != LOCK])
 def test_check_finds_any_header_slot_out_of_range(slot: int, order: str) -> None:
     # LOCK alone has no wrong value to find: whatever is there says that a call is going on.
     pair = used_pair(order)
     pair.pool.arrays.header[slot] = -7
-    named = state.ALLOCATED if slot == state.FREED else slot  # one equation ties the two
+    named = ALLOCATED if slot == FREED else slot  # one equation ties the two
     assert f"header[{named}]" in broken(pair)
 
 
@@ -234,7 +236,7 @@ def lowest(pair: PoolPair, owners: int) -> int:
 
 def ring_place(pair: PoolPair, i: int) -> int:
     header = pair.pool.arrays.header
-    return int((header[state.HEAD] + i) % pair.pool.num_pages)
+    return int((header[HEAD] + i) % pair.pool.num_pages)
 
 
 def flip(pair: PoolPair, array: str, page: int) -> None:
@@ -297,7 +299,7 @@ def test_check_finds_a_corrupt_array(array: str, i: int, order: str) -> None:
 
 def count_one_more_released(pair: PoolPair) -> None:
     """Change the header in itself consistently: one page less is in use."""
-    pair.pool.arrays.header[[state.RELEASED, state.FREED]] += 1
+    pair.pool.arrays.header[[RELEASED, FREED]] += 1
 
 
 def test_check_finds_pages_counted_as_released_that_are_not() -> None:
@@ -326,14 +328,14 @@ def test_nothing_is_released_in_the_other_orders(order: str) -> None:
     count_one_more_released(pair)
     flip(pair, "released", lowest(pair, 1))
     set_refcount(pair, lowest(pair, 1), 0)
-    assert f"header[{state.RELEASED}]" in broken(pair)
+    assert f"header[{RELEASED}]" in broken(pair)
 
 
 def test_a_released_page_is_not_used() -> None:
     pair = used_pair()
     flip(pair, "released", min(pair.model.released))
     assert "released" in broken(pair)
-    pair.pool.arrays.header[[state.RELEASED, state.FREED]] -= 1
+    pair.pool.arrays.header[[RELEASED, FREED]] -= 1
     assert "neither" in broken(pair)
 
 

@@ -54,9 +54,9 @@ class SequenceLauncher:
         self.ended = 0
         gpu = pool._gpu
         self.no_tokens = gpu.upload(NO_TOKENS)
-        self._constants = {1: gpu.keep(np.ones(1, INT32))}
         # Enough for all rows; `reorder` alone takes more.
         self._scratch = gpu.empty(3 * tables.max_sequences + 3, INT64)
+        self._constants = {1: gpu.keep(np.ones(1, INT32))}  # waits, for what is above as well
         self._outgrown: list[Any] = []
         self._bound: tuple[Any, ...] = ()
 
