@@ -31,7 +31,7 @@ CHANGED = 11  # an input array changed while the call was reading it
 SEQ_BELOW_PREFIX = 12
 LAST_SLOT_MISALIGNED = 13
 LAST_SLOT_RANGE = 14
-LAST_SLOT_FREE = 15
+LAST_SLOT_NOT_HELD = 15
 SLOT_RANGE = 16
 SLOT_NOT_HELD = 17
 ROW_RANGE = 18
@@ -342,7 +342,7 @@ ARGUMENT_REASONS = {
     LAST_SLOT_MISALIGNED: "does not end where the next token begins "
     "(-1 where there is no token yet, else (last_slot + 1) % page_size == length % page_size)",
     LAST_SLOT_RANGE: "slots of this pool are {first} .. {last}",
-    LAST_SLOT_FREE: "lies in a page that nobody holds",
+    LAST_SLOT_NOT_HELD: "lies in a page that nobody holds",
     SLOT_RANGE: "slots of this pool are {first} .. {last}",
     SLOT_NOT_HELD: "lies in a page that nobody holds",
     ROW_RANGE: "rows of this table are {first} .. {last}",

@@ -1,4 +1,4 @@
-"""CUDA kernels and how they are compiled; with `_cuda_device` the door to CUDA.
+"""CUDA kernels and how they are compiled; with `device` the door to CUDA.
 
 Nothing of CUDA is imported before `load_compiler` is called, so that files of kernels can be read
 anywhere. Under the simulator (`NUMBA_ENABLE_CUDASIM=1`) kernels are Python that numba runs.

@@ -14,8 +14,8 @@ from numpy.typing import ArrayLike, NDArray
 from jitalloc._jit import BUSY_STATUS
 from jitalloc.arguments import as_count, as_lengths, as_out, as_pages
 from jitalloc.errors import (
-    LAST_SLOT_FREE,
     LAST_SLOT_MISALIGNED,
+    LAST_SLOT_NOT_HELD,
     LAST_SLOT_RANGE,
     NEGATIVE,
     NO_RUN,
@@ -48,7 +48,7 @@ from jitalloc.state import INT32, INT64
 
 _empty, _ndarray = np.empty, np.ndarray
 
-LAST_SLOT_CODES = (LAST_SLOT_FREE, LAST_SLOT_MISALIGNED, LAST_SLOT_RANGE)
+LAST_SLOT_CODES = (LAST_SLOT_NOT_HELD, LAST_SLOT_MISALIGNED, LAST_SLOT_RANGE)
 
 
 class PageBatch(NamedTuple):

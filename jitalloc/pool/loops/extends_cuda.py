@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from jitalloc.errors import (
-    LAST_SLOT_FREE,
     LAST_SLOT_MISALIGNED,
+    LAST_SLOT_NOT_HELD,
     LAST_SLOT_RANGE,
     NEGATIVE,
     SEQ_BELOW_PREFIX,
@@ -43,7 +43,7 @@ def last_code(slab, refcount, length, last):
         return np.int64(LAST_SLOT_RANGE)
     if offset_of(last + 1, size, shift) != offset_of(length, size, shift):
         return np.int64(LAST_SLOT_MISALIGNED)
-    return np.int64(LAST_SLOT_FREE if refcount[page] == 0 else 0)
+    return np.int64(LAST_SLOT_NOT_HELD if refcount[page] == 0 else 0)
 
 
 @device_helper

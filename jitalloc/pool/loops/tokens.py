@@ -9,8 +9,8 @@ from jitalloc._jit import helper, kernel
 from jitalloc.errors import (
     BUSY,
     CHANGED,
-    LAST_SLOT_FREE,
     LAST_SLOT_MISALIGNED,
+    LAST_SLOT_NOT_HELD,
     LAST_SLOT_RANGE,
     NEGATIVE,
     OUT_OF_PAGES,
@@ -41,7 +41,7 @@ def tokens_last_code(slab, refcount, length, last):
         return LAST_SLOT_RANGE
     if (last + 1) % size != length % size:
         return LAST_SLOT_MISALIGNED
-    return LAST_SLOT_FREE if refcount[last // size] == 0 else 0
+    return LAST_SLOT_NOT_HELD if refcount[last // size] == 0 else 0
 
 
 @helper

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from jitalloc.errors import (
-    LAST_SLOT_FREE,
     LAST_SLOT_MISALIGNED,
+    LAST_SLOT_NOT_HELD,
     LAST_SLOT_RANGE,
     NEGATIVE,
     OUT_OF_PAGES,
@@ -54,7 +54,7 @@ FAULT = np.int64(1) << np.int64(32)  # counts for a sequence that cannot decode;
 def token_value(key, prefix, seq, last):
     """Return what a failure is about: of a sequence's lengths and its last slot."""
     code = key & STATUS_MASK
-    if code == LAST_SLOT_FREE or code == LAST_SLOT_MISALIGNED or code == LAST_SLOT_RANGE:
+    if code == LAST_SLOT_NOT_HELD or code == LAST_SLOT_MISALIGNED or code == LAST_SLOT_RANGE:
         return last
     return prefix if code == NEGATIVE else seq
 
