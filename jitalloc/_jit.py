@@ -158,13 +158,13 @@ def counting(function: F) -> F:
     return made
 
 
-def wait_for_lock(run: Callable[[], int]) -> int:
-    """Return the status of `run`, a kernel's, once it does not find the lock of its slab taken."""
+def wait_for_lock(run: Callable[..., int], *args: Any) -> int:
+    """Return the status of `run(*args)`, a kernel's, once it does not find the lock taken."""
     pause = 1e-6
     while True:
         time.sleep(pause)
         pause = min(2 * pause, 1e-3)
-        status = run()
+        status = run(*args)
         if status != BUSY_STATUS:
             return status
 

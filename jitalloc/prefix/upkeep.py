@@ -133,7 +133,11 @@ class PrefixUpkeep(OnDevice):
         # Who replaces both slabs installs ours first: no call sees a new pool with an old cache.
         status: int = kernel.run(self.pool._host, self._slab, *args)
         if status == BUSY_STATUS:
-            status = wait_for_lock(lambda: kernel.run(self.pool._host, self._slab, *args))
+            status = wait_for_lock(self._once, kernel, *args)
+        return status
+
+    def _once(self, kernel: Kernel, *args: Any) -> int:
+        status: int = kernel.run(self.pool._host, self._slab, *args)
         return status
 
     def _make_root(self, namespace: Hashable) -> int:

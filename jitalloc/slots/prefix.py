@@ -149,7 +149,11 @@ class SlotPrefixCache:
         """Run `kernel` on the slab, waiting while another thread holds its lock."""
         status: int = kernel.run(self._slab, *args)
         if status == BUSY_STATUS:
-            status = wait_for_lock(lambda: kernel.run(self._slab, *args))
+            status = wait_for_lock(self._once, kernel, *args)
+        return status
+
+    def _once(self, kernel: Kernel, *args: Any) -> int:
+        status: int = kernel.run(self._slab, *args)
         return status
 
     def _tokens(self, tokens: Any) -> NDArray[np.int32]:
