@@ -149,6 +149,17 @@ class BlockTableMirror(OnDevice):
         """
         return self._there.page_table_csr(rows, out=out)
 
+    def attention_batch(
+        self, rows: Any, num_new: Any, *, dtype: Any = None, out: Any = None
+    ) -> Any:
+        """Return an `AttentionBatch` on the device; see `BlockTables.attention_batch`.
+
+        One launch. Without `out` the call waits, to learn how many tokens and pages there are. As
+        the mirror does not know the size of the pool, its slots are int64 unless a page is one
+        token.
+        """
+        return self._there.attention_batch(rows, num_new, dtype=dtype, out=out)
+
     def seq_lens(self, rows: Any, *, out: Any = None) -> Any:
         """Return the tokens of each sequence, `int32[B]` on the device: see `BlockTables.seq_lens`.
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Hashable, Iterable
 from typing import Any, Self
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from jitalloc.arguments import as_choice, as_count, as_fraction
 from jitalloc.errors import (
@@ -20,6 +20,7 @@ from jitalloc.on_device import OnDevice
 from jitalloc.pool.holders import Moves, ranks
 from jitalloc.pool.pool import PagePool
 from jitalloc.prefix.prefix import PrefixCache
+from jitalloc.sequences.attention import AttentionBatch, check_slots_asked
 from jitalloc.sequences.check import check_paths, check_sequences
 from jitalloc.sequences.eviction import most_held
 from jitalloc.sequences.files import (
@@ -274,6 +275,36 @@ class SequenceUpkeep(OnDevice):
         """Return the tokens of each sequence, `int32[B]`; see `BlockTables.seq_lens`."""
         with self.lock:
             return self.tables.seq_lens(rows, out=out)
+
+    def attention_batch(
+        self,
+        rows: ArrayLike,
+        num_new: ArrayLike,
+        *,
+        dtype: DTypeLike | None = None,
+        out: AttentionBatch | None = None,
+    ) -> AttentionBatch:
+        """Return all that one paged attention call reads; see `BlockTables.attention_batch`.
+
+        Slots are refused as int32 where some of this pool would not fit.
+
+        Examples
+        --------
+        >>> cache = jitalloc.PagedKVCache(jitalloc.PagePool(64, page_size=4), 8, 16)
+        >>> cache.allocate("a", 6), cache.allocate("b", 3)  # "a" was computed before
+        (0, 0)
+        >>> rows = cache.rows(["a", "b"])
+        >>> slots, copies = cache.append_batch(rows[:1])
+        >>> batch = cache.attention_batch(rows, [1, 3])  # a step of "a", the prompt of "b"
+        >>> batch.qo_indptr, batch.positions, batch.slots
+        (array([0, 1, 4], dtype=int32), array([6, 0, 1, 2]), array([ 6,  8,  9, 10]))
+        >>> batch.kv_indptr, batch.kv_indices, batch.kv_last_page_len, batch.seq_lens.tolist()
+        (array([0, 2, 3], dtype=int32), array([0, 1, 2], dtype=int32), array([3, 3], dtype=int32),
+        [7, 3])
+        """
+        check_slots_asked(dtype, out, self.pool.num_pages, self.pool.page_size)
+        with self.lock:
+            return self.tables.attention_batch(rows, num_new, dtype=dtype, out=out)
 
     def mirror(self, device: str = "cuda", *, stream: Any = None) -> BlockTableMirror:
         """Return a copy of the block tables on a GPU, which follows them by its `refresh`.
