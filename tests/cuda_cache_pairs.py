@@ -15,7 +15,6 @@ from jitalloc import (
     Moves,
     PagedKVCache,
     PagePool,
-    PageTableCSR,
     PrefixCache,
     errors,
 )
@@ -164,7 +163,7 @@ class HostCache:
         call = getattr(self.device_cache, name)
         made = call(self.up(rows, INT32), *args, **options)
         self.device_cache.pool._settled()
-        return PageTableCSR(*map(self.gpu.download, made)) if isinstance(made, tuple) else made
+        return type(made)(*map(self.gpu.download, made)) if isinstance(made, tuple) else made
 
     def block_tables(self, rows: Any, **options: Any) -> Any:
         return self.layout("block_tables", rows, **options)
@@ -174,6 +173,9 @@ class HostCache:
 
     def seq_lens(self, rows: Any) -> Any:
         return self.layout("seq_lens", rows)
+
+    def attention_batch(self, rows: Any, num_new: Any, **options: Any) -> Any:
+        return self.layout("attention_batch", rows, self.integers(num_new), **options)
 
     def slot_mapping(self, rows: Any, positions: Any) -> Any:
         return self.layout("slot_mapping", rows, self.up(positions, INT64))

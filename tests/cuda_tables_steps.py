@@ -78,9 +78,7 @@ class TablesPair:
     def settle(self, call: Callable[[], Any]) -> Any:
         """Run an export; its results as NumPy arrays, or what the pool has kept for later."""
         results = call()
-        parts = [
-            self.down(each) for each in (results if isinstance(results, tuple) else [results])
-        ]
+        parts = [self.down(each) for each in (results if isinstance(results, tuple) else [results])]
         try:
             self.pool._settled()
         except errors.JitallocError:

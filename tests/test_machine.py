@@ -200,6 +200,12 @@ class PagingMachine(RuleBasedStateMachine):
     def cut(self, seq_id: Any, sink: int, window: int) -> None:
         self.pair.do("apply_streaming_llm", seq_id, sink, window)
 
+    @rule(data=st.data(), same=st.booleans())
+    def attention_batch(self, data: st.DataObject, same: bool) -> None:
+        rows = self.rows(data, distinct=False)
+        counts = data.draw(st.lists(st.integers(-1, 6), min_size=len(rows), max_size=len(rows)))
+        self.pair.do("attention_batch", rows, data.draw(st.integers(0, 3)) if same else counts)
+
     @rule()
     def look(self) -> None:
         self.pair.agree_on_figures()

@@ -180,7 +180,8 @@ class CudaBlockTables(BlockTables):
         """
         gpu = self.pool._gpu
         rows = as_device(gpu, "rows", rows, INT32)
-        given: Any = AttentionBatch(*[None] * 7) if out is None else as_attention(out)
+        nothing: list[Any] = [None] * len(AttentionBatch._fields)
+        given = AttentionBatch(*nothing) if out is None else as_attention(out)
         if out is not None:
             given = given._replace(slots=gpu.adopt("out.slots", given.slots))
         kind = as_slot_dtype(dtype, given.slots)
@@ -211,11 +212,15 @@ class CudaBlockTables(BlockTables):
         pool, gpu, wide = self.pool, self.pool._gpu, int(made.slots.dtype == INT64)
         pairs = made
         if wide:
-            positions, slots = gpu.pairs(made.positions), gpu.pairs(made.slots)
+            positions, slots = made.positions.view(INT32), made.slots.view(INT32)
             pairs = made._replace(positions=positions, slots=slots)
         # A thread looks up whose a page or a token is before it writes it: one each.
         elements = ITEMS * max(made.kv_indices.size, made.slots.size)
-        wrapped = [*pool._wrapped((rows, counts)), gpu.wrap_all(pairs), *pool._wrapped((each, wide))]
+        wrapped = [
+            *pool._wrapped((rows, counts)),
+            gpu.wrap_all(pairs),
+            *pool._wrapped((each, wide)),
+        ]
         blocks = blocks_for(gpu, elements)
         with pool._calls:
             arrays = pool._state[1], self._state

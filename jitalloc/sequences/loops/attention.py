@@ -79,9 +79,7 @@ def fill_new(tables, row, tokens, n, put, positions, slots):
         block += 1
 
 
-@kernel(
-    "int64(int64[::1], int32[:], int64[:], UniTuple(int32[::1], 5), int64[::1], int64[::1])"
-)
+@kernel("int64(int64[::1], int32[:], int64[:], UniTuple(int32[::1], 5), int64[::1], int64[::1])")
 def attention_export_cpu(tables, rows, counts, batch, positions, slots):
     """Mutates `batch` (of an `AttentionBatch`, what is int32 in its order), `positions` and
     `slots`; behind the last token and page, position 0, slot NULL and page NULL. Nothing is
