@@ -371,7 +371,7 @@ def test_exports_in_a_graph_read_what_the_last_refresh_brought() -> None:
         for turn in range(20):
             cache.append_batch([0])
             cache.free("c")
-            cache.allocate("c", turn)  # into the same row
+            cache.allocate("c", turn + 1)  # into the same row
             mirror.refresh()
             graph.launch()
             assert down(at["table"]).tolist() == cache.block_tables([2, 0], width=8).tolist()

@@ -343,7 +343,7 @@ def test_dtypes_shapes_and_buffers_are_exact(pair: TablesPair) -> None:
                 ),
             )
             for name in whole._fields
-            if name != "kv_indices"
+            if name not in ("kv_indices", "slots")  # these may be of any size
         ),
     ]
     for argument, call in refused:
