@@ -53,6 +53,18 @@ def append(pair: CachePair, random: Random) -> None:
     )
 
 
+def room(pair: CachePair, random: Random) -> None:
+    for _ in range(2):
+        fork(pair, random)
+    rows = some_rows(pair, random)
+    counts = [random.choice((0, 1, 1, 2, 9, 30)) for _ in rows]
+    if rows and random.random() < 0.1:
+        counts[-1] = -1
+    n = random.choice((counts, random.randrange(4)))
+    free = pair.model.available
+    pair.do("room_for", rows, n, reserve=random.choice((0, 0, 1, free, free + 1)))
+
+
 def fork(pair: CachePair, random: Random) -> None:
     pair.do("fork", an_id(pair, random), random.randrange(200))
 
@@ -192,6 +204,7 @@ CACHE_STEPS: dict[str, Step] = {
     "eviction_window_batch_cpu": cut_rows,
     "eviction_window_cpu": cut,
     "mirror_pack_cpu": tell,
+    "room_count_cpu": room,
     "rows_allocate_cpu": allocate,
     "rows_free_cpu": free_rows,
     "sequences_append_cpu": append,

@@ -158,6 +158,9 @@ class HostCache:
         assert (dst[count:] == NULL).all()
         return Appended(slots[:total], Moves(src[:count], dst[:count]))
 
+    def room_for(self, rows: Any, n: Any = 1, *, reserve: int = 0) -> int:
+        return self.device_cache.room_for(self.up(rows, INT32), self.integers(n), reserve=reserve)
+
     def layout(self, name: str, rows: Any, *args: Any, **options: Any) -> Any:
         """Run an export, which does not wait where its result has a size known before."""
         call = getattr(self.device_cache, name)

@@ -152,6 +152,13 @@ class PagingMachine(RuleBasedStateMachine):
             lambda: self.pair.cache_model.append_batch(rows, counts),
         )
 
+    @rule(data=st.data(), same=st.booleans(), reserve=st.integers(0, 3))
+    def room_for(self, data: st.DataObject, same: bool, reserve: int) -> None:
+        rows = self.rows(data)
+        counts = data.draw(st.lists(st.integers(-1, 4), min_size=len(rows), max_size=len(rows)))
+        n: Any = data.draw(st.integers(0, 4)) if same else counts
+        self.pair.do("room_for", rows, n, reserve=reserve)
+
     @rule(src=seq_ids, dst=seq_ids)
     def fork(self, src: Any, dst: Any) -> None:
         self.pair.do("fork", src, dst)

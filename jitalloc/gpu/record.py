@@ -43,4 +43,5 @@ CALL_KINDS: Final = (
     "apply_streaming_llm_batch",
     "allocate_batch",
     "attention_batch",
+    "room_for",
 )

@@ -52,6 +52,7 @@ SEQUENCE_CALLS = {
     "truncate_batch": {0: "rows"},
     "apply_streaming_llm_batch": {0: "rows"},
     "allocate_batch": {0: "rows"},
+    "room_for": {0: "rows", NEGATIVE: "n", TOO_MANY: "n"},
 }
 
 

@@ -25,6 +25,7 @@ from jitalloc.sequences.arguments import (
 from jitalloc.sequences.eviction import Eviction, EvictionRule
 from jitalloc.sequences.ids import changes_ids
 from jitalloc.sequences.loops.eviction import eviction_window_batch_cpu
+from jitalloc.sequences.loops.room import room_count_cpu
 from jitalloc.sequences.loops.sequences import (
     INHERITED,
     sequences_append_cpu,
@@ -351,6 +352,53 @@ class PagedKVCache(SequenceUpkeep):
             if copies < 0:
                 raise append_error(copies, self.pool, self.tables, rows, counts, ids)
             return Appended(slots, Moves(copied[0, :copies], copied[1, :copies]))
+
+    def room_for(self, rows: ArrayLike, n: ArrayLike = 1, *, reserve: int = 0) -> int:
+        """Return how many of the first sequences of a batch can grow by `n` tokens each.
+
+        Nothing is taken, and nothing counts as used. Where it returns `k`, `append_batch` of the
+        first `k` succeeds, and of one more it is refused: for want of pages, of which those that
+        are copied and those that cached pages make room for count as there, or because that row
+        has room for no more.
+
+        Parameters
+        ----------
+        rows : array_like of int32[B]
+            Rows of live sequences, each at most once, the most urgent first.
+        n : int or array_like of int64[B]
+            New tokens, for all or for each.
+        reserve : int
+            Pages that have to be left, free or to be had (a watermark). Who takes none can grow
+            even where fewer are left already.
+
+        Returns
+        -------
+        int
+
+        Raises
+        ------
+        InvalidArgument
+            A row is out of range, free or repeated, or a number is negative.
+
+        Examples
+        --------
+        >>> cache = jitalloc.PagedKVCache(jitalloc.PagePool(4, page_size=4), 8, 16)
+        >>> for seq_id in "abc":
+        ...     _ = cache.allocate(seq_id, 4)
+        >>> rows = cache.rows("abc")
+        >>> cache.room_for(rows), cache.room_for(rows, 0), cache.room_for(rows, reserve=1)
+        (1, 3, 0)
+        """
+        rows = as_integers("rows", rows, INT32)
+        counts, _total = as_growth(n, rows.size)
+        left = as_count("reserve", reserve)
+        with self.lock:
+            copies = np.empty(rows.size, INT32)
+            slabs = self.tables._slab, self._rows.index._slab
+            status = self.pool._run(room_count_cpu, *slabs, rows, counts, copies, left)
+            if status < 0:
+                raise append_error(status, self.pool, self.tables, rows, counts, NO_TOKENS)
+            return status
 
     def fork_batch(self, src_rows: ArrayLike, dst_rows: ArrayLike) -> None:
         """Let empty sequences share all pages of others, all or nothing.

@@ -14,6 +14,7 @@ from jitalloc.pool.holders import Moves
 from jitalloc.sequences.arguments import check_same_length, check_token_count, kept_or_dropped
 from jitalloc.sequences.loops.eviction_cuda import eviction_window_batch_cuda
 from jitalloc.sequences.loops.forking_cuda import FACTS
+from jitalloc.sequences.loops.room_cuda import room_count_cuda
 from jitalloc.sequences.loops.row_batches_cuda import OPTION
 from jitalloc.sequences.loops.sequences_cuda import (
     sequences_append_cuda,
@@ -184,6 +185,34 @@ class CudaPagedKVCache(CudaSequenceUpkeep, PagedKVCache, device="cuda"):
         if copies is not None and array is copies:
             self._copies = copies, batch, flat, moves
         return flat, moves
+
+    def room_for(self, rows: Any, n: Any = 1, *, reserve: int = 0) -> int:
+        """Return how many of the first sequences can grow: see `PagedKVCache.room_for`.
+
+        Waits for the answer, and behind a prefix cache once more before, for what its index says
+        of pages that would give way. `append_batch` takes these only once `make_room` has been
+        called. A row that is NULL takes no pages.
+
+        Parameters
+        ----------
+        rows : int32[B]
+        n : int, or int32[B] or int64[B]
+        reserve : int
+        """
+        gpu, launcher = self.pool._gpu, self._launcher
+        rows = self._as_rows("rows", rows)
+        total, counts = self._counts("n", n, rows.size)
+        if total is not None and total > INT32_MAX:
+            raise argument_error(pack_status(TOO_MANY, 0), "n", [n])
+        left = as_count("reserve", reserve)
+        with self.lock:
+            spare = 0 if self.prefix_cache is None else self._rows.page_counts()[1]
+            with self.pool._calls:
+                shares = launcher.scratch(rows.size // 2 + 1).view(INT32)
+                found = gpu.empty(1, INT64)
+                launcher.launch(room_count_cuda, rows, counts, shares, found, spare - left)
+                launcher.wait()
+                return int(gpu.download(found)[0])
 
     def fork_batch(self, src_rows: Any, dst_rows: Any) -> None:
         """Let empty sequences share all pages of others: see `PagedKVCache.fork_batch`.

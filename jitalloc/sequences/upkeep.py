@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from typing import Any, Self
 
 import numpy as np
@@ -54,7 +54,7 @@ from jitalloc.sequences.state import (
     USES,
 )
 from jitalloc.sequences.tables import BlockTables, PageTableCSR
-from jitalloc.state import INT32, NULL
+from jitalloc.state import NULL
 
 
 class SequenceUpkeep(OnDevice):
@@ -109,6 +109,10 @@ class SequenceUpkeep(OnDevice):
     def __len__(self) -> int:
         return len(self._ids.rows)
 
+    def __iter__(self) -> Iterator[Hashable]:
+        """Iterate over the ids of the sequences that live now, in the order of their making."""
+        return iter(self.ids)
+
     def __contains__(self, seq_id: Hashable) -> bool:
         return seq_id in self._ids.rows
 
@@ -158,11 +162,11 @@ class SequenceUpkeep(OnDevice):
         Raises
         ------
         UnknownSequence
-            No live sequence has one of these ids.
+            No live sequence has one of these ids; the text says which.
         """
         if not isinstance(seq_ids, Iterable):
             raise InvalidArgument("seq_ids", seq_ids, "must be an iterable of sequence ids")
-        return np.array([self._ids.row(seq_id) for seq_id in seq_ids], INT32)
+        return self._ids.rows_of(seq_ids)
 
     # Facts.
 
