@@ -145,6 +145,15 @@ CACHE_FAULTS = {
     "fewer new tokens than none": Fault(
         lambda at: at.cache.attention_batch([0, 1], [6, -1]), InvalidArgument, "num_new", -1, 1
     ),
+    "no dtype of mapped slots": Fault(
+        lambda at: at.cache.slot_mapping([0], [0], dtype=np.uint32),
+        InvalidArgument,
+        "dtype",
+        "uint32",
+    ),
+    "no dtype of new slots": Fault(
+        lambda at: at.cache.append_batch([0], dtype=float), InvalidArgument, "dtype", "float64"
+    ),
     "no dtype of slots": Fault(
         lambda at: at.cache.attention_batch([0], 1, dtype="int16"),
         InvalidArgument,
@@ -212,7 +221,7 @@ CACHE_FAULTS = {
         3,
     ),
     "slots of another type": Fault(
-        lambda at: at.cache.slot_mapping([0], [0], out=np.zeros(1, np.int32)),
+        lambda at: at.cache.slot_mapping([0], [0], out=np.zeros(1, np.int16)),
         InvalidArgument,
         "out",
     ),

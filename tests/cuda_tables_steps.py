@@ -125,6 +125,14 @@ class TablesPair:
             lambda: self.gpu.slot_mapping(on_gpu, at, out=at),
         )
 
+    def slots_of(self, rows: Any, positions: Any, dtype: Any) -> tuple[Any, ...]:
+        """Without a buffer, of either dtype."""
+        on_gpu, at = self.up(rows, INT32), self.up(positions, INT64)
+        return self.compare(
+            lambda: self.cpu.slot_mapping(rows, positions, dtype=dtype),
+            lambda: self.gpu.slot_mapping(on_gpu, at, dtype=dtype),
+        )
+
     def page_table_csr(self, rows: Any, room: int | None = None) -> tuple[Any, ...]:
         """With buffers that hold `room` pages, or without."""
 
@@ -188,6 +196,7 @@ def slots(pair: TablesPair, random: Random) -> None:
         at = random.randrange(len(rows))
         positions[at] = random.choice((-1, ends[at], 2**31, 2**40, -(2**63)))
     pair.slot_mapping(rows, positions)
+    pair.slots_of(rows, positions, random.choice((INT32, INT64)))
 
 
 def csr(pair: TablesPair, random: Random) -> None:

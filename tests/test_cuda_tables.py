@@ -208,7 +208,13 @@ def test_a_buffer_too_short_for_an_attention_batch(pair: TablesPair) -> None:
 
 def test_an_attention_batch_takes_int32_where_all_slots_fit(pair: TablesPair) -> None:
     out = AttentionBatch(*(pair.up(each, each.dtype) for each in attention_buffers(1, 1, 4, INT32)))
+    rows = pair.up([0], INT32)
+    into = pair.up([9], INT32)
+    assert pair.gpu.slot_mapping(rows, pair.up([4], INT64), out=into) is into
+    assert pair.down(into).tolist() == [4]
     pair.pool.num_pages = 2**31 // 4 + 1
+    with pytest.raises(InvalidArgument, match="dtype = 'int32': slots of this pool go up to"):
+        pair.gpu.slot_mapping(rows, rows, dtype=INT32)
     with pytest.raises(InvalidArgument, match="dtype = 'int32': slots of this pool go up to"):
         pair.gpu.attention_batch(pair.up([0], INT32), 1, out=out)
     with pytest.raises(InvalidArgument, match="dtype = 'int32': slots of this pool go up to"):
@@ -306,7 +312,9 @@ def test_dtypes_shapes_and_buffers_are_exact(pair: TablesPair) -> None:
         ("rows", lambda: gpu.seq_lens(pair.up([[0]], INT32))),
         ("positions", lambda: gpu.slot_mapping(rows, pair.up([0, 1], np.dtype(np.int16)))),
         ("positions", lambda: gpu.slot_mapping(rows, long[:1])),
-        ("out", lambda: gpu.slot_mapping(rows, long, out=rows)),
+        ("out", lambda: gpu.slot_mapping(rows, long, out=table)),
+        ("dtype", lambda: gpu.slot_mapping(rows, long, dtype="int64", out=rows)),
+        ("dtype", lambda: gpu.slot_mapping(rows, long, dtype="uint32")),
         ("out", lambda: gpu.slot_mapping(rows, long, out=long[:1])),
         ("out", lambda: gpu.seq_lens(rows, out=long)),
         ("out", lambda: gpu.seq_lens(rows, out=csr.indices)),

@@ -22,6 +22,7 @@ from jitalloc.sequences.attention import (
     as_attention,
     as_new,
     as_slot_dtype,
+    as_slots,
     attention_error,
     check_buffers,
     narrowed,
@@ -209,8 +210,13 @@ class BlockTables:
         return table
 
     def slot_mapping(
-        self, rows: ArrayLike, positions: ArrayLike, *, out: NDArray[np.int64] | None = None
-    ) -> NDArray[np.int64]:
+        self,
+        rows: ArrayLike,
+        positions: ArrayLike,
+        *,
+        dtype: DTypeLike | None = None,
+        out: NDArray[Any] | None = None,
+    ) -> NDArray[Any]:
         """Return the slot of token `positions[i]` of the sequence in `rows[i]`.
 
         Parameters
@@ -219,27 +225,32 @@ class BlockTables:
             Rows of live sequences; a row may stand there many times.
         positions : array_like of int64[B]
             Token positions, `0 .. length - 1`.
-        out : int64[B], optional
+        dtype : {int64, int32}, optional
+            Of the slots: int64, unless `out` says otherwise.
+        out : int64[B] or int32[B], optional
             Buffer for the result; may be `positions` itself.
 
         Returns
         -------
-        int64[B]
+        int64[B] or int32[B]
 
         Raises
         ------
         InvalidArgument
-            A row is out of range or free, a position is not in its sequence, or `out` does not
-            fit.
+            A row is out of range or free, a position is not in its sequence, `out` does not fit, or
+            a slot does not fit `dtype`.
         """
         rows = as_integers("rows", rows, INT32)
         positions = as_lengths("positions", positions, rows.size)
-        slots = np.empty(rows.size, INT64) if out is None else as_out(out, INT64, rows.size)
+        kind = INT64 if dtype is None and out is None else as_slot_dtype(dtype, out)
+        if out is not None:
+            as_out(out, kind, rows.size)
+        slots = np.empty(rows.size, INT64) if out is None or kind != INT64 else out
         status = tables_slots_cpu.run(self._slab, rows, positions, slots)
         if status < 0 and unpack_status(status)[0] == POSITION_RANGE:
             raise argument_error(status, "positions", positions)
         self._checked(status, rows)
-        return slots
+        return slots if kind == INT64 else as_slots(slots, kind, out)
 
     def page_table_csr(self, rows: ArrayLike, *, out: PageTableCSR | None = None) -> PageTableCSR:
         """Return the page ids of each sequence in compressed sparse rows (FlashInfer).

@@ -121,16 +121,21 @@ class CudaBlockTables(BlockTables):
         self._start(tables_padded_cuda, max(flat.size, batch), rows, flat, width, self.pad)
         return table
 
-    def slot_mapping(self, rows: Any, positions: Any, *, out: Any = None) -> Any:
-        """Return the slots of tokens, `int64[B]`: see `BlockTables.slot_mapping`.
+    def slot_mapping(self, rows: Any, positions: Any, *, dtype: Any = None, out: Any = None) -> Any:
+        """Return the slots of tokens, `int64[B]` or `int32[B]`: see `BlockTables.slot_mapping`.
 
         `out` may be `positions` itself.
         """
         gpu = self.pool._gpu
         rows = as_device(gpu, "rows", rows, INT32)
         positions = as_integers(gpu, "positions", positions, rows.size)[0].view(INT32)
-        slots = as_device_out(gpu, "out", out, INT64, rows.size)
-        self._start(tables_slots_cuda, rows.size, rows, positions, slots)
+        slots = None if out is None else gpu.adopt("out", out)
+        kind = as_slot_dtype(dtype, slots)
+        check_slots_fit(kind, self.pool.num_pages, self.page_size)
+        slots = as_device_out(gpu, "out", slots, kind, rows.size)
+        wide = int(kind == INT64)
+        target = slots.view(INT32) if wide else slots
+        self._start(tables_slots_cuda, rows.size, rows, positions, target, wide)
         return slots
 
     def page_table_csr(self, rows: Any, *, out: PageTableCSR | None = None) -> PageTableCSR:

@@ -20,7 +20,7 @@ from jitalloc.on_device import OnDevice
 from jitalloc.pool.holders import Moves, ranks
 from jitalloc.pool.pool import PagePool
 from jitalloc.prefix.prefix import PrefixCache
-from jitalloc.sequences.attention import AttentionBatch, check_slots_asked
+from jitalloc.sequences.attention import AttentionBatch, as_attention, check_slots_asked
 from jitalloc.sequences.check import check_paths, check_sequences
 from jitalloc.sequences.eviction import most_held
 from jitalloc.sequences.files import (
@@ -262,11 +262,21 @@ class SequenceUpkeep(OnDevice):
             return self.tables.block_tables(rows, width=width, out=out)
 
     def slot_mapping(
-        self, rows: ArrayLike, positions: ArrayLike, *, out: NDArray[np.int64] | None = None
-    ) -> NDArray[np.int64]:
-        """Return the slots of tokens, `int64[B]`; see `BlockTables.slot_mapping`."""
+        self,
+        rows: ArrayLike,
+        positions: ArrayLike,
+        *,
+        dtype: DTypeLike | None = None,
+        out: NDArray[Any] | None = None,
+    ) -> NDArray[Any]:
+        """Return the slots of tokens, `int64[B]`; see `BlockTables.slot_mapping`.
+
+        They are refused as int32 where some of this pool would not fit.
+        """
+        if dtype is not None or out is not None:
+            check_slots_asked(dtype, out, self.pool.num_pages, self.pool.page_size)
         with self.lock:
-            return self.tables.slot_mapping(rows, positions, out=out)
+            return self.tables.slot_mapping(rows, positions, dtype=dtype, out=out)
 
     def page_table_csr(self, rows: ArrayLike, *, out: PageTableCSR | None = None) -> PageTableCSR:
         """Return page ids in compressed sparse rows; see `BlockTables.page_table_csr`."""
@@ -306,7 +316,8 @@ class SequenceUpkeep(OnDevice):
         (array([0, 2, 3], dtype=int32), array([0, 1, 2], dtype=int32), array([3, 3], dtype=int32),
         [7, 3])
         """
-        check_slots_asked(dtype, out, self.pool.num_pages, self.pool.page_size)
+        slots = None if out is None else as_attention(out).slots
+        check_slots_asked(dtype, slots, self.pool.num_pages, self.pool.page_size)
         with self.lock:
             return self.tables.attention_batch(rows, num_new, dtype=dtype, out=out)
 

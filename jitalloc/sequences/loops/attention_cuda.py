@@ -17,7 +17,7 @@ from jitalloc.errors import (
     STATUS_MASK,
     TOO_MANY,
 )
-from jitalloc.gpu.calls import end_read, fail, fault_key, fill_null, integer
+from jitalloc.gpu.calls import end_read, fail, fault_key, fill_null, integer, put_integer
 from jitalloc.gpu.kernel import cuda_kernel, device_helper, gpu
 from jitalloc.gpu.record import CALL_KINDS
 from jitalloc.gpu.scan import NOWHERE, SHARED_WORDS, block_min, block_scan, owner_of
@@ -118,16 +118,6 @@ def attention_fault(tables, shape, rows, new, key):
         _lives, tokens, _row = live_row(tables, shape, np.int64(rows[at]))
         wanted |= tokens
     return new_count(rows, new, at), wanted
-
-
-@device_helper
-def put_integer(out, wide, i, value):
-    """Write element `i` of an array of int32, or of int64 handed over as pairs of int32."""
-    if wide == 0:
-        out[i] = value
-    else:
-        out[2 * i] = (value << np.int64(32)) >> np.int64(32)  # its lower half, with a sign
-        out[2 * i + 1] = value >> np.int64(32)
 
 
 @device_helper

@@ -109,7 +109,7 @@ def room_count_cuda(words, tables, rows, counts, src, out, spare):
     the first rows can grow, or NULL; until it ends, the owners of pages that rows would copy.
 
     Reads `rows`, `counts` (see `count_of`) and `spare`: the cached pages that would give way, less
-    those that are to be left. Requires an element of `src` a row, and one block.
+    those that are to be left. Requires just one element of `src` a row, and one block.
     """
     shared = gpu.shared.array(SHARED_WORDS, np.int64)
     pool, shape = words[RECORD_SLOTS:], table_shape(tables)
