@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from asv_benchmarks.counts import Counted
-from jitalloc import NULL, PagedKVCache, PagePool, PageTableCSR, PrefixCache
+from jitalloc import NULL, AttentionBatch, PagedKVCache, PagePool, PageTableCSR, PrefixCache
 
 PAGES = 1 << 20
 SIZE = 16  # tokens of a page

@@ -15,7 +15,7 @@ from jitalloc.sequences.loops.tables import (
     tables_pages_of,
     tables_row_code,
 )
-from jitalloc.sequences.state import LENGTH, MAX_PAGES, ROW_PAGE_SIZE
+from jitalloc.sequences.state import LENGTH, MAX_PAGES, ROW_PAGE_SHIFT, ROW_PAGE_SIZE
 from jitalloc.state import INT32_MAX, NULL
 
 
@@ -62,16 +62,16 @@ def attention_total_cpu(tables, rows, counts, out):
 
 
 @helper
-def fill_new(tables, row, tokens, n, put, positions, slots):
+def fill_new(tables, pages, row, tokens, n, put, positions, slots):
     """Write positions and slots of the last `n` of the `tokens` tokens of `row` from `put` on."""
-    size, pages = tables[ROW_PAGE_SIZE], tables_pages(tables)
+    size, shift = tables[ROW_PAGE_SIZE], tables[ROW_PAGE_SHIFT]
     position, left = tokens - n, n
-    block = position // size if n > 0 else np.int64(0)
+    block = position >> shift if shift >= 0 else position // size
     while left > 0:
         offset = position - block * size
         run = min(size - offset, left)
-        page = np.int64(pages[row * tables[MAX_PAGES] + block])
-        tokens_fill(slots, put, page * size + offset, run)
+        slot = np.int64(pages[row * tables[MAX_PAGES] + block]) * size + offset
+        tokens_fill(slots, put, slot, run)
         tokens_fill(positions, put, position, run)
         put += run
         position += run
@@ -101,7 +101,7 @@ def attention_export_cpu(tables, rows, counts, batch, positions, slots):
         return fail(OUT_SHORT, 1)
     # Row by row: its pages, its new tokens, its length.
     length, pages = tables_column(tables, LENGTH), tables_pages(tables)
-    size, width = tables[ROW_PAGE_SIZE], tables[MAX_PAGES]
+    size, width, shift = tables[ROW_PAGE_SIZE], tables[MAX_PAGES], tables[ROW_PAGE_SHIFT]
     put, first = np.int64(0), np.int64(0)
     qo_indptr[0] = 0
     kv_indptr[0] = 0
@@ -113,7 +113,12 @@ def attention_export_cpu(tables, rows, counts, batch, positions, slots):
             return fail(CHANGED, i)
         start = row * width
         copy_pages(pages[start : start + count], kv_indices[first : first + count])
-        fill_new(tables, row, tokens, n, put, positions, slots)
+        if n == 1 and shift >= 0:  # a step: 256 of them in half the time
+            block = (tokens - 1) >> shift
+            positions[put] = tokens - 1
+            slots[put] = (np.int64(pages[start + block]) << shift) + tokens - 1 - (block << shift)
+        else:
+            fill_new(tables, pages, row, tokens, n, put, positions, slots)
         put += n
         first += count
         qo_indptr[i + 1] = put
