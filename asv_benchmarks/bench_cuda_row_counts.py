@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from asv_benchmarks.counts import Counted
-from jitalloc import NULL, PagedKVCache, PagePool, PageTableCSR, PrefixCache
+from jitalloc import NULL, AttentionBatch, PagedKVCache, PagePool, PageTableCSR, PrefixCache
 
 PAGES = 1 << 20
 SIZE = 16  # tokens of a page
@@ -90,6 +90,18 @@ def csr(at: Cache) -> Callable[[], object]:
     return lambda: at.cache.page_table_csr(at.rows, out=out)
 
 
+def attention(at: Cache) -> Callable[[], object]:
+    """A step: the last token of each is new."""
+    sizes = ROWS + 1, ROWS, ROWS, ROWS + 1, ROWS * (TOKENS // SIZE + 1), ROWS, ROWS
+    buffers = [at.up(np.zeros(size)) for size in sizes]
+    out = AttentionBatch(*buffers)
+    return lambda: at.cache.attention_batch(at.rows, 1, out=out)
+
+
+def room(at: Cache) -> Callable[[], object]:
+    return lambda: at.cache.room_for(at.rows)
+
+
 CASES: dict[str, tuple[dict[str, Any], Callable[[Cache], Callable[[], object]]]] = {
     "append 1,024": ({}, append),
     "append 1,024, merge due": ({"due": True}, append),
@@ -104,6 +116,8 @@ CASES: dict[str, tuple[dict[str, Any], Callable[[Cache], Callable[[], object]]]]
     "allocate 1,000": ({}, lambda at: lambda: at.cache.allocate("new", 1_000)),
     "allocate 1,000, merge due": ({"due": True}, lambda at: lambda: at.cache.allocate("it", 1_000)),
     "page_table_csr 1,024": ({}, csr),
+    "attention_batch 1,024": ({}, attention),
+    "room_for 1,024": ({}, room),
 }
 
 

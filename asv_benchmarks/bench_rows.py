@@ -59,10 +59,20 @@ class Look:
         for i in range(1024):
             self.cache.allocate(i, 512)
         self.cache.sequence(0)
+        self.ids = list(range(1024))
 
     def time_rows_of_256_x100(self) -> None:
         for _ in range(100):
             self.cache.rows(range(256))
+
+    def time_rows_of_1024_x100(self) -> None:
+        for _ in range(100):
+            self.cache.rows(self.ids)
+
+    def time_rows_of_1024_one_by_one_x100(self) -> None:
+        row = self.cache.row
+        for _ in range(100):
+            [row(seq_id) for seq_id in self.ids]
 
     def time_sequence_x100(self) -> None:
         for _ in range(100):

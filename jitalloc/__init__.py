@@ -44,6 +44,7 @@ from jitalloc.prefix.matches import InsertResult, PrefixBatch, PrefixMatch
 from jitalloc.prefix.prefix import PrefixCache
 from jitalloc.prefix.records import PrefixStats
 from jitalloc.prefix.upkeep import PrefixSnapshot
+from jitalloc.sequences.attention import AttentionBatch
 from jitalloc.sequences.eviction import Eviction
 from jitalloc.sequences.files import CacheSnapshot
 from jitalloc.sequences.mirror import BlockTableMirror
@@ -61,6 +62,7 @@ from jitalloc.warming import warmup
 for _record in (
     *(
         Appended,
+        AttentionBatch,
         CacheSnapshot,
         Eviction,
         InsertResult,
@@ -84,6 +86,7 @@ __all__ = [
     "NULL",
     "AllPinned",
     "Appended",
+    "AttentionBatch",
     "BlockTableMirror",
     "BlockTables",
     "CacheSnapshot",

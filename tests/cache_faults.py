@@ -73,6 +73,10 @@ CACHE_FAULTS = {
     "unknown source": Fault(lambda at: at.cache.fork("x", "y"), UnknownSequence),
     "fork onto itself": Fault(lambda at: at.cache.fork("a", "a"), DuplicateSequence),
     "unknown among ids": Fault(lambda at: at.cache.rows(["a", "x"]), UnknownSequence),
+    "unhashable among ids": Fault(
+        lambda at: at.cache.rows(["a", []]), InvalidArgument, "seq_ids", [], 1
+    ),
+    "one unhashable id": Fault(lambda at: at.cache.rows([{}]), InvalidArgument, "seq_ids", {}, 0),
     "rows of nothing": Fault(lambda at: at.cache.rows(5), InvalidArgument, "seq_ids", 5),
     "rows full": Fault(lambda at: at.full.allocate("y", 0), OutOfRows),
     "too long": Fault(lambda at: at.cache.allocate("x", 33), SequenceTooLong, "num_tokens", 33),
@@ -109,6 +113,59 @@ CACHE_FAULTS = {
     "row twice": Fault(lambda at: at.cache.free_batch([0, 0]), InvalidArgument, "rows", 0, 1),
     "float rows": Fault(lambda at: at.cache.free_batch([0.0]), InvalidArgument, "rows"),
     "rows on a GPU": Fault(lambda at: at.cache.free_batch(CudaArray()), WrongDevice, "rows"),
+    "room for no rows": Fault(lambda at: at.cache.room_for([0, 4]), InvalidArgument, "rows", 4, 1),
+    "room for a row of nobody": Fault(
+        lambda at: at.cache.room_for([3]), InvalidArgument, "rows", 3, 0
+    ),
+    "room for a row twice": Fault(
+        lambda at: at.cache.room_for([0, 0]), InvalidArgument, "rows", 0, 1
+    ),
+    "room for rows on a GPU": Fault(lambda at: at.cache.room_for(CudaArray()), WrongDevice, "rows"),
+    "room for less than nothing": Fault(
+        lambda at: at.cache.room_for([0, 1], [1, -1]), InvalidArgument, "n", -1, 1
+    ),
+    "room for float growth": Fault(
+        lambda at: at.cache.room_for([0], 1.0), InvalidArgument, "n", 1.0
+    ),
+    "room past int32": Fault(
+        lambda at: at.cache.room_for([0, 1], [1, BIG]), InvalidArgument, "n", BIG, 1
+    ),
+    "room numbers differ": Fault(
+        lambda at: at.cache.room_for([0, 1], [1]), InvalidArgument, "n", 1
+    ),
+    "a negative reserve": Fault(
+        lambda at: at.cache.room_for([0], reserve=-1), InvalidArgument, "reserve", -1
+    ),
+    "new tokens of a row of nobody": Fault(
+        lambda at: at.cache.attention_batch([0, 3], 1), InvalidArgument, "rows", 3, 1
+    ),
+    "more new tokens than there are": Fault(
+        lambda at: at.cache.attention_batch([0, 1], [6, 4]), InvalidArgument, "num_new", 4, 1
+    ),
+    "fewer new tokens than none": Fault(
+        lambda at: at.cache.attention_batch([0, 1], [6, -1]), InvalidArgument, "num_new", -1, 1
+    ),
+    "no dtype of mapped slots": Fault(
+        lambda at: at.cache.slot_mapping([0], [0], dtype=np.uint32),
+        InvalidArgument,
+        "dtype",
+        "uint32",
+    ),
+    "no dtype of new slots": Fault(
+        lambda at: at.cache.append_batch([0], dtype=float), InvalidArgument, "dtype", "float64"
+    ),
+    "no dtype of slots": Fault(
+        lambda at: at.cache.attention_batch([0], 1, dtype="int16"),
+        InvalidArgument,
+        "dtype",
+        "int16",
+    ),
+    "no buffers of an attention batch": Fault(
+        lambda at: at.cache.attention_batch([0], 1, out=csr_buffers(1, 1, 1)),
+        InvalidArgument,
+        "out",
+        "PageTableCSR",
+    ),
     "fork lengths differ": Fault(
         lambda at: at.cache.fork_batch([0, 0], [2]), InvalidArgument, "dst_rows", 1
     ),
@@ -164,7 +221,7 @@ CACHE_FAULTS = {
         3,
     ),
     "slots of another type": Fault(
-        lambda at: at.cache.slot_mapping([0], [0], out=np.zeros(1, np.int32)),
+        lambda at: at.cache.slot_mapping([0], [0], out=np.zeros(1, np.int16)),
         InvalidArgument,
         "out",
     ),

@@ -138,6 +138,7 @@ class CachePair(PoolPair):
         self.do("page_table_csr", rows)
         self.do("seq_lens", [*rows, *rows])
         self.do("slot_mapping", row_of, position)
+        self.do("attention_batch", rows, [model.rows[row].length // 2 for row in rows])
         stats = self.cache.stats()
         assert stats.tokens == sum(at.length for at in model.rows.values())
         assert (stats.active, stats.peak_active) == (len(rows), model.peak)

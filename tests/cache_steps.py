@@ -8,8 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from jitalloc import NULL, AttentionBatch, InvalidArgument
 from tests.cache_pairs import CachePair
 from tests.mirror_pairs import Told
+from tests.pairs import outcome, plain
 from tests.twin_steps import as_argument
 
 Step = Callable[[CachePair, Random], Any]
@@ -49,6 +51,18 @@ def append(pair: CachePair, random: Random) -> None:
         lambda: pair.cache.append_batch(*arguments),
         lambda: pair.cache_model.append_batch(rows, counts),
     )
+
+
+def room(pair: CachePair, random: Random) -> None:
+    for _ in range(2):
+        fork(pair, random)
+    rows = some_rows(pair, random)
+    counts = [random.choice((0, 1, 1, 2, 9, 30)) for _ in rows]
+    if rows and random.random() < 0.1:
+        counts[-1] = -1
+    n = random.choice((counts, random.randrange(4)))
+    free = pair.model.available
+    pair.do("room_for", rows, n, reserve=random.choice((0, 0, 1, free, free + 1)))
 
 
 def fork(pair: CachePair, random: Random) -> None:
@@ -120,6 +134,56 @@ def layouts(pair: CachePair, random: Random) -> None:
     pair.do("slot_mapping", rows, [random.randrange(-1, 9) for _ in rows])
 
 
+def attention(pair: CachePair, random: Random) -> None:
+    """With buffers of more room than needed, or without; sometimes of int32."""
+    rows = some_rows(pair, random, distinct=False)
+    lengths = [at.length if (at := pair.cache_model.rows.get(row)) else 3 for row in rows]
+    counts = [random.choice((0, min(1, n), n, random.randrange(n + 1))) for n in lengths]
+    if random.random() < 0.2 and rows:
+        at = random.randrange(len(rows))
+        counts[at] = random.choice((-1, lengths[at] + 1, 2**40))
+    new = random.choice((as_argument(counts, random, np.int64), random.choice((0, 1))))
+    dtype = random.choice((None, np.int32, np.int64))
+    pair.compare(
+        lambda: pair.cache.attention_batch(as_argument(rows, random, np.int32), new, dtype=dtype),
+        lambda: pair.cache_model.attention_batch(rows, new if isinstance(new, int) else counts),
+    )
+    fill_attention(pair, rows, new, random)
+
+
+def fill_attention(pair: CachePair, rows: list[int], new: Any, random: Random) -> None:
+    """What comes without buffers comes with them too, and what stands behind is filled up."""
+    sizes, kind = [random.randrange(40) for _ in range(2)], random.choice((np.int32, np.int64))
+    out = attention_buffers(len(rows), *sizes, kind)
+    before = plain(out)
+    expected = outcome(lambda: pair.cache.attention_batch(rows, new))
+    got = outcome(lambda: pair.cache.attention_batch(rows, new, out=out))
+    if expected[0] == "returned":
+        tokens, pages = (len(expected[1][i]) for i in (1, 4))
+        short = [("slots", tokens, sizes[0]), ("kv_indices", pages, sizes[1])]
+        for name, needed, size in short:
+            if needed > size:
+                expected = (InvalidArgument, f"out.{name}", size, None)
+                break
+        else:
+            whole = list(expected[1])
+            for i, pad in ((1, 0), (2, NULL)):
+                whole[i] = whole[i] + [pad] * (sizes[0] - tokens)
+            whole[4] = whole[4] + [NULL] * (sizes[1] - pages)
+            expected = ("returned", tuple(whole))
+    assert got == expected
+    if got[0] != "returned":
+        assert plain(out) == before, "a refused call has written"
+
+
+def attention_buffers(batch: int, tokens: int, pages: int, kind: Any) -> AttentionBatch:
+    """Buffers for a batch, full of something else; `kind`: the dtype of positions and slots."""
+    places = np.full((2, tokens), 66, kind)
+    ends, facts = np.full((2, batch + 1), 66, np.int32), np.full((2, batch), 66, np.int32)
+    indices = np.full(pages, 66, np.int32)
+    return AttentionBatch(ends[0], places[0], places[1], ends[1], indices, *facts)
+
+
 def defragment(pair: CachePair, random: Random) -> None:
     pair.call("defragment")
 
@@ -133,11 +197,14 @@ def tell(pair: CachePair, random: Random) -> None:
 
 # Every kernel of the sequences and the call that runs it. test_house.py holds this complete.
 CACHE_STEPS: dict[str, Step] = {
+    "attention_export_cpu": attention,
+    "attention_total_cpu": attention,
     "eviction_select_cpu": evict,
     "eviction_to_cpu": evict_to,
     "eviction_window_batch_cpu": cut_rows,
     "eviction_window_cpu": cut,
     "mirror_pack_cpu": tell,
+    "room_count_cpu": room,
     "rows_allocate_cpu": allocate,
     "rows_free_cpu": free_rows,
     "sequences_append_cpu": append,

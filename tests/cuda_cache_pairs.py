@@ -15,7 +15,6 @@ from jitalloc import (
     Moves,
     PagedKVCache,
     PagePool,
-    PageTableCSR,
     PrefixCache,
     errors,
 )
@@ -159,12 +158,15 @@ class HostCache:
         assert (dst[count:] == NULL).all()
         return Appended(slots[:total], Moves(src[:count], dst[:count]))
 
+    def room_for(self, rows: Any, n: Any = 1, *, reserve: int = 0) -> int:
+        return self.device_cache.room_for(self.up(rows, INT32), self.integers(n), reserve=reserve)
+
     def layout(self, name: str, rows: Any, *args: Any, **options: Any) -> Any:
         """Run an export, which does not wait where its result has a size known before."""
         call = getattr(self.device_cache, name)
         made = call(self.up(rows, INT32), *args, **options)
         self.device_cache.pool._settled()
-        return PageTableCSR(*map(self.gpu.download, made)) if isinstance(made, tuple) else made
+        return type(made)(*map(self.gpu.download, made)) if isinstance(made, tuple) else made
 
     def block_tables(self, rows: Any, **options: Any) -> Any:
         return self.layout("block_tables", rows, **options)
@@ -174,6 +176,9 @@ class HostCache:
 
     def seq_lens(self, rows: Any) -> Any:
         return self.layout("seq_lens", rows)
+
+    def attention_batch(self, rows: Any, num_new: Any, **options: Any) -> Any:
+        return self.layout("attention_batch", rows, self.integers(num_new), **options)
 
     def slot_mapping(self, rows: Any, positions: Any) -> Any:
         return self.layout("slot_mapping", rows, self.up(positions, INT64))

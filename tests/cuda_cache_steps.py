@@ -37,6 +37,7 @@ CUDA_CACHE_STEPS: dict[str, Any] = {
     name: steps_of_twins(CACHE_STEPS)[name]
     for name in (
         "eviction_window_batch_cuda",
+        "room_count_cuda",
         "rows_allocate_cuda",
         "rows_free_cuda",
         "sequences_append_cuda",

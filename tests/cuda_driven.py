@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from jitalloc import NULL, PageTableCSR
+from jitalloc import NULL, AttentionBatch, PageTableCSR
 from jitalloc.sequences.state import LENGTH
 from jitalloc.state import INT32, INT64
 from tests.cuda_cache_pairs import Both
@@ -33,6 +33,17 @@ class DrivenSteps:
         self.table, self.lengths = up(np.zeros((batch, 24)), INT32), up(ints, INT32)
         sizes = batch + 1, 24 * batch, batch
         self.csr = PageTableCSR(*(up(np.zeros(size), INT32) for size in sizes))
+        self.new = up(ints, INT32)
+        ends, facts = up(np.zeros(batch + 1), INT32), up(ints, INT32)
+        self.attention = AttentionBatch(
+            ends,
+            self.slots.copy(),
+            self.slots.copy(),
+            ends.copy(),
+            self.csr.indices.copy(),
+            facts,
+            facts.copy(),
+        )
         self.begun = 0
         self.now: dict[str, list[int]] = {}
 
@@ -46,6 +57,7 @@ class DrivenSteps:
         cache.block_tables(self.left, out=self.table)
         cache.seq_lens(self.left, out=self.lengths)
         cache.page_table_csr(self.left, out=self.csr)
+        cache.attention_batch(self.left, self.new, out=self.attention)
 
     def fill(self, buffer: Any, name: str, values: list[int]) -> None:
         """Give a buffer new contents."""
@@ -80,6 +92,8 @@ class DrivenSteps:
         self.fill(self.ended, "ended", ended)
         left = [NULL if end else row for row, end in zip(rows, ends, strict=True)]
         self.fill(self.left, "left", left)
+        # What stays of what is appended is new; a row that has ended keeps its place.
+        self.fill(self.new, "new", [n - d for n, d in zip(counts, drop, strict=True)])
 
     def on_cpu(self) -> None:
         """The step by the CPU, which is given no rows of NULL; all results must be the same."""
@@ -105,3 +119,26 @@ class DrivenSteps:
         expected = cache.page_table_csr(left)
         assert indices[: expected.indices.size].tolist() == expected.indices.tolist()
         assert indptr[[0, *(i + 1 for i in at)]].tolist() == expected.indptr.tolist()
+        self.attention_is_that_of(left, at)
+
+    def attention_is_that_of(self, left: list[int], at: list[int]) -> None:
+        """The new tokens of rows of NULL have position 0 and slot NULL, at their places."""
+        cache, new = self.both.cpu, self.now["new"]
+        got = AttentionBatch(*map(self.both.gpu.gpu.download, self.attention))
+        expected = cache.attention_batch(left, [new[i] for i in at])
+        assert got.qo_indptr.tolist() == [0, *np.cumsum(new).tolist()]
+        total = int(got.qo_indptr[-1])
+        mine = np.isin(np.repeat(np.arange(self.batch), new), at)
+        for made, wanted, pad in (
+            (got.slots, expected.slots, NULL),
+            (got.positions, expected.positions, 0),
+        ):
+            assert made[:total][mine].tolist() == wanted.tolist()
+            assert (made[:total][~mine] == pad).all()
+            assert (made[total:] == pad).all()
+        pages = expected.kv_indices.size
+        assert got.kv_indices[:pages].tolist() == expected.kv_indices.tolist()
+        assert (got.kv_indices[pages:] == NULL).all()
+        assert got.seq_lens[at].tolist() == expected.seq_lens.tolist()
+        assert got.kv_last_page_len[at].tolist() == expected.kv_last_page_len.tolist()
+        assert got.kv_indptr[[0, *(i + 1 for i in at)]].tolist() == expected.kv_indptr.tolist()

@@ -41,12 +41,14 @@ def agree(mirror: Any, cache: Any) -> None:
         mirror.seq_lens(up(rows)),
         mirror.slot_mapping(up(owner), up(positions, np.int64)),
         *mirror.page_table_csr(up(rows)),
+        *mirror.attention_batch(up(rows), 0),
     ]
     expected = [
         cache.block_tables(rows),
         lengths,
         cache.slot_mapping(owner, positions),
         *cache.page_table_csr(rows),
+        *cache.attention_batch(rows, 0),
     ]
     for mine, theirs in zip(got, expected, strict=True):
         assert (fetch(mine).tolist(), mine.dtype) == (theirs.tolist(), theirs.dtype)

@@ -8,11 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from jitalloc import NULL, PagePool, PageTableCSR, errors
+from jitalloc import NULL, AttentionBatch, PagePool, PageTableCSR, errors
 from jitalloc.sequences.state import LOCK_END, LOCKED
 from jitalloc.sequences.tables_cuda import CudaBlockTables
 from tests import cache_steps
 from tests.cache_pairs import CachePair
+from tests.cache_steps import attention_buffers
 from tests.pairs import outcome
 
 INT32, INT64 = np.dtype(np.int32), np.dtype(np.int64)
@@ -77,15 +78,13 @@ class TablesPair:
     def settle(self, call: Callable[[], Any]) -> Any:
         """Run an export; its results as NumPy arrays, or what the pool has kept for later."""
         results = call()
-        parts = [
-            self.down(each) for each in (results if type(results) is PageTableCSR else [results])
-        ]
+        parts = [self.down(each) for each in (results if isinstance(results, tuple) else [results])]
         try:
             self.pool._settled()
         except errors.JitallocError:
             assert all((each == NULL).all() for each in parts), "results of a failed call"
             raise
-        return PageTableCSR(*parts) if len(parts) == 3 else parts[0]
+        return type(results)(*parts) if isinstance(results, tuple) else parts[0]
 
     def some_rows(self, random: Random) -> list[int]:
         """Live rows, some of them named twice, and sometimes one that is free or out of range."""
@@ -126,6 +125,14 @@ class TablesPair:
             lambda: self.gpu.slot_mapping(on_gpu, at, out=at),
         )
 
+    def slots_of(self, rows: Any, positions: Any, dtype: Any) -> tuple[Any, ...]:
+        """Without a buffer, of either dtype."""
+        on_gpu, at = self.up(rows, INT32), self.up(positions, INT64)
+        return self.compare(
+            lambda: self.cpu.slot_mapping(rows, positions, dtype=dtype),
+            lambda: self.gpu.slot_mapping(on_gpu, at, dtype=dtype),
+        )
+
     def page_table_csr(self, rows: Any, room: int | None = None) -> tuple[Any, ...]:
         """With buffers that hold `room` pages, or without."""
 
@@ -140,6 +147,20 @@ class TablesPair:
         return self.compare(
             lambda: self.cpu.page_table_csr(rows, out=host),
             lambda: self.gpu.page_table_csr(on_gpu, out=there),
+        )
+
+    def attention_batch(
+        self, rows: Any, new: Any, sizes: tuple[int, int] | None = None, kind: Any = INT64
+    ) -> tuple[Any, ...]:
+        """With buffers of so many tokens and pages, or without; `new` for all or for each."""
+        host = None if sizes is None else attention_buffers(len(rows), *sizes, kind)
+        there = host and AttentionBatch(*(self.up(each, each.dtype) for each in host))
+        on_gpu = self.up(rows, INT32)
+        counts = new if isinstance(new, int) else self.up(new, INT64)
+        dtype = None if host else kind
+        return self.compare(
+            lambda: self.cpu.attention_batch(rows, new, dtype=dtype, out=host),
+            lambda: self.gpu.attention_batch(on_gpu, counts, dtype=dtype, out=there),
         )
 
     def seq_lens(self, rows: Any) -> tuple[Any, ...]:
@@ -175,12 +196,34 @@ def slots(pair: TablesPair, random: Random) -> None:
         at = random.randrange(len(rows))
         positions[at] = random.choice((-1, ends[at], 2**31, 2**40, -(2**63)))
     pair.slot_mapping(rows, positions)
+    pair.slots_of(rows, positions, random.choice((INT32, INT64)))
 
 
 def csr(pair: TablesPair, random: Random) -> None:
     rows, sequences = pair.some_rows(random), pair.cache_pair.cache_model.rows
     total = sum(len(sequences[row].pages) for row in rows if row in sequences)
     pair.page_table_csr(rows, max(0, total + random.choice((-1, 0, 1, 9))))
+
+
+def some_new(pair: TablesPair, random: Random) -> tuple[list[int], Any]:
+    """Rows, and how many of their tokens are new: sometimes too many, or one number for all."""
+    rows, sequences = pair.some_rows(random), pair.cache_pair.cache_model.rows
+    lengths = [sequences[row].length if row in sequences else 3 for row in rows]
+    counts = [random.choice((0, min(1, n), n, random.randrange(n + 1))) for n in lengths]
+    if rows and random.random() < 0.3:
+        at = random.randrange(len(rows))
+        counts[at] = random.choice((-1, lengths[at] + 1, 2**31, 2**40, -(2**63), 2**63 - 1))
+    return rows, random.choice((counts, counts, counts, random.choice((0, 1))))
+
+
+def attention(pair: TablesPair, random: Random) -> None:
+    rows, new = some_new(pair, random)
+    sizes = random.randrange(200), random.randrange(200)
+    pair.attention_batch(rows, new, sizes, random.choice((INT32, INT64)))
+
+
+def attention_sizes(pair: TablesPair, random: Random) -> None:
+    pair.attention_batch(*some_new(pair, random), kind=random.choice((INT32, INT64)))
 
 
 def total(pair: TablesPair, random: Random) -> None:
@@ -207,6 +250,8 @@ def rename(pair: TablesPair, random: Random) -> None:
 
 
 CUDA_STEPS: dict[str, Step] = {
+    "attention_export_cuda": attention,
+    "attention_total_cuda": attention_sizes,
     "tables_csr_cuda": csr,
     "tables_lengths_cuda": lengths,
     "tables_padded_cuda": padded,

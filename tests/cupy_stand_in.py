@@ -312,9 +312,9 @@ class Cupy:
         """Return what the words of a launch are by the kernel's signature, as numba reads them."""
         made: list[Any] = []
         at = 0
-        for each in kernel.signature.removeprefix("void(").removesuffix(")").split(","):
+        for each in kernel.parameters:
             if "[" in each:
-                dtype = np.dtype(each.partition("[")[0].strip())
+                dtype = np.dtype(each.partition("[")[0])
                 made.append(self._array(dtype, words[at : at + 7]))
                 at += 7
             else:

@@ -47,3 +47,20 @@ class Layouts:
     def seq_lens(self, rows: Sequence[int]) -> list[int]:
         self.check_rows("rows", rows)
         return [self.rows[row].length for row in rows]
+
+    def attention_batch(self, rows: Sequence[int], num_new: int | Sequence[int]) -> tuple[Any, ...]:
+        self.check_rows("rows", rows)
+        counts = [num_new] * len(rows) if isinstance(num_new, int) else num_new
+        positions: list[int] = []
+        slots: list[int] = []
+        qo_indptr = [0]
+        for i, (row, n) in enumerate(zip(rows, counts, strict=True)):
+            length = self.rows[row].length
+            if not 0 <= n <= length:
+                raise InvalidArgument("num_new", n, "more than the sequence has", i)
+            new = range(length - n, length)
+            positions += new
+            slots += self.slot_mapping([row] * n, new)
+            qo_indptr.append(len(slots))
+        indptr, indices, last = self.page_table_csr(rows)
+        return qo_indptr, positions, slots, indptr, indices, last, self.seq_lens(rows)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Hashable, Sequence
+from copy import deepcopy
 from dataclasses import replace
 from typing import Any
 
@@ -102,6 +103,25 @@ class Cache(Layouts):
         self.allocations += 1
         self._touch(row)
         self.peak = max(self.peak, len(self.rows))
+
+    def _available(self) -> int:
+        return self.pool.available
+
+    def room_for(self, rows: Sequence[int], n: int | Sequence[int] = 1, *, reserve: int = 0) -> int:
+        """How many rows can grow: on a copy, they do."""
+        counts = [n] * len(rows) if isinstance(n, int) else list(n)
+        self.pool.check_counts("n", counts)
+        self.check_rows("rows", rows, distinct=True)
+        before = self._available()
+        for k in range(1, len(rows) + 1):
+            copy = deepcopy(self)
+            try:
+                copy.append_batch(rows[:k], counts[:k])
+            except (errors.OutOfPages, SequenceTooLong):
+                return k - 1
+            if before > copy._available() < reserve:
+                return k - 1
+        return len(rows)
 
     def append(self, seq_id: Hashable, n: int = 1) -> tuple[list[int], Moves]:
         return self.append_batch([self.row(seq_id)], [n])

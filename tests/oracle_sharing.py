@@ -57,6 +57,9 @@ class SharingCache(Cache):
     def _holders(self, page: int) -> int:
         return self.pool.owners[page] - self.is_cached(page)
 
+    def _available(self) -> int:
+        return self.pool.available + self.reclaimable
+
     # Room is made by evicting cached pages, if that is enough.
 
     def _make_room(self, need: int, locked: Sequence[Node] = ()) -> None:

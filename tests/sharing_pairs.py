@@ -221,6 +221,10 @@ def reclaim(pair: SharingPair, random: Random) -> None:
 
 
 def room(pair: SharingPair, random: Random) -> None:
+    """How much there is, and then it is made."""
+    live = sorted(pair.cache_model.rows)
+    rows = random.sample(live, random.randrange(len(live) + 1))
+    pair.do("room_for", rows, random.randrange(12), reserve=random.choice((0, 0, 1, 3)))
     pair.do("make_room", random.randrange(-1, pair.pool.num_pages + 2))
 
 

@@ -16,13 +16,21 @@ from typing import Any
 import numpy as np
 import pytest
 
-from jitalloc import BlockTableMirror, PagedKVCache, PagePool, PageTableCSR
+from jitalloc import (
+    NULL,
+    AttentionBatch,
+    BlockTableMirror,
+    PagedKVCache,
+    PagePool,
+    PageTableCSR,
+)
 from jitalloc.cuda import CudaBlockTableMirror
 from jitalloc.errors import CorruptState, InvalidArgument, WrongDevice
 from jitalloc.gpu import device as _cuda_device
 from jitalloc.gpu import kernel as _cuda
 from jitalloc.sequences.loops.mirror import PART
 from jitalloc.sequences.state import LENGTH
+from tests.cache_steps import attention_buffers
 from tests.cuda_mirror_steps import CUDA_STEPS, MirrorPair, agree, down, up
 from tests.gpu import ON_DEVICE, recorded
 from tests.recording import RecordingDevice
@@ -146,6 +154,7 @@ EXPORTS: dict[str, Callable[[Any, Any], Any]] = {
     "slot_mapping": lambda m, at: m.slot_mapping(at["rows"], at["slots"], out=at["slots"]),
     "page_table_csr": lambda m, at: m.page_table_csr(at["rows"], out=at["csr"]),
     "seq_lens": lambda m, at: m.seq_lens(at["rows"], out=at["lengths"]),
+    "attention_batch": lambda m, at: m.attention_batch(at["rows"], 1, out=at["attention"]),
 }
 
 
@@ -156,6 +165,9 @@ def buffers() -> dict[str, Any]:
         "slots": up([1, 2], np.int64),
         "csr": PageTableCSR(up([0] * 3), up([0] * 20), up([0] * 2)),
         "lengths": up([0, 0]),
+        "attention": AttentionBatch(
+            *(up(each, each.dtype) for each in attention_buffers(2, 3, 20, np.int64))
+        ),
     }
 
 
@@ -353,16 +365,19 @@ def test_exports_in_a_graph_read_what_the_last_refresh_brought() -> None:
                 mirror.refresh()
             mirror.block_tables(at["rows"], out=at["table"])
             mirror.seq_lens(at["rows"], out=at["lengths"])
+            mirror.attention_batch(at["rows"], 1, out=at["attention"])
         finally:
             graph = stream.end_capture()
         for turn in range(20):
             cache.append_batch([0])
             cache.free("c")
-            cache.allocate("c", turn)  # into the same row
+            cache.allocate("c", turn + 1)  # into the same row
             mirror.refresh()
             graph.launch()
             assert down(at["table"]).tolist() == cache.block_tables([2, 0], width=8).tolist()
             assert down(at["lengths"]).tolist() == cache.seq_lens([2, 0]).tolist()
+            expected = cache.attention_batch([2, 0], 1)
+            assert down(at["attention"].slots).tolist() == [*expected.slots.tolist(), NULL]
         agree(mirror, cache)
 
 

@@ -89,6 +89,7 @@ def test_dtypes_and_shapes_are_exact() -> None:
         "n": lambda: cache.append_batch(row, up([1], np.int16)),
         "tokens": lambda: cache.append_batch(row, 1, tokens=up([1])),
         "out": lambda: cache.append_batch(row, 1, out=up([1], np.int32)),
+        "dtype": lambda: cache.append_batch(row, 1, dtype=np.int32),
         "copies": lambda: cache.append_batch(row, 1, copies=up([[1, 1], [1, 1]], np.int32)),
         "parents": lambda: cache.reorder(row, up([[0]], np.int32)),
         "num_tokens": lambda: cache.truncate_batch(row, up([1, 2])),

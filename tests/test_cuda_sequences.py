@@ -76,6 +76,7 @@ def random_call(both: Both, random: Random, shared: bool) -> tuple[Any, ...]:
         (4, lambda: both.do("append_batch", rows, 1, tokens=tokens and tokens[: len(rows)])),
         (4, lambda: both.do("append_batch", rows, counts, tokens=tokens)),
         (1, lambda: both.do("append", seq_id, random.choice((None, 0, 1, 6)))),
+        (1, lambda: both.do("room_for", rows, random.choice((1, counts)), reserve=1)),
         (3, lambda: both.do("fork", seq_id, random.randrange(40))),
         (1, lambda: both.do("reorder", rows, random.choices([*live, 0], k=len(rows)))),
         (2, lambda: fork_batch(both, random, live)),

@@ -14,11 +14,19 @@ from typing import Any
 import numpy as np
 import pytest
 
-from jitalloc import NULL, BlockTables, InvalidArgument, PageTableCSR, WrongDevice
+from jitalloc import (
+    NULL,
+    AttentionBatch,
+    BlockTables,
+    InvalidArgument,
+    PageTableCSR,
+    WrongDevice,
+)
 from jitalloc.gpu import device as _cuda_device
 from jitalloc.gpu import kernel as _cuda
 from jitalloc.sequences.state import LENGTH
 from jitalloc.sequences.tables_cuda import CudaBlockTables
+from tests.cache_steps import attention_buffers
 from tests.cuda_tables_steps import CUDA_STEPS, INT32, INT64, TablesPair
 from tests.gpu import ON_DEVICE
 from tests.test_twins import describe
@@ -92,6 +100,8 @@ def test_the_first_wrong_row_of_all_blocks_is_the_one(
             pair.block_tables(rows),
             pair.block_tables_into(rows, 8),
             pair.slot_mapping(rows, [0] * 60),
+            pair.attention_batch(rows, [0] * 40 + [-1] * 20),
+            pair.attention_batch(rows, 0, (60, 400)),
         ):
             assert got[:4] == (InvalidArgument, "rows", wrong[place], place)
 
@@ -157,6 +167,60 @@ def test_a_row_that_is_null_is_a_sequence_without_tokens(pair: TablesPair) -> No
     pair.pool.check()
 
 
+def test_new_tokens_of_a_row_that_is_null_keep_their_places(pair: TablesPair) -> None:
+    filled, counts = pair.up([NULL, 0, NULL, 2], INT32), pair.up([2, 1, 0, 2], INT32)
+    for new, qo, positions, slots in (
+        (counts, [0, 2, 3, 3, 5], [0, 0, 4, 6, 7], [NULL, NULL, 4, 14, 15]),
+        (1, [0, 1, 2, 3, 4], [0, 4, 0, 7], [NULL, 4, NULL, 15]),
+    ):
+        got = [pair.down(each).tolist() for each in pair.gpu.attention_batch(filled, new)]
+        assert got == [
+            qo,
+            positions,
+            slots,
+            [0, 0, 2, 2, 4],
+            [0, 1, 2, 3],
+            [4, 1, 4, 4],
+            [0, 5, 0, 8],
+        ]
+    pair.pool.check()
+
+
+@pytest.mark.parametrize("new", [-1, 2**31, 2**40, 2**63 - 1, -(2**63)])
+def test_new_tokens_of_a_row_that_is_null_are_counted(pair: TablesPair, new: int) -> None:
+    counts = pair.up([2, new, 1], INT64)
+    out = AttentionBatch(*(pair.up(each, each.dtype) for each in attention_buffers(3, 9, 9, INT64)))
+    pair.gpu.attention_batch(pair.up([0, NULL, 2], INT32), counts, out=out)
+    assert all((pair.down(each) == NULL).all() for each in out)
+    text = "must not be negative" if new < 0 else "total must fit int32"
+    with pytest.raises(InvalidArgument, match=rf"num_new\[1\] = {new}: .*{text}"):
+        pair.pool.check()
+
+
+def test_a_buffer_too_short_for_an_attention_batch(pair: TablesPair) -> None:
+    for sizes, name, size in (((2, 9), "slots", 2), ((3, 3), "kv_indices", 3)):
+        got = pair.attention_batch([0, 2], [1, 2], sizes)
+        assert got[:4] == (InvalidArgument, f"out.{name}", size, None)
+    assert pair.attention_batch([0, 2], [1, 2], (3, 4))[0] == "returned"
+    assert pair.attention_batch([0, 2], [9, 2], (0, 0))[:4] == (InvalidArgument, "num_new", 9, 0)
+    assert pair.attention_batch([0, 9], [9, 2], (0, 0))[:4] == (InvalidArgument, "rows", 9, 1)
+
+
+def test_an_attention_batch_takes_int32_where_all_slots_fit(pair: TablesPair) -> None:
+    out = AttentionBatch(*(pair.up(each, each.dtype) for each in attention_buffers(1, 1, 4, INT32)))
+    rows = pair.up([0], INT32)
+    into = pair.up([9], INT32)
+    assert pair.gpu.slot_mapping(rows, pair.up([4], INT64), out=into) is into
+    assert pair.down(into).tolist() == [4]
+    pair.pool.num_pages = 2**31 // 4 + 1
+    with pytest.raises(InvalidArgument, match="dtype = 'int32': slots of this pool go up to"):
+        pair.gpu.slot_mapping(rows, rows, dtype=INT32)
+    with pytest.raises(InvalidArgument, match="dtype = 'int32': slots of this pool go up to"):
+        pair.gpu.attention_batch(pair.up([0], INT32), 1, out=out)
+    with pytest.raises(InvalidArgument, match="dtype = 'int32': slots of this pool go up to"):
+        pair.gpu.attention_batch(pair.up([0], INT32), 1, dtype=INT32)
+
+
 def test_empty_batches(pair: TablesPair) -> None:
     for got in (
         pair.block_tables([]),
@@ -164,6 +228,8 @@ def test_empty_batches(pair: TablesPair) -> None:
         pair.slot_mapping([], []),
         pair.page_table_csr([]),
         pair.page_table_csr([], 2),
+        pair.attention_batch([], []),
+        pair.attention_batch([], 1, (3, 2)),
         pair.seq_lens([]),
     ):
         assert got[0] == "returned"
@@ -207,9 +273,19 @@ def test_host_memory_is_refused(pair: TablesPair, values: Any) -> None:
         lambda: gpu.slot_mapping(rows, values),
         lambda: gpu.page_table_csr(values),
         lambda: gpu.seq_lens(values),
+        lambda: gpu.attention_batch(values, 1),
     ]
+    whole = AttentionBatch(
+        *(pair.up(each, each.dtype) for each in attention_buffers(1, 1, 2, INT64))
+    )
+    if isinstance(values, list | tuple | np.ndarray):
+        calls.append(lambda: gpu.attention_batch(rows, values))
     if values is not None:
         calls += [
+            *(
+                lambda name=name: gpu.attention_batch(rows, 1, out=whole._replace(**{name: values}))
+                for name in whole._fields
+            ),
             lambda: gpu.block_tables(rows, out=values),
             lambda: gpu.slot_mapping(rows, position, out=values),
             lambda: gpu.seq_lens(rows, out=values),
@@ -228,12 +304,17 @@ def test_dtypes_shapes_and_buffers_are_exact(pair: TablesPair) -> None:
     gpu, rows, long = pair.gpu, pair.up([0, 2], INT32), pair.up([0, 2], INT64)
     csr = PageTableCSR(pair.up([0] * 3, INT32), pair.up([0] * 9, INT32), pair.up([0] * 2, INT32))
     table = pair.up(np.zeros((2, 4)), INT32)
+    whole = AttentionBatch(
+        *(pair.up(each, each.dtype) for each in attention_buffers(2, 2, 9, INT64))
+    )
     refused: list[tuple[str, Callable[[], Any]]] = [
         ("rows", lambda: gpu.seq_lens(long)),
         ("rows", lambda: gpu.seq_lens(pair.up([[0]], INT32))),
         ("positions", lambda: gpu.slot_mapping(rows, pair.up([0, 1], np.dtype(np.int16)))),
         ("positions", lambda: gpu.slot_mapping(rows, long[:1])),
-        ("out", lambda: gpu.slot_mapping(rows, long, out=rows)),
+        ("out", lambda: gpu.slot_mapping(rows, long, out=table)),
+        ("dtype", lambda: gpu.slot_mapping(rows, long, dtype="int64", out=rows)),
+        ("dtype", lambda: gpu.slot_mapping(rows, long, dtype="uint32")),
         ("out", lambda: gpu.slot_mapping(rows, long, out=long[:1])),
         ("out", lambda: gpu.seq_lens(rows, out=long)),
         ("out", lambda: gpu.seq_lens(rows, out=csr.indices)),
@@ -250,6 +331,28 @@ def test_dtypes_shapes_and_buffers_are_exact(pair: TablesPair) -> None:
         ("out.indices", lambda: gpu.page_table_csr(rows, out=csr._replace(indices=long))),
         ("out.indices", lambda: gpu.page_table_csr(rows, out=csr._replace(indices=table))),
         ("out.last_page_len", lambda: gpu.page_table_csr(rows[:1], out=csr._replace(indptr=rows))),
+        ("num_new", lambda: gpu.attention_batch(rows, long[:1])),
+        ("num_new", lambda: gpu.attention_batch(rows, -1)),
+        ("num_new", lambda: gpu.attention_batch(rows, 1.0)),
+        ("out", lambda: gpu.attention_batch(rows, 1, out=csr)),  # type: ignore[arg-type]
+        ("dtype", lambda: gpu.attention_batch(rows, 1, dtype="int16")),
+        *(
+            (
+                f"out.{name}",
+                lambda name=name: gpu.attention_batch(rows, 1, out=whole._replace(**{name: table})),
+            )
+            for name in whole._fields
+        ),
+        *(
+            (
+                f"out.{name}",
+                lambda name=name: gpu.attention_batch(
+                    rows, 1, out=whole._replace(**{name: rows[:1]})
+                ),
+            )
+            for name in whole._fields
+            if name not in ("kv_indices", "slots")  # these may be of any size
+        ),
     ]
     for argument, call in refused:
         with pytest.raises(InvalidArgument) as caught:

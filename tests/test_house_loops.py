@@ -31,10 +31,10 @@ ORDER = {
             prefix reclaim check_nodes check_lists upkeep prefix_cuda upkeep_cuda
         """,
         "sequences": """
-            tables mirror row_locks committing sharing rows sequences eviction
-            row_facts_cuda tables_cuda mirror_cuda row_batches_cuda sharing_cuda
+            tables attention mirror row_locks committing sharing rows sequences room eviction
+            row_facts_cuda tables_cuda attention_cuda mirror_cuda row_batches_cuda sharing_cuda
             leading_cuda dropping_cuda appends_cuda append_writes_cuda forking_cuda
-            rows_cuda sequences_cuda eviction_cuda
+            rows_cuda sequences_cuda room_cuda eviction_cuda
         """,
         "slots": "slots slot_table slot_tree slot_entries slot_prefix slots_cuda",
     }.items()

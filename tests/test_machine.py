@@ -152,6 +152,13 @@ class PagingMachine(RuleBasedStateMachine):
             lambda: self.pair.cache_model.append_batch(rows, counts),
         )
 
+    @rule(data=st.data(), same=st.booleans(), reserve=st.integers(0, 3))
+    def room_for(self, data: st.DataObject, same: bool, reserve: int) -> None:
+        rows = self.rows(data)
+        counts = data.draw(st.lists(st.integers(-1, 4), min_size=len(rows), max_size=len(rows)))
+        n: Any = data.draw(st.integers(0, 4)) if same else counts
+        self.pair.do("room_for", rows, n, reserve=reserve)
+
     @rule(src=seq_ids, dst=seq_ids)
     def fork(self, src: Any, dst: Any) -> None:
         self.pair.do("fork", src, dst)
@@ -199,6 +206,12 @@ class PagingMachine(RuleBasedStateMachine):
     @rule(seq_id=seq_ids, sink=st.integers(-1, 6), window=st.integers(-1, 9))
     def cut(self, seq_id: Any, sink: int, window: int) -> None:
         self.pair.do("apply_streaming_llm", seq_id, sink, window)
+
+    @rule(data=st.data(), same=st.booleans())
+    def attention_batch(self, data: st.DataObject, same: bool) -> None:
+        rows = self.rows(data, distinct=False)
+        counts = data.draw(st.lists(st.integers(-1, 6), min_size=len(rows), max_size=len(rows)))
+        self.pair.do("attention_batch", rows, data.draw(st.integers(0, 3)) if same else counts)
 
     @rule()
     def look(self) -> None:

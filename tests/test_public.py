@@ -27,6 +27,7 @@ def records() -> dict[str, Any]:
     cache.fork("a", "b")
     appended = cache.append_batch([0, 1], 1)
     table = cache.page_table_csr([0, 1])
+    attention = cache.attention_batch([0, 1], 1)
     info, inserted = cache.sequence("a"), prefix.insert([7, 7, 7, 7], pool.alloc(1))
     snapshots = [pool.snapshot(), prefix.snapshot(), cache.snapshot()]
     stats = [pool.stats(), prefix.stats(), cache.stats()]
@@ -34,7 +35,18 @@ def records() -> dict[str, Any]:
     allocator = SlotAllocator(4)
     slots.insert([1, 2, 3], allocator.alloc(), 0)
     found = slots.find([1, 2])
-    made = [batch, appended, table, info, inserted, *snapshots, *stats, found, slots.stats()]
+    made = [
+        batch,
+        appended,
+        table,
+        attention,
+        info,
+        inserted,
+        *snapshots,
+        *stats,
+        found,
+        slots.stats(),
+    ]
     made += [pool.defragment(), cache.evict("a"), slots.evict()]
     return {type(each).__name__: each for each in made}
 

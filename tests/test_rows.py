@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 import pytest
 
@@ -29,6 +31,42 @@ def test_a_new_sequence_lives_in_the_lowest_free_row(pair: CachePair) -> None:
     assert len(cache) == 3
     assert "d" in cache
     assert ("b", 2) not in cache
+
+
+def test_rows_of_ids_however_they_come(pair: CachePair) -> None:
+    for seq_id in ("a", 1, ("b", 2)):
+        pair.must("allocate", seq_id, 1)
+    cache = pair.cache
+    for ids in ([("b", 2), "a", 1], (("b", 2), "a", 1), iter([("b", 2), "a", 1])):
+        assert cache.rows(ids).tolist() == [2, 0, 1]
+    assert cache.rows(cache).tolist() == [0, 1, 2]
+    assert cache.rows(["a", "a"]).tolist() == [0, 0]
+    assert cache.rows({1: "x"}).tolist() == [1]
+    for none in ([], (), iter([]), range(0)):
+        assert (cache.rows(none).dtype, cache.rows(none).shape) == (np.int32, (0,))
+    assert cache.rows("a").tolist() == [0]
+    rows = cache.rows(["a", 1])
+    rows[0] = 5  # the caller's own
+    assert cache.rows(["a"]).tolist() == [0]
+
+
+@pytest.mark.parametrize("ids", [["a", "x", "y"], ["a", "x"], ("a", "x"), iter(["a", "x"])])
+def test_an_unknown_id_is_named_with_its_place(pair: CachePair, ids: Iterable[str]) -> None:
+    pair.must("allocate", "a", 1)
+    with pytest.raises(UnknownSequence, match=r"^no sequence 'x', which is seq_ids\[1\]$"):
+        pair.cache.rows(ids)
+    with pytest.raises(UnknownSequence, match=r"seq_ids\[0\]"):
+        pair.cache.rows(["x"])
+
+
+def test_iteration_gives_the_ids(pair: CachePair) -> None:
+    assert list(pair.cache) == []
+    for seq_id in ("a", 1, ("b", 2)):
+        pair.must("allocate", seq_id, 1)
+    assert list(pair.cache) == ["a", 1, ("b", 2)] == pair.cache.ids
+    for seq_id in pair.cache:  # of those that lived as it began
+        pair.must("free", seq_id)
+    assert len(pair.cache) == 0
 
 
 def test_what_is_known_of_a_sequence(pair: CachePair) -> None:

@@ -384,3 +384,37 @@ def test_check_finds_ids_in_the_wrong_rows() -> None:
     pair = used_pair()
     del pair.cache._ids.rows[0]
     assert "rows" in broken(pair)
+
+
+# Slots of int32.
+
+
+def test_slots_of_int32_where_asked_for(cache: PagedKVCache) -> None:
+    for dtype in (np.int32, "int32"):
+        slots = cache.slot_mapping([0, 2], [4, 7], dtype=dtype)
+        assert (slots.dtype, slots.tolist()) == (np.int32, [4, 15])
+        assert cache.append_batch([0, 2], 1, dtype=dtype).slots.dtype == np.int32
+    out = np.full(2, 77, np.int32)
+    assert cache.slot_mapping([0, 2], [4, 7], out=out) is out
+    assert out.tolist() == [4, 15]
+    assert cache.slot_mapping([0], [4], dtype=np.int64).dtype == np.int64
+    with pytest.raises(InvalidArgument, match="dtype = 'int64': the buffer of slots is of int32"):
+        cache.slot_mapping([0, 2], [4, 7], dtype=np.int64, out=out)
+
+
+def test_slots_that_int32_might_not_hold_are_refused_before_anything_is_done() -> None:
+    cache = PagedKVCache(PagePool(3, 2**30), 1, 3)
+    cache.allocate("a", 1)
+    text = "dtype = 'int32': slots of this pool go up to 3221225471"
+    with pytest.raises(InvalidArgument, match=text):
+        cache.append_batch([0], dtype=np.int32)
+    with pytest.raises(InvalidArgument, match=text):
+        cache.slot_mapping([0], [0], dtype=np.int32)
+    with pytest.raises(InvalidArgument, match=text):
+        cache.slot_mapping([0], [0], out=np.zeros(1, np.int32))
+    assert cache.seq_lens([0]).tolist() == [1]
+    # Tables alone do not know their pool: they look at what comes out.
+    assert cache.tables.slot_mapping([0], [0], dtype=np.int32).tolist() == [0]
+    cache.tables.arrays.pages[0, 0] = 2
+    with pytest.raises(InvalidArgument, match=r"dtype = 'int32': .* up to 2147483648"):
+        cache.tables.slot_mapping([0], [0], dtype=np.int32)

@@ -33,6 +33,16 @@ def integer(values, wide, i):
 
 
 @device_helper
+def put_integer(out, wide, i, value):
+    """Write element `i` of an array of int32, or of int64 handed over as pairs of int32."""
+    if wide == 0:
+        out[i] = value
+    else:
+        out[2 * i] = (value << np.int64(32)) >> np.int64(32)  # its lower half, with a sign
+        out[2 * i + 1] = value >> np.int64(32)
+
+
+@device_helper
 def fail(code, detail):
     """Return the status word of `code` and `detail`."""
     return -((np.int64(detail) << STATUS_BITS) | code)

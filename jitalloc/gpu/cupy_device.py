@@ -11,7 +11,7 @@ import threading
 import warnings
 import weakref
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final, NoReturn, TypeVar
 
 import numpy as np
@@ -225,6 +225,9 @@ class CupyDevice:
         # one, address, shape, stride. `test_cuda_compile` holds the number of parameters.
         size, item = values.size, values.itemsize
         return ARRAY.pack(0, 0, size, item, values.data.ptr, size, item)
+
+    def wrap_all(self, arrays: Sequence[Any]) -> Any:
+        return b"".join([self.wrap(each) for each in arrays])
 
     def pack(self, number: int) -> Any:
         return WORD.pack(number)

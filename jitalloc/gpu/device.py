@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import importlib
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any, Protocol, TypeVar
 
@@ -93,6 +93,9 @@ class Device(Protocol):
     def wrap(self, values: Any) -> Any:
         """Return an array in the form in which `launch` takes it."""
 
+    def wrap_all(self, arrays: Sequence[Any]) -> Any:
+        """Return arrays in the form in which `launch` takes a tuple of them."""
+
     def pack(self, number: int) -> Any:
         """Return an int64 in the form in which `launch` takes it, which takes ints as well."""
 
@@ -176,6 +179,9 @@ class SimulatedDevice:
 
     def wrap(self, values: Any) -> Any:
         return self._fake(values.view(np.ndarray))
+
+    def wrap_all(self, arrays: Sequence[Any]) -> Any:
+        return tuple(self.wrap(each) for each in arrays)
 
     def pack(self, number: int) -> Any:
         return int(number)

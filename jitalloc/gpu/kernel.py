@@ -29,7 +29,10 @@ SIMULATED: Final = bool(numba.config.ENABLE_CUDASIM)
 MOST_THREADS: Final = 1024  # of a block
 THREADS: Final = 512  # of a block mostly: a thread may then use 128 registers; extend needs 96
 WORDS_AN_ARRAY: Final = 7  # of a kernel's parameters; see `CupyDevice.wrap`
-MOST_WORDS: Final = 8 * WORDS_AN_ARRAY  # a kernel has at most eight arguments
+# A kernel has at most eight arguments, one of them perhaps a tuple of as many arrays.
+MOST_WORDS: Final = 15 * WORDS_AN_ARRAY
+
+TUPLE: Final = r"UniTuple\(([^,]+), (\d+)\)"  # of arrays, in a signature
 
 _kernels: dict[str, CudaKernel] = {}
 _helpers: list[Callable[..., Any]] = []
@@ -102,11 +105,17 @@ class CudaKernel:
         self.name = function.__name__
         self.function = function
         self.signature = signature
-        arrays = signature.count("[")
-        self.words = signature.count(",") + 1 - arrays + arrays * WORDS_AN_ARRAY
+        self.words = sum(WORDS_AN_ARRAY if "[" in each else 1 for each in self.parameters)
         self.wide = wide
         self.twin = twin
         self.step = step
+
+    @property
+    def parameters(self) -> list[str]:
+        """The types of its parameters in order, the arrays of a tuple one by one."""
+        inner = self.signature.removeprefix("void(").removesuffix(")")
+        single = re.sub(TUPLE, lambda found: ", ".join([found[1]] * int(found[2])), inner)
+        return [each.strip() for each in single.split(",")]
 
     @property
     def most_threads(self) -> int:

@@ -42,4 +42,6 @@ CALL_KINDS: Final = (
     "truncate_batch",
     "apply_streaming_llm_batch",
     "allocate_batch",
+    "attention_batch",
+    "room_for",
 )

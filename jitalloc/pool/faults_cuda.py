@@ -52,6 +52,7 @@ SEQUENCE_CALLS = {
     "truncate_batch": {0: "rows"},
     "apply_streaming_llm_batch": {0: "rows"},
     "allocate_batch": {0: "rows"},
+    "room_for": {0: "rows", NEGATIVE: "n", TOO_MANY: "n"},
 }
 
 
@@ -82,6 +83,8 @@ def _error(
     code, detail = unpack_status(status)
     if kind in EXPORTS:
         return _export_error(status, value, wanted)
+    if kind == "attention_batch":
+        return _attention_error(code, detail, value, wanted)
     if code == OUT_OF_PAGES:
         return OutOfPages(wanted, detail)
     if code == NO_RUN:
@@ -108,6 +111,24 @@ def _export_error(status: int, value: int, wanted: int) -> InvalidArgument:
         return InvalidArgument("width", wanted, text)
     argument = "positions" if code == POSITION_RANGE else "rows"
     return argument_error(status, argument, {detail: value}, 0, wanted - 1)  # wanted: the rows
+
+
+def _attention_error(code: int, detail: int, value: int, wanted: int) -> InvalidArgument:
+    """Return the exception for `attention_batch`.
+
+    `wanted` holds how many rows the table has, or how many tokens the sequence, and above it the
+    size of the batch; where a buffer is short, which `value` tells, how much the call makes.
+    """
+    if code == OUT_SHORT:
+        name = "out.kv_indices" if value else "out.slots"
+        return InvalidArgument(name, detail, f"the call makes {wanted} elements")
+    batch, size = wanted >> 32, wanted & INT32_MAX
+    if detail < batch:
+        return argument_error(pack_status(code, detail), "rows", {detail: value}, 0, size - 1)
+    if code == POSITION_RANGE:
+        text = f"the sequence has {size} tokens"
+        return InvalidArgument("num_new", value, text, detail - batch)
+    return argument_error(pack_status(code, detail - batch), "num_new", {detail - batch: value})
 
 
 def _sequence_error(kind: str, code: int, detail: int, value: int, wanted: int) -> InvalidArgument:

@@ -1,11 +1,13 @@
 """Requests on a pool: block tables, growth, copy-on-write, who gives way.
 
 `state` layout and invariants, `records` what is answered, `tables` the arrays and their exports,
+`attention` what one attention call reads,
 `ids` which row is whose, `rows` single rows with or without a prefix cache, `eviction` who goes
 next, `upkeep`, `check` and `files` the thing as a whole, `sequences` what it does, `mirror` tables
 of the host on the GPU; `*_cuda` the same on a pool of the GPU.
 """
 
+from jitalloc.sequences.attention import AttentionBatch
 from jitalloc.sequences.eviction import Eviction
 from jitalloc.sequences.files import CacheSnapshot
 from jitalloc.sequences.mirror import BlockTableMirror
@@ -15,6 +17,7 @@ from jitalloc.sequences.tables import BlockTables, PageTableCSR
 
 __all__ = [
     "Appended",
+    "AttentionBatch",
     "BlockTableMirror",
     "BlockTables",
     "CacheSnapshot",

@@ -135,12 +135,13 @@ class BlockTableMirror(OnDevice):
         """
         return self._there.block_tables(rows, width=width, out=out)
 
-    def slot_mapping(self, rows: Any, positions: Any, *, out: Any = None) -> Any:
+    def slot_mapping(self, rows: Any, positions: Any, *, dtype: Any = None, out: Any = None) -> Any:
         """Return the slots of tokens, `int64[B]`, on the device; see `BlockTables.slot_mapping`.
 
-        One launch; waits for nothing.
+        One launch; waits for nothing. As the mirror does not know the size of the pool, it gives
+        int32 only where a page is one token.
         """
-        return self._there.slot_mapping(rows, positions, out=out)
+        return self._there.slot_mapping(rows, positions, dtype=dtype, out=out)
 
     def page_table_csr(self, rows: Any, *, out: Any = None) -> Any:
         """Return a `PageTableCSR` of arrays on the device; see `BlockTables.page_table_csr`.
@@ -148,6 +149,16 @@ class BlockTableMirror(OnDevice):
         One launch. Without `out` the call waits, to learn how many pages there are.
         """
         return self._there.page_table_csr(rows, out=out)
+
+    def attention_batch(
+        self, rows: Any, num_new: Any, *, dtype: Any = None, out: Any = None
+    ) -> Any:
+        """Return an `AttentionBatch` on the device; see `BlockTables.attention_batch`.
+
+        One launch. Without `out` the call waits, to learn how many tokens and pages there are. Of
+        int32 as in `slot_mapping`.
+        """
+        return self._there.attention_batch(rows, num_new, dtype=dtype, out=out)
 
     def seq_lens(self, rows: Any, *, out: Any = None) -> Any:
         """Return the tokens of each sequence, `int32[B]` on the device: see `BlockTables.seq_lens`.

@@ -16,13 +16,15 @@ from jitalloc.sequences.loops.mirror import HEADER_WORDS, RECORD_WORDS, RECORDS,
 from jitalloc.sequences.loops.mirror_cuda import WARP, mirror_apply_cuda
 from jitalloc.sequences.mirror import BlockTableMirror, Mirrored
 from jitalloc.sequences.tables_cuda import CudaBlockTables
-from jitalloc.state import HEADER_SLOTS, INT32
+from jitalloc.state import HEADER_SLOTS, INT32, INT32_MAX
 
 IDS = 4  # new page ids a row that there is room for at first
 
 
 class MirrorRecord(CudaSlab):
     """Stands for the pool of the tables on the GPU: it keeps what their exports have to tell."""
+
+    num_pages = INT32_MAX  # it is not known how many there are: their ids are int32
 
     def __init__(self, page_size: int, stream: Any) -> None:
         self.page_size = page_size

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Hashable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from jitalloc.arguments import as_count, as_fraction, as_integers, as_lengths, as_tokens
 from jitalloc.errors import InvalidArgument, OutOfPages, unpack_status
@@ -22,9 +22,11 @@ from jitalloc.sequences.arguments import (
     pairs_error,
     truncation_error,
 )
+from jitalloc.sequences.attention import check_slots_asked
 from jitalloc.sequences.eviction import Eviction, EvictionRule
 from jitalloc.sequences.ids import changes_ids
 from jitalloc.sequences.loops.eviction import eviction_window_batch_cpu
+from jitalloc.sequences.loops.room import room_count_cpu
 from jitalloc.sequences.loops.sequences import (
     INHERITED,
     sequences_append_cpu,
@@ -42,14 +44,14 @@ class Appended(NamedTuple):
 
     Attributes
     ----------
-    slots : int64[sum(n)]
+    slots : int64[sum(n)] or int32[sum(n)]
         Slots of the new tokens, sequence after sequence.
     copies : Moves
         Pages to copy before anything is written: shared pages that the call replaced by pages
         of the sequence's own (copy-on-write). `dst[i]` becomes a copy of `src[i]`.
     """
 
-    slots: NDArray[np.int64]
+    slots: NDArray[Any]
     copies: Moves
 
 
@@ -295,7 +297,12 @@ class PagedKVCache(SequenceUpkeep):
         return self.append_batch(np.array([self._ids.row(seq_id)], INT32), n, tokens=tokens)
 
     def append_batch(
-        self, rows: ArrayLike, n: ArrayLike = 1, *, tokens: ArrayLike | None = None
+        self,
+        rows: ArrayLike,
+        n: ArrayLike = 1,
+        *,
+        tokens: ArrayLike | None = None,
+        dtype: DTypeLike | None = None,
     ) -> Appended:
         """Grow sequences by `n` tokens each, all or nothing.
 
@@ -314,6 +321,8 @@ class PagedKVCache(SequenceUpkeep):
         tokens : array_like of int32[sum(n)], optional
             Ids of the new tokens, sequence after sequence. Where all before them are known,
             they are known as well.
+        dtype : {int64, int32}, optional
+            Of the slots, int64 by default.
 
         Returns
         -------
@@ -327,9 +336,11 @@ class PagedKVCache(SequenceUpkeep):
         SequenceTooLong
             A sequence would need more pages than a row has.
         InvalidArgument
-            A row is out of range, free or repeated, a number is negative, or `tokens` are not
-            `sum(n)` ids.
+            A row is out of range, free or repeated, a number is negative, `tokens` are not
+            `sum(n)` ids, or slots of the pool may not fit `dtype`.
         """
+        if dtype is not None:
+            check_slots_asked(dtype, None, self.pool.num_pages, self.pool.page_size)
         rows = as_integers("rows", rows, INT32)
         batch = rows.size
         if type(n) is int and 0 <= n <= INT32_MAX and n * batch <= INT32_MAX:
@@ -350,7 +361,55 @@ class PagedKVCache(SequenceUpkeep):
             )
             if copies < 0:
                 raise append_error(copies, self.pool, self.tables, rows, counts, ids)
-            return Appended(slots, Moves(copied[0, :copies], copied[1, :copies]))
+            moves = Moves(copied[0, :copies], copied[1, :copies])
+            return Appended(slots if dtype is None else slots.astype(dtype), moves)
+
+    def room_for(self, rows: ArrayLike, n: ArrayLike = 1, *, reserve: int = 0) -> int:
+        """Return how many of the first sequences of a batch can grow by `n` tokens each.
+
+        Nothing is taken, and nothing counts as used. Where it returns `k`, `append_batch` of the
+        first `k` succeeds, and of one more it is refused: for want of pages, of which those that
+        are copied and those that cached pages make room for count as there, or because that row
+        has room for no more.
+
+        Parameters
+        ----------
+        rows : array_like of int32[B]
+            Rows of live sequences, each at most once, the most urgent first.
+        n : int or array_like of int64[B]
+            New tokens, for all or for each.
+        reserve : int
+            Pages that have to be left, free or to be had (a watermark). Who takes none can grow
+            even where fewer are left already.
+
+        Returns
+        -------
+        int
+
+        Raises
+        ------
+        InvalidArgument
+            A row is out of range, free or repeated, or a number is negative.
+
+        Examples
+        --------
+        >>> cache = jitalloc.PagedKVCache(jitalloc.PagePool(4, page_size=4), 8, 16)
+        >>> for seq_id in "abc":
+        ...     _ = cache.allocate(seq_id, 4)
+        >>> rows = cache.rows("abc")
+        >>> cache.room_for(rows), cache.room_for(rows, 0), cache.room_for(rows, reserve=1)
+        (1, 3, 0)
+        """
+        rows = as_integers("rows", rows, INT32)
+        counts, _total = as_growth(n, rows.size)
+        left = as_count("reserve", reserve)
+        with self.lock:
+            copies = np.empty(rows.size, INT32)
+            slabs = self.tables._slab, self._rows.index._slab
+            status = self.pool._run(room_count_cpu, *slabs, rows, counts, copies, left)
+            if status < 0:
+                raise append_error(status, self.pool, self.tables, rows, counts, NO_TOKENS)
+            return status
 
     def fork_batch(self, src_rows: ArrayLike, dst_rows: ArrayLike) -> None:
         """Let empty sequences share all pages of others, all or nothing.

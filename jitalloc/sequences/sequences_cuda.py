@@ -12,8 +12,10 @@ from jitalloc.errors import TOO_MANY, InvalidArgument, OutOfPages, argument_erro
 from jitalloc.gpu.arguments import as_device, as_device_out, as_integers
 from jitalloc.pool.holders import Moves
 from jitalloc.sequences.arguments import check_same_length, check_token_count, kept_or_dropped
+from jitalloc.sequences.attention import as_slot_dtype
 from jitalloc.sequences.loops.eviction_cuda import eviction_window_batch_cuda
 from jitalloc.sequences.loops.forking_cuda import FACTS
+from jitalloc.sequences.loops.room_cuda import room_count_cuda
 from jitalloc.sequences.loops.row_batches_cuda import OPTION
 from jitalloc.sequences.loops.sequences_cuda import (
     sequences_append_cuda,
@@ -108,7 +110,14 @@ class CudaPagedKVCache(CudaSequenceUpkeep, PagedKVCache, device="cuda"):
         return Appended(slots, Moves(copies.src[:count], copies.dst[:count]))
 
     def append_batch(
-        self, rows: Any, n: Any = 1, *, tokens: Any = None, out: Any = None, copies: Any = None
+        self,
+        rows: Any,
+        n: Any = 1,
+        *,
+        tokens: Any = None,
+        dtype: Any = None,
+        out: Any = None,
+        copies: Any = None,
     ) -> Appended:
         """Grow sequences by `n` tokens each, all or nothing: see `PagedKVCache.append_batch`.
 
@@ -120,6 +129,8 @@ class CudaPagedKVCache(CudaSequenceUpkeep, PagedKVCache, device="cuda"):
             of a row that is NULL tells how many slots stay NULL.
         tokens : int32[sum(n)], optional
             Ids of the new tokens. With `n` on the GPU, an empty array is like none.
+        dtype : int64, optional
+            Nothing else: `attention_batch` gives the same slots as int32, in its one launch.
         out : int64[any], optional
             Buffer for the slots, NULL behind the last. Without it, and with `n` on the GPU, the
             call waits to learn how many there are, and raises at once what failed.
@@ -132,6 +143,9 @@ class CudaPagedKVCache(CudaSequenceUpkeep, PagedKVCache, device="cuda"):
             `copies` are as long as the batch, NULL behind the last.
         """
         gpu, launcher = self.pool._gpu, self._launcher
+        if dtype is not None and as_slot_dtype(dtype) != INT64:
+            expected = "append_batch on the GPU gives int64; attention_batch gives int32 too"
+            raise InvalidArgument("dtype", "int32", expected)
         rows = self._as_rows("rows", rows)
         batch = rows.size
         most = (batch + self.pool.num_pages) * self.pool.page_size
@@ -184,6 +198,34 @@ class CudaPagedKVCache(CudaSequenceUpkeep, PagedKVCache, device="cuda"):
         if copies is not None and array is copies:
             self._copies = copies, batch, flat, moves
         return flat, moves
+
+    def room_for(self, rows: Any, n: Any = 1, *, reserve: int = 0) -> int:
+        """Return how many of the first sequences can grow: see `PagedKVCache.room_for`.
+
+        Waits for the answer, and behind a prefix cache once more before, for what its index says
+        of pages that would give way. `append_batch` takes these only once `make_room` has been
+        called. A row that is NULL takes no pages.
+
+        Parameters
+        ----------
+        rows : int32[B]
+        n : int, or int32[B] or int64[B]
+        reserve : int
+        """
+        gpu, launcher = self.pool._gpu, self._launcher
+        rows = self._as_rows("rows", rows)
+        total, counts = self._counts("n", n, rows.size)
+        if total is not None and total > INT32_MAX:
+            raise argument_error(pack_status(TOO_MANY, 0), "n", [n])
+        left = as_count("reserve", reserve)
+        with self.lock:
+            spare = 0 if self.prefix_cache is None else self._rows.page_counts()[1]
+            with self.pool._calls:
+                shares = launcher.scratch(rows.size // 2 + 1).view(INT32)[: rows.size]
+                found = gpu.empty(1, INT64)
+                launcher.launch(room_count_cuda, rows, counts, shares, found, spare - left)
+                launcher.wait()
+                return int(gpu.download(found)[0])
 
     def fork_batch(self, src_rows: Any, dst_rows: Any) -> None:
         """Let empty sequences share all pages of others: see `PagedKVCache.fork_batch`.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from jitalloc.arguments import as_count, as_integers, as_lengths, as_out
 from jitalloc.errors import (
@@ -17,6 +17,20 @@ from jitalloc.errors import (
     argument_error,
     unpack_status,
 )
+from jitalloc.sequences.attention import (
+    AttentionBatch,
+    as_attention,
+    as_new,
+    as_slot_dtype,
+    as_slots,
+    attention_error,
+    check_buffers,
+    narrowed,
+    new_buffers,
+    parts_of,
+    wide_buffers,
+)
+from jitalloc.sequences.loops.attention import attention_export_cpu, attention_total_cpu
 from jitalloc.sequences.loops.tables import (
     tables_csr_cpu,
     tables_lengths_cpu,
@@ -196,8 +210,13 @@ class BlockTables:
         return table
 
     def slot_mapping(
-        self, rows: ArrayLike, positions: ArrayLike, *, out: NDArray[np.int64] | None = None
-    ) -> NDArray[np.int64]:
+        self,
+        rows: ArrayLike,
+        positions: ArrayLike,
+        *,
+        dtype: DTypeLike | None = None,
+        out: NDArray[Any] | None = None,
+    ) -> NDArray[Any]:
         """Return the slot of token `positions[i]` of the sequence in `rows[i]`.
 
         Parameters
@@ -206,27 +225,32 @@ class BlockTables:
             Rows of live sequences; a row may stand there many times.
         positions : array_like of int64[B]
             Token positions, `0 .. length - 1`.
-        out : int64[B], optional
+        dtype : {int64, int32}, optional
+            Of the slots: int64, unless `out` says otherwise.
+        out : int64[B] or int32[B], optional
             Buffer for the result; may be `positions` itself.
 
         Returns
         -------
-        int64[B]
+        int64[B] or int32[B]
 
         Raises
         ------
         InvalidArgument
-            A row is out of range or free, a position is not in its sequence, or `out` does not
-            fit.
+            A row is out of range or free, a position is not in its sequence, `out` does not fit, or
+            a slot does not fit `dtype`.
         """
         rows = as_integers("rows", rows, INT32)
         positions = as_lengths("positions", positions, rows.size)
-        slots = np.empty(rows.size, INT64) if out is None else as_out(out, INT64, rows.size)
+        kind = INT64 if dtype is None and out is None else as_slot_dtype(dtype, out)
+        if out is not None:
+            as_out(out, kind, rows.size)
+        slots = np.empty(rows.size, INT64) if out is None or kind != INT64 else out
         status = tables_slots_cpu.run(self._slab, rows, positions, slots)
         if status < 0 and unpack_status(status)[0] == POSITION_RANGE:
             raise argument_error(status, "positions", positions)
         self._checked(status, rows)
-        return slots
+        return slots if kind == INT64 else as_slots(slots, kind, out)
 
     def page_table_csr(self, rows: ArrayLike, *, out: PageTableCSR | None = None) -> PageTableCSR:
         """Return the page ids of each sequence in compressed sparse rows (FlashInfer).
@@ -296,6 +320,66 @@ class BlockTables:
         lengths = np.empty(rows.size, np.int32) if out is None else as_out(out, INT32, rows.size)
         self._checked(tables_lengths_cpu.run(self._slab, rows, lengths), rows)
         return lengths
+
+    def attention_batch(
+        self,
+        rows: ArrayLike,
+        num_new: ArrayLike,
+        *,
+        dtype: DTypeLike | None = None,
+        out: AttentionBatch | None = None,
+    ) -> AttentionBatch:
+        """Return all that one paged attention call reads, the last `num_new` tokens being new.
+
+        Positions count the tokens that a sequence has now, as `slot_mapping` does. Where
+        `apply_streaming_llm` or `apply_window` has dropped tokens, those behind have moved up:
+        StreamingLLM rotates keys by just these positions in the cache. An engine that wants those
+        of the whole text adds what these calls say they dropped.
+
+        Parameters
+        ----------
+        rows : array_like of int32[B]
+            Rows of live sequences, in any order.
+        num_new : int or array_like of int32[B]
+            How many of its last tokens are queries, for all or for each: what `append_batch` has
+            just added, a chunk of a prompt, or 0. At most the tokens of the sequence.
+        dtype : {int64, int32}, optional
+            Of positions and slots: int64 by default, as vLLM and SGLang read them. FlashInfer
+            appends with int32.
+        out : AttentionBatch, optional
+            Buffers for the result, by their dtype: `positions` and `slots` of any one size that
+            suffices, `kv_indices` too, the others of their size. None may overlap another.
+
+        Returns
+        -------
+        AttentionBatch
+
+        Raises
+        ------
+        InvalidArgument
+            A row is out of range or free, `num_new` is negative or more than a sequence has, a
+            buffer does not fit, or a slot does not fit `dtype`. Nothing is written then.
+        """
+        rows = as_integers("rows", rows, INT32)
+        counts = as_new(num_new, rows.size)
+        if out is not None:
+            check_buffers(as_attention(out), rows.size)
+        kind = as_slot_dtype(dtype, None if out is None else out.slots)
+        while True:
+            made = out
+            if made is None:
+                sizes = np.empty(2, INT64)
+                status = attention_total_cpu.run(self._slab, rows, counts, sizes)
+                if status < 0:
+                    raise attention_error(status, self._slab, self.arrays, rows, counts)
+                made = new_buffers(rows.size, *sizes.tolist())
+            elif kind != INT64:
+                made = wide_buffers(made)
+            status = attention_export_cpu.run(self._slab, rows, counts, *parts_of(made))
+            if status == 0:
+                return made if kind == INT64 else narrowed(made, kind, out)
+            if unpack_status(status)[0] != CHANGED:  # another thread wrote to a sequence: again
+                raise attention_error(status, self._slab, self.arrays, rows, counts, made)
 
     def mirror(self, device: str = "cuda", *, stream: Any = None) -> BlockTableMirror:
         """Return a copy on a GPU that follows these tables, for an engine driven by the host.

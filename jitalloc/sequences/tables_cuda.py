@@ -12,6 +12,13 @@ from jitalloc.errors import InvalidArgument
 from jitalloc.gpu.arguments import as_device, as_device_out, as_integers
 from jitalloc.gpu.kernel import CudaKernel
 from jitalloc.gpu.slab import ITEMS, blocks_for
+from jitalloc.sequences.attention import (
+    AttentionBatch,
+    as_attention,
+    as_slot_dtype,
+    check_slots_fit,
+)
+from jitalloc.sequences.loops.attention_cuda import attention_export_cuda, attention_total_cuda
 from jitalloc.sequences.loops.tables_cuda import (
     tables_csr_cuda,
     tables_lengths_cuda,
@@ -72,12 +79,20 @@ class CudaBlockTables(BlockTables):
 
     def _number(self, kernel: CudaKernel, rows: Any) -> int:
         """Return the number that `kernel` finds out about `rows`; waits for the GPU."""
+        (found,) = self._numbers(kernel, 1, rows)
+        return found
+
+    def _numbers(
+        self, kernel: CudaKernel, size: int, *arguments: Any, rule: tuple[int, ...] = ()
+    ) -> list[int]:
+        """Return `size` numbers that `kernel` finds out; waits for the GPU."""
         gpu = self.pool._gpu
-        found = gpu.empty(1, INT64)
+        found = gpu.empty(size, INT64)
         with self.pool._calls:
-            self._start(kernel, 0, rows, found)
+            self._start(kernel, 0, *arguments, found, *rule)
             self.pool._settled()
-        return int(gpu.download(found)[0])
+        numbers: list[int] = gpu.download(found).tolist()
+        return numbers
 
     def block_tables(self, rows: Any, *, width: int | None = None, out: Any = None) -> Any:
         """Return padded page ids, `int32[B, width]`: see `BlockTables.block_tables`.
@@ -106,16 +121,21 @@ class CudaBlockTables(BlockTables):
         self._start(tables_padded_cuda, max(flat.size, batch), rows, flat, width, self.pad)
         return table
 
-    def slot_mapping(self, rows: Any, positions: Any, *, out: Any = None) -> Any:
-        """Return the slots of tokens, `int64[B]`: see `BlockTables.slot_mapping`.
+    def slot_mapping(self, rows: Any, positions: Any, *, dtype: Any = None, out: Any = None) -> Any:
+        """Return the slots of tokens, `int64[B]` or `int32[B]`: see `BlockTables.slot_mapping`.
 
         `out` may be `positions` itself.
         """
         gpu = self.pool._gpu
         rows = as_device(gpu, "rows", rows, INT32)
         positions = as_integers(gpu, "positions", positions, rows.size)[0].view(INT32)
-        slots = as_device_out(gpu, "out", out, INT64, rows.size)
-        self._start(tables_slots_cuda, rows.size, rows, positions, slots)
+        slots = None if out is None else gpu.adopt("out", out)
+        kind = as_slot_dtype(dtype, slots)
+        check_slots_fit(kind, self.pool.num_pages, self.page_size)
+        slots = as_device_out(gpu, "out", slots, kind, rows.size)
+        wide = int(kind == INT64)
+        target = slots.view(INT32) if wide else slots
+        self._start(tables_slots_cuda, rows.size, rows, positions, target, wide)
         return slots
 
     def page_table_csr(self, rows: Any, *, out: PageTableCSR | None = None) -> PageTableCSR:
@@ -145,6 +165,71 @@ class CudaBlockTables(BlockTables):
         lengths = as_device_out(gpu, "out", out, INT32, rows.size)
         self._start(tables_lengths_cuda, rows.size, rows, lengths)
         return lengths
+
+    def attention_batch(
+        self, rows: Any, num_new: Any, *, dtype: Any = None, out: AttentionBatch | None = None
+    ) -> AttentionBatch:
+        """Return all that an attention call reads, on the GPU: see `BlockTables.attention_batch`.
+
+        Without `out` the call waits for the GPU, to learn how many tokens and pages there are. With
+        it, a buffer `out.slots` or `out.kv_indices` that is too short is a failure like any other.
+        A row that is NULL has as many new tokens as `num_new` says, as `append_batch` counts them:
+        of each the position is 0 and the slot NULL, so a captured step keeps its shape.
+
+        Parameters
+        ----------
+        rows : int32[B]
+        num_new : int, or int32[B] or int64[B]
+        dtype : {int64, int32}, optional
+        out : AttentionBatch, optional
+        """
+        gpu = self.pool._gpu
+        rows = as_device(gpu, "rows", rows, INT32)
+        nothing: list[Any] = [None] * len(AttentionBatch._fields)
+        given = AttentionBatch(*nothing) if out is None else as_attention(out)
+        if out is not None:
+            given = given._replace(slots=gpu.adopt("out.slots", given.slots))
+        kind = as_slot_dtype(dtype, given.slots)
+        check_slots_fit(kind, self.pool.num_pages, self.page_size)
+        if isinstance(num_new, list | tuple) or getattr(num_new, "ndim", 0) != 0:
+            counts, each = as_integers(gpu, "num_new", num_new, rows.size)[0].view(INT32), -1
+        else:
+            counts, each = rows, as_count("num_new", num_new)
+        tokens = pages = None
+        if out is None:
+            sizes = self._numbers(attention_total_cuda, 2, rows, counts, rule=(each,))
+            tokens, pages = sizes
+        batch = rows.size
+        slots = as_device_out(gpu, "out.slots", given.slots, kind, tokens)
+        made = AttentionBatch(
+            as_device_out(gpu, "out.qo_indptr", given.qo_indptr, INT32, batch + 1),
+            as_device_out(gpu, "out.positions", given.positions, kind, slots.size),
+            slots,
+            as_device_out(gpu, "out.kv_indptr", given.kv_indptr, INT32, batch + 1),
+            as_device_out(gpu, "out.kv_indices", given.kv_indices, INT32, pages),
+            as_device_out(gpu, "out.kv_last_page_len", given.kv_last_page_len, INT32, batch),
+            as_device_out(gpu, "out.seq_lens", given.seq_lens, INT32, batch),
+        )
+        self._start_attention(rows, counts, each, made)
+        return made
+
+    def _start_attention(self, rows: Any, counts: Any, each: int, made: AttentionBatch) -> None:
+        pool, gpu, wide = self.pool, self.pool._gpu, int(made.slots.dtype == INT64)
+        pairs = made
+        if wide:
+            positions, slots = made.positions.view(INT32), made.slots.view(INT32)
+            pairs = made._replace(positions=positions, slots=slots)
+        # A thread looks up whose a page or a token is before it writes it: one each.
+        elements = ITEMS * max(made.kv_indices.size, made.slots.size)
+        wrapped = [
+            *pool._wrapped((rows, counts)),
+            gpu.wrap_all(pairs),
+            *pool._wrapped((each, wide)),
+        ]
+        blocks = blocks_for(gpu, elements)
+        with pool._calls:
+            arrays = pool._state[1], self._state
+            gpu.launch(attention_export_cuda, blocks, gpu.threads, *arrays, *wrapped)
 
     def _rename(self, names: Any) -> None:
         gpu = self.pool._gpu

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from typing import Any, Self
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from jitalloc.arguments import as_choice, as_count, as_fraction
 from jitalloc.errors import (
@@ -20,6 +20,7 @@ from jitalloc.on_device import OnDevice
 from jitalloc.pool.holders import Moves, ranks
 from jitalloc.pool.pool import PagePool
 from jitalloc.prefix.prefix import PrefixCache
+from jitalloc.sequences.attention import AttentionBatch, as_attention, check_slots_asked
 from jitalloc.sequences.check import check_paths, check_sequences
 from jitalloc.sequences.eviction import most_held
 from jitalloc.sequences.files import (
@@ -53,7 +54,7 @@ from jitalloc.sequences.state import (
     USES,
 )
 from jitalloc.sequences.tables import BlockTables, PageTableCSR
-from jitalloc.state import INT32, NULL
+from jitalloc.state import NULL
 
 
 class SequenceUpkeep(OnDevice):
@@ -108,6 +109,10 @@ class SequenceUpkeep(OnDevice):
     def __len__(self) -> int:
         return len(self._ids.rows)
 
+    def __iter__(self) -> Iterator[Hashable]:
+        """Iterate over the ids of the sequences that live now, in the order of their making."""
+        return iter(self.ids)
+
     def __contains__(self, seq_id: Hashable) -> bool:
         return seq_id in self._ids.rows
 
@@ -157,11 +162,11 @@ class SequenceUpkeep(OnDevice):
         Raises
         ------
         UnknownSequence
-            No live sequence has one of these ids.
+            No live sequence has one of these ids; the text says which.
         """
         if not isinstance(seq_ids, Iterable):
             raise InvalidArgument("seq_ids", seq_ids, "must be an iterable of sequence ids")
-        return np.array([self._ids.row(seq_id) for seq_id in seq_ids], INT32)
+        return self._ids.rows_of(seq_ids)
 
     # Facts.
 
@@ -257,11 +262,21 @@ class SequenceUpkeep(OnDevice):
             return self.tables.block_tables(rows, width=width, out=out)
 
     def slot_mapping(
-        self, rows: ArrayLike, positions: ArrayLike, *, out: NDArray[np.int64] | None = None
-    ) -> NDArray[np.int64]:
-        """Return the slots of tokens, `int64[B]`; see `BlockTables.slot_mapping`."""
+        self,
+        rows: ArrayLike,
+        positions: ArrayLike,
+        *,
+        dtype: DTypeLike | None = None,
+        out: NDArray[Any] | None = None,
+    ) -> NDArray[Any]:
+        """Return the slots of tokens, `int64[B]`; see `BlockTables.slot_mapping`.
+
+        They are refused as int32 where some of this pool would not fit.
+        """
+        if dtype is not None or out is not None:
+            check_slots_asked(dtype, out, self.pool.num_pages, self.pool.page_size)
         with self.lock:
-            return self.tables.slot_mapping(rows, positions, out=out)
+            return self.tables.slot_mapping(rows, positions, dtype=dtype, out=out)
 
     def page_table_csr(self, rows: ArrayLike, *, out: PageTableCSR | None = None) -> PageTableCSR:
         """Return page ids in compressed sparse rows; see `BlockTables.page_table_csr`."""
@@ -274,6 +289,37 @@ class SequenceUpkeep(OnDevice):
         """Return the tokens of each sequence, `int32[B]`; see `BlockTables.seq_lens`."""
         with self.lock:
             return self.tables.seq_lens(rows, out=out)
+
+    def attention_batch(
+        self,
+        rows: ArrayLike,
+        num_new: ArrayLike,
+        *,
+        dtype: DTypeLike | None = None,
+        out: AttentionBatch | None = None,
+    ) -> AttentionBatch:
+        """Return all that one paged attention call reads; see `BlockTables.attention_batch`.
+
+        Slots are refused as int32 where some of this pool would not fit.
+
+        Examples
+        --------
+        >>> cache = jitalloc.PagedKVCache(jitalloc.PagePool(64, page_size=4), 8, 16)
+        >>> cache.allocate("a", 6), cache.allocate("b", 3)  # "a" was computed before
+        (0, 0)
+        >>> rows = cache.rows(["a", "b"])
+        >>> slots, copies = cache.append_batch(rows[:1])
+        >>> batch = cache.attention_batch(rows, [1, 3])  # a step of "a", the prompt of "b"
+        >>> batch.qo_indptr, batch.positions, batch.slots
+        (array([0, 1, 4], dtype=int32), array([6, 0, 1, 2]), array([ 6,  8,  9, 10]))
+        >>> batch.kv_indptr, batch.kv_indices, batch.kv_last_page_len, batch.seq_lens.tolist()
+        (array([0, 2, 3], dtype=int32), array([0, 1, 2], dtype=int32), array([3, 3], dtype=int32),
+        [7, 3])
+        """
+        slots = None if out is None else as_attention(out).slots
+        check_slots_asked(dtype, slots, self.pool.num_pages, self.pool.page_size)
+        with self.lock:
+            return self.tables.attention_batch(rows, num_new, dtype=dtype, out=out)
 
     def mirror(self, device: str = "cuda", *, stream: Any = None) -> BlockTableMirror:
         """Return a copy of the block tables on a GPU, which follows them by its `refresh`.

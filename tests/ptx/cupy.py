@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import re
 from types import SimpleNamespace
 from typing import Any
 
@@ -106,9 +105,7 @@ class Module:
             raise CUDADriverError("CUDA_ERROR_NOT_FOUND")
         names = [each for each in cuda_kernels() if f"{len(each)}{each}B" in entry]
         if self.code not in _programs:
-            signature = cuda_kernels()[names[0]].signature
-            inner = re.sub(r"^void\(|\)$", "", signature)
-            arrays = ["[" in each for each in re.split(r",\s*(?![^\[]*\])", inner)]
+            arrays = ["[" in each for each in cuda_kernels()[names[0]].parameters]
             _programs[self.code] = _Function(Program(names[0], text), arrays)
         _functions.append(_programs[self.code])
         return SimpleNamespace(ptr=FIRST_HANDLE + len(_functions) - 1)

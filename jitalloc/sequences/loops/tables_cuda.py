@@ -17,7 +17,7 @@ from jitalloc.errors import (
     TABLE_WIDTH,
     TOO_MANY,
 )
-from jitalloc.gpu.calls import end_read, fail, fault_key, fill_null, integer
+from jitalloc.gpu.calls import end_read, fail, fault_key, fill_null, integer, put_integer
 from jitalloc.gpu.kernel import MOST_THREADS, cuda_kernel, device_helper, gpu
 from jitalloc.gpu.record import CALL_KINDS
 from jitalloc.gpu.scan import (
@@ -100,11 +100,12 @@ def tables_lengths_cuda(record, tables, rows, out):
 
 
 @cuda_kernel(
-    "void(int64[::1], int64[::1], int32[::1], int32[::1], int64[::1])", twin=tables_slots_cpu
+    "void(int64[::1], int64[::1], int32[::1], int32[::1], int32[::1], int64)",
+    twin=tables_slots_cpu,
 )
-def tables_slots_cuda(record, tables, rows, positions, out):
+def tables_slots_cuda(record, tables, rows, positions, out, out_wide):
     """Mutates the record and `out`, the slot at which each position of its row lies, or NULL where
-    the call fails.
+    the call fails. `out_wide`: 1 where it is int64, as pairs.
 
     Reads the tables, `rows` and `positions`, requires all three arrays of one length. A thread
     reads position i before it writes out[i]: they may be the same.
@@ -123,9 +124,9 @@ def tables_slots_cuda(record, tables, rows, positions, out):
         page = np.int64(pages[row * width + min(block, width - 1)])
         fits = lives & (position >= 0) & (position < tokens)
         if fits & (page >= 0):
-            out[i] = page * size + position - block * size
+            put_integer(out, out_wide, i, page * size + position - block * size)
         elif rows[i] == NULL:
-            out[i] = NULL
+            put_integer(out, out_wide, i, np.int64(NULL))
         elif lives:
             key = min(key, fault_key(POSITION_RANGE, i))
         else:
