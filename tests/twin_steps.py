@@ -8,7 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from jitalloc import forking
 from jitalloc.gpu import kernel as _cuda
+from jitalloc.state import FORKING, LOCK
 from tests.pairs import PoolPair
 
 Step = Callable[[PoolPair, Random], Any]
@@ -192,8 +194,18 @@ def restore(pair: PoolPair, random: Random) -> None:
     pair.agree()
 
 
+def fork(pair: PoolPair, random: Random) -> None:
+    """Stand still, as at a fork, and go on."""
+    forking._before()
+    taken = pair.pool._slab[LOCK]
+    forking._after()
+    assert (taken, pair.pool._slab[LOCK]) == (FORKING, 0)
+    pair.agree()
+
+
 # Every kernel of the pool and the call that runs it. test_house.py holds this complete.
 POOL_STEPS: dict[str, Step] = {
+    "forking_hold_cpu": fork,
     "owners_count_cpu": refcount,
     "owners_free_cpu": free,
     "owners_free_slots_cpu": free_slots,

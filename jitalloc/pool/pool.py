@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import weakref
 from collections.abc import Sequence
@@ -74,18 +75,18 @@ class FreeGroup:
         After the block: how many pages were released by it.
     """
 
-    __slots__ = ("__weakref__", "_gathered", "_pool", "_thread", "released")
+    __slots__ = ("__weakref__", "_gathered", "_pool", "_process", "_thread", "released")
 
     def __init__(self, pool: PagePool) -> None:
         self._pool = pool
         self._gathered: list[NDArray[np.int32]] = []
-        self._thread = 0
+        self._process = self._thread = 0
         self.released = 0
 
     def __enter__(self) -> Self:
         if self._pool._open_group() is not None:
             raise NestedFreeGroup("a free_group is open on this pool already")
-        self._thread = threading.get_ident()
+        self._process, self._thread = os.getpid(), threading.get_ident()
         # Weakly: an interruption between here and the block leaves nobody to close the group.
         self._pool._group = weakref.ref(self)
         return self
@@ -162,7 +163,8 @@ class PagePool(PoolUpkeep):
     -----
     Calls on one pool from several threads are serialised by a lock word in its arrays, which
     costs a compare-and-swap a call (`bench_pool.Threads`); a call that finds it taken sleeps
-    and tries again. Kernels release the GIL.
+    and tries again. Kernels release the GIL. `os.fork` waits until no thread is inside: a child
+    may use its copy of a pool on the CPU, and of the caches on it, as if it were the parent.
 
     Every allocation decision depends on the calls so far alone: the same calls give the same
     ids in every process.
@@ -420,6 +422,8 @@ class PagePool(PoolUpkeep):
 
     def _open_group(self) -> FreeGroup | None:
         group: FreeGroup | None = None if self._group is None else self._group()
+        if group is not None and not group._is_mine() and group._process != os.getpid():
+            return None  # opened by a thread that `os.fork` has not taken along
         return group
 
     def free_group(self) -> FreeGroup:

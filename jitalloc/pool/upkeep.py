@@ -25,6 +25,7 @@ from jitalloc.errors import (
     page_error,
     unpack_status,
 )
+from jitalloc.forking import keep_quiet
 from jitalloc.interrupts import uninterrupted
 from jitalloc.on_device import OnDevice
 from jitalloc.pool.holders import Moves, PageHolder
@@ -121,6 +122,7 @@ class PoolUpkeep(OnDevice):
         self._shape = threading.RLock()  # held by who sizes a buffer by the pool, or resizes it
         self._holders: weakref.WeakSet[PageHolder] = weakref.WeakSet()
         self._install(slab)
+        keep_quiet(self, lock=self._shape, slab="_host")
 
     def _choose(self, stream: Any) -> None:
         """Choose where the arrays will live, and the stream of the calls."""
@@ -144,7 +146,9 @@ class PoolUpkeep(OnDevice):
     def _everyone(self) -> Iterator[None]:
         """Keep the pool's size and the tables of all its holders as they are."""
         with ExitStack() as stack:
-            for holder in sorted(self._holders, key=lambda each: each.rank):
+            # The newest first: a cache of sequences stands on a prefix cache made before it, and
+            # its calls, which hold its own lock, may come to need that of the prefix cache.
+            for holder in sorted(self._holders, key=lambda each: -each.rank):
                 stack.enter_context(holder.lock)
             stack.enter_context(self._shape)
             yield

@@ -16,6 +16,7 @@ from jitalloc.errors import (
     SnapshotError,
     WrongDevice,
 )
+from jitalloc.forking import keep_quiet
 from jitalloc.on_device import OnDevice
 from jitalloc.pool.holders import Moves, ranks
 from jitalloc.pool.pool import PagePool
@@ -97,6 +98,7 @@ class SequenceUpkeep(OnDevice):
         self._make(max_sequences, max_pages_per_sequence, pad)
         self.lock = self._ids.lock
         pool._holders.add(self)
+        keep_quiet(self, -self.rank, self.lock)
 
     def _make(self, max_sequences: int, max_pages_per_sequence: int, pad: int) -> None:
         """Make the block table, its ids, and what works on its rows."""
