@@ -38,6 +38,10 @@ class Riddled:
     def time_stats(self, num_pages: int) -> None:
         self.pool.stats()
 
+    def time_stats_without_runs_x100(self, num_pages: int) -> None:
+        for _ in range(100):
+            self.pool.stats(runs=False)
+
     def time_check(self, num_pages: int) -> None:
         self.pool.check()
 

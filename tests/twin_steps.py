@@ -39,6 +39,12 @@ def as_argument(values: list[int], random: Random, dtype: type[np.integer[Any]])
     return np.repeat(np.array(values, dtype), 2)[::2]
 
 
+def a_dtype(values: list[int], random: Random) -> type[np.integer[Any]]:
+    """A dtype of lengths that holds the values: kernels read them as they are, or converted."""
+    fits = all(abs(value) < 2**31 for value in values)
+    return random.choice((np.int32, np.int64)) if fits else np.int64
+
+
 def a_count(pair: PoolPair, random: Random) -> int:
     most = pair.model.available + 1
     return random.choice((0, 1, min(3, most), random.randrange(most + 1)))
@@ -157,9 +163,10 @@ def decode(pair: PoolPair, random: Random) -> None:
     into_a_free_page(last_slots, pair, random)
     # Writing the slots over those before is what a decoding loop does.
     last = np.array(last_slots, np.int64)
+    dtype = a_dtype(seq_lens, random)
     out = last if random.random() < 0.5 else None
     got = pair.compare(
-        lambda: pair.pool.alloc_decode(as_argument(seq_lens, random, np.int64), last, out=out),
+        lambda: pair.pool.alloc_decode(as_argument(seq_lens, random, dtype), last, out=out),
         lambda: pair.model.alloc_decode(seq_lens, last_slots),
     )
     assert out is None or got[0] == "returned" or last.tolist() == last_slots
@@ -217,6 +224,7 @@ POOL_STEPS: dict[str, Step] = {
     "pool_merge_cpu": merge,
     "pool_total_cpu": alloc_batch,
     "tokens_decode_cpu": decode,
+    "tokens_decode_narrow_cpu": decode,
     "tokens_extend_cpu": extend,
     "tokens_total_cpu": extend,
     "upkeep_check_cpu": figures,

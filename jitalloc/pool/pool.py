@@ -43,7 +43,12 @@ from jitalloc.pool.loops.pool import (
     pool_merge_cpu,
     pool_total_cpu,
 )
-from jitalloc.pool.loops.tokens import tokens_decode_cpu, tokens_extend_cpu, tokens_total_cpu
+from jitalloc.pool.loops.tokens import (
+    tokens_decode_cpu,
+    tokens_decode_narrow_cpu,
+    tokens_extend_cpu,
+    tokens_total_cpu,
+)
 from jitalloc.pool.upkeep import PoolUpkeep
 from jitalloc.state import INT32, INT64
 
@@ -577,7 +582,8 @@ class PagePool(PoolUpkeep):
         Parameters
         ----------
         seq_lens : array_like of int64[B]
-            Tokens of each sequence, the new one counted. `int64` arrays are not converted.
+            Tokens of each sequence, the new one counted. Arrays of int64 or int32 are taken as
+            they are.
         last_slots : array_like of int64[B]
             Slot of the token before, or -1 where `seq_lens[i] == 1`.
         out : int64[B], optional
@@ -601,6 +607,7 @@ class PagePool(PoolUpkeep):
         >>> pool.alloc_decode([4, 5], [2, 7])
         array([3, 8])
         """
+        kernel = tokens_decode_cpu
         try:
             fast = (
                 seq_lens.dtype is INT64  # type: ignore[union-attr]
@@ -611,14 +618,17 @@ class PagePool(PoolUpkeep):
         except (AttributeError, TypeError):
             fast = False
         if not fast or type(seq_lens) is not _ndarray or type(last_slots) is not _ndarray:
-            seq_lens = as_lengths("seq_lens", seq_lens)
+            if type(seq_lens) is _ndarray and seq_lens.dtype is INT32 and seq_lens.ndim == 1:
+                kernel = tokens_decode_narrow_cpu
+            else:
+                seq_lens = as_lengths("seq_lens", seq_lens)
             last_slots = as_lengths("last_slots", last_slots, seq_lens.size)
         batch = len(seq_lens)
         slots = _empty(batch, INT64) if out is None else as_out(out, INT64, batch)
-        status: int = tokens_decode_cpu.run(self._slab, seq_lens, last_slots, slots)
+        status: int = kernel.run(self._slab, seq_lens, last_slots, slots)
         if status < 0:
             if status == BUSY_STATUS:
-                status = self._run(tokens_decode_cpu, seq_lens, last_slots, slots)
+                status = self._run(kernel, seq_lens, last_slots, slots)
             if status < 0:
                 seq_lens = as_lengths("seq_lens", seq_lens)
                 last_slots = as_lengths("last_slots", last_slots)

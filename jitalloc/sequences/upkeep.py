@@ -161,6 +161,9 @@ class SequenceUpkeep(OnDevice):
         UnknownSequence
             No live sequence has one of these ids.
         """
+        if isinstance(seq_ids, str | bytes):  # whose elements would be looked up
+            expected = "is one id: row(id) gives its row, or put it in a list"
+            raise InvalidArgument("seq_ids", seq_ids, expected)
         if not isinstance(seq_ids, Iterable):
             raise InvalidArgument("seq_ids", seq_ids, "must be an iterable of sequence ids")
         return np.array([self._ids.row(seq_id) for seq_id in seq_ids], INT32)

@@ -319,7 +319,7 @@ class SlotPrefixCache:
         ids = self._tokens(tokens)
         if not 1 <= ids.size <= self.max_tokens:
             expected = f"must be 1 .. {self.max_tokens} tokens"
-            raise InvalidArgument("tokens", ids.size, expected)
+            raise InvalidArgument("tokens", ids.size, expected, fact="size")
         if type(slot) is not int or not 0 <= slot < INT32_MAX:
             slot = as_slot("slot", slot, INT32_MAX)
         if type(version) is not int or not 0 <= version <= MOST_VERSIONS:
