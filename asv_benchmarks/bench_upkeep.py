@@ -7,6 +7,7 @@ from functools import cache
 from pathlib import Path
 
 import jitalloc
+from jitalloc import forking
 
 number = 1
 repeat = 25
@@ -36,6 +37,10 @@ class Riddled:
 
     def time_stats(self, num_pages: int) -> None:
         self.pool.stats()
+
+    def time_stats_without_runs_x100(self, num_pages: int) -> None:
+        for _ in range(100):
+            self.pool.stats(runs=False)
 
     def time_check(self, num_pages: int) -> None:
         self.pool.check()
@@ -83,3 +88,22 @@ class Metadata:
 
     def track_bytes_a_page(self, num_pages: int) -> float:
         return round(jitalloc.PagePool(num_pages).arrays.slab.nbytes / num_pages, 3)
+
+
+class Making:
+    """What it takes to make and drop what has a lock, and to hold all of it still for a fork."""
+
+    def setup(self) -> None:
+        self.pools = [jitalloc.PagePool(64) for _ in range(100)]
+        forking._before()  # compiles its loop
+        forking._after()
+
+    def time_make_pool(self) -> None:
+        jitalloc.PagePool(64)
+
+    def time_make_slots(self) -> None:
+        jitalloc.SlotAllocator(64)
+
+    def time_hold_100_pools_still(self) -> None:
+        forking._before()
+        forking._after()

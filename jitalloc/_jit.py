@@ -37,7 +37,7 @@ CACHE_ENABLED: Final = os.environ.get("JITALLOC_CACHE", "1") != "0" and not JIT_
 
 BUSY_STATUS: Final = pack_status(BUSY, 0)  # another thread has the lock of the slab
 
-_compiling = threading.RLock()
+compiling = threading.RLock()
 _kernels: dict[str, Kernel] = {}
 
 
@@ -85,7 +85,7 @@ class Kernel:
 
     def compile(self) -> None:
         """Compile the kernel, or load it from the disk cache; a second call does nothing."""
-        with _compiling:
+        with compiling:
             if self.run != self._compile_and_run:
                 return
             collects = gc.isenabled()

@@ -165,13 +165,22 @@ class InvalidArgument(JitallocError, ValueError):
         What the argument should have been.
     position : int or None
         Position of the element in the argument, where it is an array.
+
+    `fact` is what of the argument the value is, where it is not the argument itself: its size,
+    its shape, its dtype.
     """
 
     def __init__(
-        self, argument: str, value: Any, expected: str, position: int | None = None
+        self,
+        argument: str,
+        value: Any,
+        expected: str,
+        position: int | None = None,
+        fact: str | None = None,
     ) -> None:
         place = argument if position is None else f"{argument}[{position}]"
-        super().__init__(f"{place} = {value!r}: {expected}")
+        named = place if fact is None else f"{fact} of {place}"
+        super().__init__(f"{named} = {value!r}: {expected}")
         self.argument = argument
         self.value = value
         self.expected = expected

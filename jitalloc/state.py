@@ -26,8 +26,9 @@ NULL: Final = -1
 HEADER_SLOTS: Final = 16
 WORD_BITS: Final = 64
 
-LOCK: Final = 13  # of each header; 0: nobody is inside; 1: a kernel is; RETIRED: another slab is it
-RETIRED: Final = 2
+LOCK: Final = 13  # of each header; 0: nobody is inside; 1: a kernel is
+RETIRED: Final = 2  # another slab has taken the place of this one
+FORKING: Final = 3  # the process is being copied
 
 
 def words(bits: int) -> int:

@@ -10,6 +10,8 @@ from tests.twin_steps import POOL_STEPS, Step, a_prompt, steps_of_twins
 
 # Kernels of the CPU that have no twin, and why a pool on the GPU does without.
 WITHOUT_TWIN = {
+    "tokens_decode_narrow_cpu": "the kernel of the GPU takes lengths of either width",
+    "forking_hold_cpu": "a child of a fork cannot use the GPU of its parent",
     "tokens_total_cpu": "sizes a buffer that the caller of a GPU brings",
     "upkeep_check_cpu": "runs on a copy of the state",
     "upkeep_stats_cpu": "runs on a copy of the state",

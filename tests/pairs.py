@@ -155,4 +155,6 @@ class PoolPair:
         assert (stats.allocated, stats.freed) == (model.allocated, model.freed)
         assert stats.longest_run == model.longest_run()
         assert stats.fragmentation == model.fragmentation()
+        without = dataclasses.replace(stats, longest_run=None, fragmentation=None)
+        assert pool.stats(runs=False) == without
         assert pool.step == model.step

@@ -60,6 +60,7 @@ def nest_groups(pool: PagePool) -> None:
 
 POOL_FAULTS = {
     # Counts.
+    "runs": Fault(lambda at: at.pool.stats(runs=1), InvalidArgument, "runs", 1),
     "negative": Fault(lambda at: at.pool.alloc(-1), InvalidArgument, "n", -1),
     "past int32": Fault(lambda at: at.pool.alloc(BIG), InvalidArgument, "n", BIG),
     "float count": Fault(lambda at: at.pool.alloc(1.0), InvalidArgument, "n", 1.0),

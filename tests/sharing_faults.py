@@ -97,7 +97,9 @@ SHARING_FAULTS = {
     "tokens to begin with in rows": refused(
         lambda at: allocate(at, np.zeros((2, 4), np.int32)), "tokens", (2, 4)
     ),
-    "one token, no array": refused(lambda at: allocate(at, 5), "tokens", ()),
+    "one token, no array": refused(lambda at: allocate(at, 5), "tokens", 5),
+    "a bool in a batch of one": refused(lambda at: allocate(at, [[1, True]]), "tokens", True, 1),
+    "a batch of two prompts": refused(lambda at: allocate(at, [[1], [2]]), "tokens", (2, 1)),
     "text to begin with": refused(lambda at: allocate(at, "abcd"), "tokens"),
     "tokens to begin with past int32": refused(lambda at: allocate(at, [1, BIG]), "tokens", BIG, 1),
     "tokens to begin with on a GPU": Fault(
@@ -137,7 +139,7 @@ SHARING_FAULTS = {
     ),
     "float tokens to append": refused(lambda at: append(at, [1.0, 2.0]), "tokens", "float64"),
     "tokens to append in rows": refused(
-        lambda at: append(at, np.zeros((1, 2), np.int32)), "tokens", (1, 2)
+        lambda at: append(at, np.zeros((2, 1), np.int32)), "tokens", (2, 1)
     ),
     "tokens to append past int32": refused(lambda at: append(at, [BIG, 1]), "tokens", BIG, 0),
     "tokens to append on a GPU": Fault(lambda at: append(at, CudaArray()), WrongDevice, "tokens"),

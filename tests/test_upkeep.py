@@ -365,3 +365,12 @@ def test_check_changes_nothing(order: str) -> None:
     before = pair.pool.arrays.slab.copy()
     pair.pool.check()
     assert np.array_equal(pair.pool.arrays.slab, before)
+
+
+def test_stats_without_runs_look_at_no_page(pool: PagePool) -> None:
+    pool.free(pool.alloc(8)[::2])
+    stats = pool.stats(runs=False)
+    assert (stats.longest_run, stats.fragmentation, stats.used) == (None, None, 4)
+    pool.arrays.refcount[:] = 1  # a look at the pages would find no run
+    assert pool.stats(runs=False) == stats
+    assert pool.stats().longest_run == 0

@@ -8,7 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from jitalloc import forking
 from jitalloc.gpu import kernel as _cuda
+from jitalloc.state import FORKING, LOCK
 from tests.pairs import PoolPair
 
 Step = Callable[[PoolPair, Random], Any]
@@ -35,6 +37,12 @@ def as_argument(values: list[int], random: Random, dtype: type[np.integer[Any]])
     if shape == 1:
         return np.array(values, dtype)
     return np.repeat(np.array(values, dtype), 2)[::2]
+
+
+def a_dtype(values: list[int], random: Random) -> type[np.integer[Any]]:
+    """A dtype of lengths that holds the values: kernels read them as they are, or converted."""
+    fits = all(abs(value) < 2**31 for value in values)
+    return random.choice((np.int32, np.int64)) if fits else np.int64
 
 
 def a_count(pair: PoolPair, random: Random) -> int:
@@ -155,9 +163,10 @@ def decode(pair: PoolPair, random: Random) -> None:
     into_a_free_page(last_slots, pair, random)
     # Writing the slots over those before is what a decoding loop does.
     last = np.array(last_slots, np.int64)
+    dtype = a_dtype(seq_lens, random)
     out = last if random.random() < 0.5 else None
     got = pair.compare(
-        lambda: pair.pool.alloc_decode(as_argument(seq_lens, random, np.int64), last, out=out),
+        lambda: pair.pool.alloc_decode(as_argument(seq_lens, random, dtype), last, out=out),
         lambda: pair.model.alloc_decode(seq_lens, last_slots),
     )
     assert out is None or got[0] == "returned" or last.tolist() == last_slots
@@ -192,8 +201,18 @@ def restore(pair: PoolPair, random: Random) -> None:
     pair.agree()
 
 
+def fork(pair: PoolPair, random: Random) -> None:
+    """Stand still, as at a fork, and go on."""
+    forking._before()
+    taken = pair.pool._slab[LOCK]
+    forking._after()
+    assert (taken, pair.pool._slab[LOCK]) == (FORKING, 0)
+    pair.agree()
+
+
 # Every kernel of the pool and the call that runs it. test_house.py holds this complete.
 POOL_STEPS: dict[str, Step] = {
+    "forking_hold_cpu": fork,
     "owners_count_cpu": refcount,
     "owners_free_cpu": free,
     "owners_free_slots_cpu": free_slots,
@@ -205,6 +224,7 @@ POOL_STEPS: dict[str, Step] = {
     "pool_merge_cpu": merge,
     "pool_total_cpu": alloc_batch,
     "tokens_decode_cpu": decode,
+    "tokens_decode_narrow_cpu": decode,
     "tokens_extend_cpu": extend,
     "tokens_total_cpu": extend,
     "upkeep_check_cpu": figures,

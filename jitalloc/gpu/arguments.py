@@ -20,16 +20,19 @@ def as_device(
     """
     array = device.adopt(name, values)
     if array.dtype != dtype:
-        raise InvalidArgument(name, str(array.dtype), f"must be {dtype} on the GPU")
+        raise InvalidArgument(name, str(array.dtype), f"must be {dtype} on the GPU", fact="dtype")
     return _flat(device, name, array, size)
 
 
 def _flat(device: Device, name: str, array: Any, size: int | None) -> Any:
     """Return an array of the device as a contiguous one, of one dimension and the size."""
+    if name == "tokens" and array.ndim == 2 and array.shape[0] == 1:
+        array = array[0]  # a batch of one prompt
     if array.ndim != 1:
-        raise InvalidArgument(name, array.shape, "must have one dimension")
+        raise InvalidArgument(name, array.shape, "must have one dimension", fact="shape")
     if size is not None and array.size != size:
-        raise InvalidArgument(name, array.size, f"must have {size} elements like the others")
+        expected = f"must have {size} elements like the others"
+        raise InvalidArgument(name, array.size, expected, fact="size")
     # CuPy tells a stride in half the time in which it tells whether all is contiguous.
     if array.strides[0] != array.itemsize and array.size > 1:
         return device.contiguous(array, name)
@@ -46,7 +49,9 @@ def as_integers(
     array = device.adopt(name, values)
     wide = array.dtype == INT64
     if not wide and array.dtype != INT32:
-        raise InvalidArgument(name, str(array.dtype), "must be int32 or int64 on the GPU")
+        raise InvalidArgument(
+            name, str(array.dtype), "must be int32 or int64 on the GPU", fact="dtype"
+        )
     array = _flat(device, name, array, size)
     return (device.pairs(array), array.size, 1) if wide else (array, array.size, 0)
 
@@ -66,7 +71,6 @@ def as_device_out(
         raise InvalidArgument(name, shown, f"must be a one-dimensional array of {dtype}")
     strided = array.strides[0] != array.itemsize and array.size > 1
     if strided or (size is not None and array.size != size):
-        raise InvalidArgument(
-            name, array.size, f"must be contiguous and hold exactly {size} elements"
-        )
+        expected = f"must be contiguous and hold exactly {size} elements"
+        raise InvalidArgument(name, array.size, expected, fact="size")
     return array

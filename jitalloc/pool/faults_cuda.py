@@ -139,7 +139,8 @@ def _sequence_error(kind: str, code: int, detail: int, value: int, wanted: int) 
     cut short its tokens, and above 1 where so many were to go.
     """
     if code == TOKENS_MISFIT:
-        return InvalidArgument("tokens", detail, f"must have {wanted} elements, one a new token")
+        text = f"must have {wanted} elements, one a new token"
+        return InvalidArgument("tokens", detail, text, fact="size")
     if code == TABLE_WIDTH:
         pages, width = wanted >> 31, wanted & INT32_MAX
         text = f"the sequence would need {pages} pages; a row holds {width}, a length fits int32"

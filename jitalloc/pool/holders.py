@@ -38,7 +38,7 @@ class PageHolder(Protocol):
 
     @property
     def rank(self) -> int:
-        """Place in the order in which locks of several holders are taken."""
+        """Place in the order in which locks of several holders are taken, the highest first."""
 
     def _rename_pages(self, moves: Moves) -> None: ...
     def _resize_pages(self, num_pages: int) -> Callable[[], None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import weakref
 from collections.abc import Sequence
@@ -42,7 +43,12 @@ from jitalloc.pool.loops.pool import (
     pool_merge_cpu,
     pool_total_cpu,
 )
-from jitalloc.pool.loops.tokens import tokens_decode_cpu, tokens_extend_cpu, tokens_total_cpu
+from jitalloc.pool.loops.tokens import (
+    tokens_decode_cpu,
+    tokens_decode_narrow_cpu,
+    tokens_extend_cpu,
+    tokens_total_cpu,
+)
 from jitalloc.pool.upkeep import PoolUpkeep
 from jitalloc.state import INT32, INT64
 
@@ -74,18 +80,18 @@ class FreeGroup:
         After the block: how many pages were released by it.
     """
 
-    __slots__ = ("__weakref__", "_gathered", "_pool", "_thread", "released")
+    __slots__ = ("__weakref__", "_gathered", "_pool", "_process", "_thread", "released")
 
     def __init__(self, pool: PagePool) -> None:
         self._pool = pool
         self._gathered: list[NDArray[np.int32]] = []
-        self._thread = 0
+        self._process = self._thread = 0
         self.released = 0
 
     def __enter__(self) -> Self:
         if self._pool._open_group() is not None:
             raise NestedFreeGroup("a free_group is open on this pool already")
-        self._thread = threading.get_ident()
+        self._process, self._thread = os.getpid(), threading.get_ident()
         # Weakly: an interruption between here and the block leaves nobody to close the group.
         self._pool._group = weakref.ref(self)
         return self
@@ -162,7 +168,8 @@ class PagePool(PoolUpkeep):
     -----
     Calls on one pool from several threads are serialised by a lock word in its arrays, which
     costs a compare-and-swap a call (`bench_pool.Threads`); a call that finds it taken sleeps
-    and tries again. Kernels release the GIL.
+    and tries again. Kernels release the GIL. `os.fork` waits until no thread is inside: a child
+    may use its copy of a pool on the CPU, and of the caches on it, as if it were the parent.
 
     Every allocation decision depends on the calls so far alone: the same calls give the same
     ids in every process.
@@ -420,6 +427,8 @@ class PagePool(PoolUpkeep):
 
     def _open_group(self) -> FreeGroup | None:
         group: FreeGroup | None = None if self._group is None else self._group()
+        if group is not None and not group._is_mine() and group._process != os.getpid():
+            return None  # opened by a thread that `os.fork` has not taken along
         return group
 
     def free_group(self) -> FreeGroup:
@@ -573,7 +582,8 @@ class PagePool(PoolUpkeep):
         Parameters
         ----------
         seq_lens : array_like of int64[B]
-            Tokens of each sequence, the new one counted. `int64` arrays are not converted.
+            Tokens of each sequence, the new one counted. Arrays of int64 or int32 are taken as
+            they are.
         last_slots : array_like of int64[B]
             Slot of the token before, or -1 where `seq_lens[i] == 1`.
         out : int64[B], optional
@@ -597,6 +607,7 @@ class PagePool(PoolUpkeep):
         >>> pool.alloc_decode([4, 5], [2, 7])
         array([3, 8])
         """
+        kernel = tokens_decode_cpu
         try:
             fast = (
                 seq_lens.dtype is INT64  # type: ignore[union-attr]
@@ -607,14 +618,17 @@ class PagePool(PoolUpkeep):
         except (AttributeError, TypeError):
             fast = False
         if not fast or type(seq_lens) is not _ndarray or type(last_slots) is not _ndarray:
-            seq_lens = as_lengths("seq_lens", seq_lens)
+            if type(seq_lens) is _ndarray and seq_lens.dtype is INT32 and seq_lens.ndim == 1:
+                kernel = tokens_decode_narrow_cpu
+            else:
+                seq_lens = as_lengths("seq_lens", seq_lens)
             last_slots = as_lengths("last_slots", last_slots, seq_lens.size)
         batch = len(seq_lens)
         slots = _empty(batch, INT64) if out is None else as_out(out, INT64, batch)
-        status: int = tokens_decode_cpu.run(self._slab, seq_lens, last_slots, slots)
+        status: int = kernel.run(self._slab, seq_lens, last_slots, slots)
         if status < 0:
             if status == BUSY_STATUS:
-                status = self._run(tokens_decode_cpu, seq_lens, last_slots, slots)
+                status = self._run(kernel, seq_lens, last_slots, slots)
             if status < 0:
                 seq_lens = as_lengths("seq_lens", seq_lens)
                 last_slots = as_lengths("last_slots", last_slots)

@@ -31,9 +31,10 @@ class PoolStats:
         How often released pages were merged.
     step : int
         The logical clock.
-    longest_run : int
-        Length of the longest run of consecutive free or released pages.
-    fragmentation : float
+    longest_run : int or None
+        Length of the longest run of consecutive free or released pages; None where it was not
+        asked for (`stats(runs=False)`).
+    fragmentation : float or None
         `1 - longest_run / (free + released)`; 0.0 where nothing is free.
     utilization : float
         `used / (num_pages - reserved)`.
@@ -50,8 +51,8 @@ class PoolStats:
     freed: int
     merges: int
     step: int
-    longest_run: int
-    fragmentation: float
+    longest_run: int | None
+    fragmentation: float | None
     utilization: float
 
 

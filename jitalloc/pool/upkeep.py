@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from jitalloc._jit import BUSY_STATUS, Kernel, wait_for_lock
-from jitalloc.arguments import as_choice, as_count, as_pages
+from jitalloc.arguments import as_choice, as_count, as_pages, check_bool
 from jitalloc.errors import (
     CorruptState,
     InvalidArgument,
@@ -25,6 +25,7 @@ from jitalloc.errors import (
     page_error,
     unpack_status,
 )
+from jitalloc.forking import keep_quiet
 from jitalloc.interrupts import uninterrupted
 from jitalloc.on_device import OnDevice
 from jitalloc.pool.holders import Moves, PageHolder
@@ -100,8 +101,7 @@ class PoolUpkeep(OnDevice):
         order = as_choice("order", order, ORDERS)
         if not isinstance(device, str) or device != self.device:
             raise WrongDevice("device", device, f"this pool can live on {self.device!r} only")
-        if not isinstance(null_page, bool):
-            raise InvalidArgument("null_page", null_page, "must be a bool")
+        check_bool("null_page", null_page)
         num_pages = as_count("num_pages", num_pages, 1 + null_page)
         page_size = as_count("page_size", page_size, 1)
         self._choose(stream)
@@ -121,6 +121,7 @@ class PoolUpkeep(OnDevice):
         self._shape = threading.RLock()  # held by who sizes a buffer by the pool, or resizes it
         self._holders: weakref.WeakSet[PageHolder] = weakref.WeakSet()
         self._install(slab)
+        keep_quiet(self, lock=self._shape, slab="_host")
 
     def _choose(self, stream: Any) -> None:
         """Choose where the arrays will live, and the stream of the calls."""
@@ -148,7 +149,9 @@ class PoolUpkeep(OnDevice):
     def _everyone(self) -> Iterator[None]:
         """Keep the pool's size and the tables of all its holders as they are."""
         with ExitStack() as stack:
-            for holder in sorted(self._holders, key=lambda each: each.rank):
+            # The newest first: a cache of sequences stands on a prefix cache made before it, and
+            # its calls, which hold its own lock, may come to need that of the prefix cache.
+            for holder in sorted(self._holders, key=lambda each: -each.rank):
                 stack.enter_context(holder.lock)
             stack.enter_context(self._shape)
             yield
@@ -197,13 +200,25 @@ class PoolUpkeep(OnDevice):
         """The logical clock: successful calls that may have changed the pool so far."""
         return int(self._slab[STEP])
 
-    def stats(self) -> PoolStats:
-        """Return totals, counters and fragmentation, in O(num_pages).
+    def stats(self, *, runs: bool = True) -> PoolStats:
+        """Return totals, counters and fragmentation, in O(num_pages); without `runs`, in O(1).
+
+        Parameters
+        ----------
+        runs : bool
+            Look at every page for the longest run of free ones. Nothing but a look can tell it,
+            and between two steps of an engine it changes: so who asks at each step leaves it out.
 
         Returns
         -------
         PoolStats
-            A copy: it does not follow the pool.
+            A copy: it does not follow the pool. Without `runs` its `longest_run` and
+            `fragmentation` are None.
+
+        Raises
+        ------
+        InvalidArgument
+            `runs` is no bool.
 
         Examples
         --------
@@ -215,12 +230,21 @@ class PoolUpkeep(OnDevice):
         >>> stats.used, stats.longest_run, stats.fragmentation
         (3, 4, 0.19999999999999996)
         """
+        check_bool("runs", runs)
         header = np.empty(HEADER_SLOTS, np.int64)
-        longest = self._run(kernels.upkeep_stats_cpu, header)
-        free, released = int(header[FREE]), int(header[RELEASED])
+        longest = self._run(kernels.upkeep_stats_cpu, header, int(runs))
+        return self._stats_of(header, longest if runs else None)
+
+    def _stats_of(self, words: NDArray[np.int64], longest: int | None) -> PoolStats:
+        """Return the figures of a header; `longest`: the longest run, where it is known."""
+        header: list[int] = words.tolist()
+        free, released = header[FREE], header[RELEASED]
         reserved = int(self.null_page)
-        num_pages = int(header[NUM_PAGES])
+        num_pages = header[NUM_PAGES]
         used = num_pages - reserved - free - released
+        fragmentation = None
+        if longest is not None:
+            fragmentation = 1 - longest / (free + released) if longest else 0.0
         return PoolStats(
             num_pages=num_pages,
             page_size=self.page_size,
@@ -228,13 +252,13 @@ class PoolUpkeep(OnDevice):
             released=released,
             used=used,
             reserved=reserved,
-            peak_used=int(header[PEAK_USED]),
-            allocated=int(header[ALLOCATED]),
-            freed=int(header[FREED]),
-            merges=int(header[MERGES]),
-            step=int(header[STEP]),
+            peak_used=header[PEAK_USED],
+            allocated=header[ALLOCATED],
+            freed=header[FREED],
+            merges=header[MERGES],
+            step=header[STEP],
             longest_run=longest,
-            fragmentation=1 - longest / (free + released) if free + released else 0.0,
+            fragmentation=fragmentation,
             utilization=used / (num_pages - reserved),
         )
 

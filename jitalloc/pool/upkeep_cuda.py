@@ -11,7 +11,7 @@ from typing import Any, Self, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from jitalloc.arguments import as_count
+from jitalloc.arguments import as_count, check_bool
 from jitalloc.errors import CorruptState, JitallocError
 from jitalloc.gpu.arguments import as_device_out
 from jitalloc.gpu.kernel import CudaKernel
@@ -182,9 +182,15 @@ class CudaPoolUpkeep(CudaSlab, PoolUpkeep):
         self._refuse_with_sequences("clear")
         self._start(upkeep_clear_cuda, self.num_pages)
 
-    def stats(self) -> PoolStats:
-        """Return totals, counters and fragmentation. Waits for the GPU and copies the state."""
-        return self._copy_on_cpu().stats()
+    def stats(self, *, runs: bool = True) -> PoolStats:
+        """Return totals, counters and fragmentation: see `PagePool.stats`. Waits for the GPU.
+
+        With `runs` it copies the state, without them only the header.
+        """
+        check_bool("runs", runs)
+        if runs:
+            return self._copy_on_cpu().stats()
+        return self._stats_of(self._settled()[RECORD_SLOTS:], None)
 
     def check(self, held: Any = None) -> None:
         """Raise the first failure, or verify every invariant page by page: see `PagePool.check`.

@@ -205,7 +205,8 @@ class PrefixCache(PrefixUpkeep):
     def _bounds(self, indptr: ArrayLike, size: int) -> NDArray[np.int64]:
         bounds = np.ascontiguousarray(as_lengths("indptr", indptr))
         if bounds.size == 0:
-            raise InvalidArgument("indptr", 0, "must have one element more than there are prompts")
+            expected = "must be one more than there are prompts"
+            raise InvalidArgument("indptr", 0, expected, fact="size")
         if bounds[0] != 0:
             raise InvalidArgument("indptr", int(bounds[0]), "must begin with 0", 0)
         falls = np.flatnonzero(bounds[1:] < bounds[:-1])
@@ -221,7 +222,9 @@ class PrefixCache(PrefixUpkeep):
         if namespaces is None:
             return np.full(size, MAIN_ROOT, np.int64)
         if len(namespaces) != size:
-            raise InvalidArgument("namespaces", len(namespaces), f"must be {size}, one a prompt")
+            raise InvalidArgument(
+                "namespaces", len(namespaces), f"must be {size}, one a prompt", fact="size"
+            )
         roots = np.empty(size, np.int64)
         for position, namespace in enumerate(namespaces):
             try:
@@ -363,7 +366,8 @@ class PrefixCache(PrefixUpkeep):
         tokens, pages = self._as_tokens(tokens), np.ascontiguousarray(as_pages(pages))
         needed = tokens.size // self.page_size
         if pages.size != needed:
-            raise InvalidArgument("pages", pages.size, f"must be {needed}, one a whole page")
+            expected = f"must be {needed}, one a whole page"
+            raise InvalidArgument("pages", pages.size, expected, fact="size")
         if priority is None and lifetime is None:
             options = self.default_priority, -1
         else:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from jitalloc._jit import BUSY_STATUS, Kernel, wait_for_lock
 from jitalloc.arguments import as_choice, as_count, as_fraction
 from jitalloc.errors import CorruptState, InvalidArgument, WrongDevice, corrupt_error
+from jitalloc.forking import keep_quiet
 from jitalloc.on_device import OnDevice
 from jitalloc.pool.holders import Moves, ranks
 from jitalloc.pool.pool import PagePool
@@ -112,6 +113,7 @@ class PrefixUpkeep(OnDevice):
         with pool._shape:
             self._install(self._new_slab(pool.num_pages))
             pool._holders.add(self)
+        keep_quiet(self, -self.rank, self.lock)
 
     def _new_header(self, num_pages: int) -> NDArray[np.int64]:
         header = prefix_header(num_pages, self.page_size, PREFIX_POLICIES.index(self.policy))

@@ -74,7 +74,7 @@ class Timeline:
         """Say what held from `start`, the end of what was said before, for `length`."""
         end = start + length
         if end >= self._end:
-            fragmentation = self.pool.stats().fragmentation
+            fragmentation = self.pool.stats().fragmentation or 0.0
             while end >= self._end:
                 self._count(self._end - start, held)
                 start = self._end
@@ -89,7 +89,7 @@ class Timeline:
     def finish(self) -> None:
         """Close the interval under way; there is always one at least."""
         if self._length or not self.samples:
-            self._close(self.pool.stats().fragmentation)
+            self._close(self.pool.stats().fragmentation or 0.0)
         elif self._lookup_tokens:  # of requests that never got a page, and took no time
             last = self.samples[-1]
             self.samples[-1] = last._replace(

@@ -58,14 +58,15 @@ def kept_or_dropped(num_tokens: ArrayLike | None, drop: ArrayLike | None) -> tup
 def check_same_length(name: str, values: Any, other: Any) -> None:
     """Raise where an array is not as long as another one."""
     if values.size != other.size:
-        raise InvalidArgument(name, values.size, f"must have {other.size} elements")
+        expected = f"must have {other.size} elements"
+        raise InvalidArgument(name, values.size, expected, fact="size")
 
 
 def check_token_count(ids: Any, total: int) -> None:
     """Raise where there are not as many ids as new tokens."""
     if ids.size != total:
         text = f"must have {total} elements, one a new token"
-        raise InvalidArgument("tokens", ids.size, text)
+        raise InvalidArgument("tokens", ids.size, text, fact="size")
 
 
 def opening_error(status: int, tokens: int, ids: Any, tables: BlockTables) -> JitallocError:
@@ -159,5 +160,6 @@ def commit_error(status: int, ids: Any) -> JitallocError:
     """Return why a sequence could not enter the prefix cache, its first tokens being `ids`."""
     code, detail = unpack_status(status)
     if code == POSITION_RANGE:
-        return InvalidArgument("tokens", ids.size, f"the sequence has {detail} tokens")
+        text = f"the sequence has {detail} tokens"
+        return InvalidArgument("tokens", ids.size, text, fact="size")
     return argument_error(status, "tokens", ids)

@@ -16,6 +16,7 @@ from jitalloc.errors import (
     SnapshotError,
     WrongDevice,
 )
+from jitalloc.forking import keep_quiet
 from jitalloc.on_device import OnDevice
 from jitalloc.pool.holders import Moves, ranks
 from jitalloc.pool.pool import PagePool
@@ -98,6 +99,7 @@ class SequenceUpkeep(OnDevice):
         self._make(max_sequences, max_pages_per_sequence, pad)
         self.lock = self._ids.lock
         pool._holders.add(self)
+        keep_quiet(self, -self.rank, self.lock)
 
     def _make(self, max_sequences: int, max_pages_per_sequence: int, pad: int) -> None:
         """Make the block table, its ids, and what works on its rows."""
@@ -164,6 +166,9 @@ class SequenceUpkeep(OnDevice):
         UnknownSequence
             No live sequence has one of these ids; the text says which.
         """
+        if isinstance(seq_ids, str | bytes):  # whose elements would be looked up
+            expected = "is one id: row(id) gives its row, or put it in a list"
+            raise InvalidArgument("seq_ids", seq_ids, expected)
         if not isinstance(seq_ids, Iterable):
             raise InvalidArgument("seq_ids", seq_ids, "must be an iterable of sequence ids")
         return self._ids.rows_of(seq_ids)

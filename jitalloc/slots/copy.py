@@ -34,7 +34,7 @@ def check_cache(name: str, cache: Any) -> None:
         shape = tuple(cache.shape)
         raise InvalidArgument(name, shape, "must have the axes [layers, slots, tokens, ...]")
     if isinstance(cache, np.ndarray) and not cache.flags.writeable:
-        raise InvalidArgument(name, cache.shape, "must be writable")
+        raise InvalidArgument(name, cache.shape, "must be writable", fact="shape")
 
 
 def copy_slot(keys: Any, values: Any, src_slot: int, dst_slot: int, length: int) -> None:
@@ -81,7 +81,7 @@ def copy_slot(keys: Any, values: Any, src_slot: int, dst_slot: int, length: int)
     layers, slots, tokens = keys.shape[:3]
     if tuple(values.shape[:3]) != (layers, slots, tokens):
         expected = f"must begin with ({layers}, {slots}, {tokens}) like keys"
-        raise InvalidArgument("values", tuple(values.shape), expected)
+        raise InvalidArgument("values", tuple(values.shape), expected, fact="shape")
     src_slot = as_slot("src_slot", src_slot, slots)
     dst_slot = as_slot("dst_slot", dst_slot, slots)
     length = as_count("length", length, 0, tokens)

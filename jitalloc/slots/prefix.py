@@ -23,6 +23,7 @@ from jitalloc.errors import (
     corrupt_error,
     unpack_status,
 )
+from jitalloc.forking import keep_quiet
 from jitalloc.slots.loops.slot_entries import (
     slot_entries_evict_cpu,
     slot_entries_insert_cpu,
@@ -131,7 +132,7 @@ class SlotPrefixCache:
     SlotPrefixCache(capacity=4, max_tokens=8192): 0 entries, 0 pinned
     """
 
-    __slots__ = ("_slab", "arrays", "capacity", "max_tokens")
+    __slots__ = ("__weakref__", "_slab", "arrays", "capacity", "max_tokens")
 
     def __init__(self, capacity: int, max_tokens: int = 8192) -> None:
         self.capacity = as_count("capacity", capacity, 1, MOST_ENTRIES)
@@ -144,6 +145,7 @@ class SlotPrefixCache:
         slot_table_clear_cpu.run(slab, np.empty(1, np.int32))  # of no entry no slot is told
         self._slab = slab
         self.arrays: SlotPrefixArrays = slot_prefix_arrays(slab, self.capacity, self.max_tokens)
+        keep_quiet(self, slab="_slab")
 
     def _run(self, kernel: Kernel, *args: Any) -> int:
         """Run `kernel` on the slab, waiting while another thread holds its lock."""
@@ -321,7 +323,7 @@ class SlotPrefixCache:
         ids = self._tokens(tokens)
         if not 1 <= ids.size <= self.max_tokens:
             expected = f"must be 1 .. {self.max_tokens} tokens"
-            raise InvalidArgument("tokens", ids.size, expected)
+            raise InvalidArgument("tokens", ids.size, expected, fact="size")
         if type(slot) is not int or not 0 <= slot < INT32_MAX:
             slot = as_slot("slot", slot, INT32_MAX)
         if type(version) is not int or not 0 <= version <= MOST_VERSIONS:

@@ -22,6 +22,7 @@ from jitalloc.errors import (
     corrupt_error,
     unpack_status,
 )
+from jitalloc.forking import keep_quiet
 from jitalloc.on_device import OnDevice
 from jitalloc.slots.loops.slots import (
     slots_alloc_batch_cpu,
@@ -116,7 +117,7 @@ class SlotAllocator(OnDevice):
     SlotAllocator(max_slots=4): 2 used, 2 free
     """
 
-    __slots__ = ("_slab", "arrays", "num_slots")
+    __slots__ = ("__weakref__", "_slab", "arrays", "num_slots")
 
     def __new__(cls, max_slots: int, *, device: str = "cpu") -> Self:
         """Return an allocator of the class that manages `device`."""
@@ -131,6 +132,8 @@ class SlotAllocator(OnDevice):
         slab[NUM_SLOTS] = self.num_slots
         slots_clear_cpu.run(slab)
         self._install(slab)
+        if self.device == "cpu":
+            keep_quiet(self, slab="_slab")
 
     def _install(self, slab: NDArray[np.int64]) -> None:
         self._slab = slab

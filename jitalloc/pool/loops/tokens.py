@@ -163,7 +163,7 @@ def tokens_decode_plausible(seq_lens, last_slots, size, first, end):
     bad = np.int64(0)  # its sign bit: something is out of range
     offsets = np.int64(0)  # its low bits: an offset in the page differs
     for i in range(seq_lens.size):
-        seq = seq_lens[i]
+        seq = np.int64(seq_lens[i])
         length = seq - 1
         slot = last_slots[i] + 1
         bad |= seq | (INT32_MAX - seq) | (length - 1) | (slot - 1 - first) | (end - slot)
@@ -246,17 +246,9 @@ def tokens_decode_claim(slab, last_slots, out, pages):
     pool_advance(slab, head, pages)
 
 
-@kernel("int64(int64[::1], int64[:], int64[:], int64[::1])", counted=True)
-def tokens_decode_cpu(slab, seq_lens, last_slots, out):
-    """Mutates the pool and `out`, the slot of one new token a sequence.
-
-    Reads `seq_lens`, which count the new token, and `last_slots`, requires all three of one length.
-    """
-    slab = borrow(slab)
-    if not try_lock(slab):
-        return fail(BUSY, 0)
-    seq_lens = np.ascontiguousarray(seq_lens)
-    last_slots = np.ascontiguousarray(last_slots)
+@helper
+def tokens_decode(slab, seq_lens, last_slots, out):
+    """Decode one token a sequence, the lock being ours; return 0 or a status word."""
     _free_pages, refcount, _released = pool_views(slab)
     size, shift = slab[PAGE_SIZE], slab[PAGE_SHIFT]
     pages = tokens_decode_pages(last_slots, size, shift)
@@ -279,5 +271,34 @@ def tokens_decode_cpu(slab, seq_lens, last_slots, out):
             tokens_decode_claim(slab, last_slots, out, pages)
     if status == 0:
         slab[STEP] += 1
+    return status
+
+
+@kernel("int64(int64[::1], int64[:], int64[:], int64[::1])", counted=True)
+def tokens_decode_cpu(slab, seq_lens, last_slots, out):
+    """Mutates the pool and `out`, the slot of one new token a sequence.
+
+    Reads `seq_lens`, which count the new token, and `last_slots`, requires all three of one length.
+    """
+    slab = borrow(slab)
+    if not try_lock(slab):
+        return fail(BUSY, 0)
+    seq_lens = np.ascontiguousarray(seq_lens)
+    status = tokens_decode(slab, seq_lens, np.ascontiguousarray(last_slots), out)
+    unlock(slab)
+    return status
+
+
+@kernel("int64(int64[::1], int32[:], int64[:], int64[::1])", counted=True)
+def tokens_decode_narrow_cpu(slab, seq_lens, last_slots, out):
+    """Mutates what `tokens_decode_cpu` does, of lengths of int32: as attention kernels read them.
+
+    Reads `seq_lens` and `last_slots`, requires all three of one length.
+    """
+    slab = borrow(slab)
+    if not try_lock(slab):
+        return fail(BUSY, 0)
+    seq_lens = np.ascontiguousarray(seq_lens)
+    status = tokens_decode(slab, seq_lens, np.ascontiguousarray(last_slots), out)
     unlock(slab)
     return status

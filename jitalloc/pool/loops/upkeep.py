@@ -139,17 +139,18 @@ def upkeep_check_cpu(slab, seen):
     return status
 
 
-@kernel("int64(int64[::1], int64[::1])")
-def upkeep_stats_cpu(slab, header):
+@kernel("int64(int64[::1], int64[::1], int64)")
+def upkeep_stats_cpu(slab, header, runs):
     """Mutates `header`, a copy of the pool's.
 
-    Reads the pool, requires HEADER_SLOTS words; returns the longest run of free pages.
+    Reads the pool, requires HEADER_SLOTS words; returns the longest run of free pages, for which it
+    looks at all of them, or 0 where `runs` is.
     """
     if not try_lock(slab):
         return fail(BUSY, 0)
     for slot in range(HEADER_SLOTS):
         header[slot] = slab[slot]
-    longest = longest_run(slab)
+    longest = longest_run(slab) if runs != 0 else np.int64(0)
     unlock(slab)
     return longest
 
