@@ -119,7 +119,8 @@ class Cache(Layouts):
                 copy.append_batch(rows[:k], counts[:k])
             except (errors.OutOfPages, SequenceTooLong):
                 return k - 1
-            if before > copy._available() < reserve:
+            taken = copy.pool.allocated - self.pool.allocated
+            if taken and before - taken < reserve:
                 return k - 1
         return len(rows)
 

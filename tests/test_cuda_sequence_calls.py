@@ -161,6 +161,7 @@ WAITING: dict[str, Callable[[Any], Any]] = {
     "sequence": lambda c: c.sequence("a"),
     "stats": lambda c: c.stats(),
     "make_room": lambda c: c.make_room(1),
+    "room_for": lambda c: c.room_for(up([0, 1], np.int32)),
     "num_free": lambda c: c.num_free,
     "num_held": lambda c: c.num_held,
     "num_reclaimable": lambda c: c.num_reclaimable,
@@ -363,7 +364,7 @@ def test_every_call_is_known_to_wait_or_not() -> None:
         for name, each in vars(base).items()
         if name[0] != "_" and (callable(each) or isinstance(each, property))
     }
-    layouts = {"block_tables", "slot_mapping", "page_table_csr", "seq_lens"}
+    layouts = {"block_tables", "slot_mapping", "page_table_csr", "seq_lens", "attention_batch"}
     host = {"ids", "row", "rows", "apply_streaming_llm", "mirror"}
     waiting = {name for name in WAITING if name != "select" and name != "window"}
     waiting |= {"select_eviction_target", "apply_window", "commit", "save"}

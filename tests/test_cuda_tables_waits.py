@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from jitalloc import NULL, PagedKVCache, PagePool, PageTableCSR
+from jitalloc import NULL, AttentionBatch, PagedKVCache, PagePool, PageTableCSR
 from jitalloc.sequences.tables_cuda import CudaBlockTables
+from tests.cache_steps import attention_buffers
 from tests.gpu import RECORDED
 from tests.recording import RecordingDevice
 
@@ -43,6 +44,9 @@ def at(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
         table=up(np.zeros((3, 4))),
         csr=PageTableCSR(up([0] * 4), up([0] * 99), up([0] * 3)),
         lengths=up([0, 0, 0]),
+        attention=AttentionBatch(
+            *(up(each, each.dtype) for each in attention_buffers(3, 9, 99, np.int64))
+        ),
         names=up(range(8)),
     )
     gpu.waits.clear()
@@ -58,6 +62,13 @@ CALLS: dict[str, Callable[[Any], Any]] = {
     "slot_mapping, no buffer": lambda at: at.tables.slot_mapping(at.rows, at.positions),
     "page_table_csr": lambda at: at.tables.page_table_csr(at.rows, out=at.csr),
     "page_table_csr that fails": lambda at: at.tables.page_table_csr(at.wrong, out=at.csr),
+    "attention_batch": lambda at: at.tables.attention_batch(at.rows, 1, out=at.attention),
+    "attention_batch of each": lambda at: at.tables.attention_batch(
+        at.rows, at.lengths, out=at.attention
+    ),
+    "attention_batch that fails": lambda at: at.tables.attention_batch(
+        at.rows, 9, out=at.attention
+    ),
     "seq_lens": lambda at: at.tables.seq_lens(at.rows, out=at.lengths),
     "seq_lens, no buffer": lambda at: at.tables.seq_lens(at.rows),
     "_rename": lambda at: at.tables._rename(at.names),
@@ -77,6 +88,9 @@ def test_an_export_of_unknown_size_asks_for_it_first(at: SimpleNamespace) -> Non
     at.gpu.starts.clear()
     at.tables.page_table_csr(at.rows)
     assert at.gpu.starts == ["tables_total_cuda", "tables_csr_cuda"]
+    at.gpu.starts.clear()
+    at.tables.attention_batch(at.rows, 2)
+    assert at.gpu.starts == ["attention_total_cuda", "attention_export_cuda"]
     assert set(at.gpu.waits) == {"download"}
 
 
@@ -93,5 +107,6 @@ def test_arrays_of_the_tables_are_wrapped_once(
 def test_every_export_is_recorded() -> None:
     launched = {name.partition(",")[0].partition(" ")[0] for name in CALLS}
     mine = {name for name, each in vars(CudaBlockTables).items() if callable(each)}
-    inside = {"__init__", "_install", "_copy_on_cpu", "_start", "_number"}
+    inside = {"__init__", "_install", "_copy_on_cpu", "_start", "_start_attention"}
+    inside |= {"_number", "_numbers"}
     assert mine - inside == launched

@@ -379,8 +379,8 @@ class PagedKVCache(SequenceUpkeep):
         n : int or array_like of int64[B]
             New tokens, for all or for each.
         reserve : int
-            Pages that have to be left, free or to be had (a watermark). Who takes none can grow
-            even where fewer are left already.
+            Pages that have to be left of those that are free, or that cached ones make room for,
+            now (a watermark). Who takes none can grow even where there are fewer already.
 
         Returns
         -------

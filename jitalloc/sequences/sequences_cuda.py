@@ -93,7 +93,7 @@ class CudaPagedKVCache(CudaSequenceUpkeep, PagedKVCache, device="cuda"):
             n = 1 if tokens is None else as_device(gpu, "tokens", tokens, INT32).size
         with self.lock:
             self._launcher.wait()
-            rows = self.rows([seq_id])
+            rows = gpu.upload(np.array([self._ids.row(seq_id)], INT32))
             try:
                 return self._append_one(rows, n, tokens)
             except OutOfPages as error:
