@@ -26,6 +26,17 @@ def some_rows(pair: CachePair, random: Random, distinct: bool = True) -> list[in
     return rows
 
 
+def numbers_within(pair: CachePair, random: Random, rows: list[int]) -> list[int]:
+    """For each row a number of its tokens, sometimes with one that is none."""
+    lengths = [
+        pair.cache_model.rows[row].length if row in pair.cache_model.rows else 3 for row in rows
+    ]
+    numbers = [random.randrange(length + 1) for length in lengths]
+    if random.random() < 0.1 and rows:
+        numbers[-1] = random.choice((-1, 40))
+    return numbers
+
+
 def an_id(pair: CachePair, random: Random) -> int:
     """The id of a live sequence, mostly."""
     return random.choice([*pair.cache_model.ids, random.randrange(200)])
@@ -49,6 +60,22 @@ def append(pair: CachePair, random: Random) -> None:
         lambda: pair.cache.append_batch(*arguments),
         lambda: pair.cache_model.append_batch(rows, counts),
     )
+
+
+def append_ahead(pair: CachePair, random: Random) -> None:
+    rows = some_rows(pair, random)
+    counts = [random.choice((0, 1, 1, 2, 7)) for _ in rows]
+    pair.do("append_batch", rows, counts, computed=False)
+
+
+def commit(pair: CachePair, random: Random) -> None:
+    pair.do("commit", an_id(pair, random), random.choice((None, random.randrange(12))))
+
+
+def commit_rows(pair: CachePair, random: Random) -> None:
+    rows = some_rows(pair, random)
+    pair.do("commit_batch", rows, numbers_within(pair, random, rows))
+    pair.do("commit_batch", rows, random.choice((None, random.randrange(3))))
 
 
 def fork(pair: CachePair, random: Random) -> None:
@@ -76,12 +103,7 @@ def truncate(pair: CachePair, random: Random) -> None:
 
 def truncate_rows(pair: CachePair, random: Random) -> None:
     rows = some_rows(pair, random)
-    lengths = [
-        pair.cache_model.rows[row].length if row in pair.cache_model.rows else 3 for row in rows
-    ]
-    numbers = [random.randrange(length + 1) for length in lengths]
-    if random.random() < 0.1 and rows:
-        numbers[-1] = random.choice((-1, 40))
+    numbers = numbers_within(pair, random, rows)
     pair.do("truncate_batch", rows, **{random.choice(("num_tokens", "drop")): numbers})
     pair.do("truncate_batch", rows[:2], drop=random.randrange(2))
 
@@ -133,6 +155,8 @@ def tell(pair: CachePair, random: Random) -> None:
 
 # Every kernel of the sequences and the call that runs it. test_house.py holds this complete.
 CACHE_STEPS: dict[str, Step] = {
+    "commits_batch_cpu": commit_rows,
+    "commits_row_cpu": commit,
     "eviction_select_cpu": evict,
     "eviction_to_cpu": evict_to,
     "eviction_window_batch_cpu": cut_rows,
@@ -140,6 +164,7 @@ CACHE_STEPS: dict[str, Step] = {
     "mirror_pack_cpu": tell,
     "rows_allocate_cpu": allocate,
     "rows_free_cpu": free_rows,
+    "sequences_append_ahead_cpu": append_ahead,
     "sequences_append_cpu": append,
     "sequences_fork_batch_cpu": fork_batch,
     "sequences_fork_cpu": fork,
@@ -156,4 +181,13 @@ CACHE_STEPS: dict[str, Step] = {
     "tables_width_cpu": layouts,
 }
 
-BACKGROUND: tuple[Step, ...] = (allocate, allocate, append, append, fork, truncate, free_rows)
+BACKGROUND: tuple[Step, ...] = (
+    allocate,
+    allocate,
+    append,
+    append,
+    commit,
+    fork,
+    truncate,
+    free_rows,
+)

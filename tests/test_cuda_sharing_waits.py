@@ -44,7 +44,7 @@ CALLS: dict[str, Call] = {
     "commit": Call(run=lambda c, at: c.commit("a"), down=1, up=2, starts=3),
     "commit of nothing new": Call(run=lambda c, at: c.commit("old"), down=1, up=1, starts=2),
     "commit of tokens on the GPU": Call(
-        run=lambda c, at: c.commit("a", at.told), down=1, up=2, starts=3
+        run=lambda c, at: c.commit("a", tokens=at.told), down=1, up=2, starts=3
     ),
     "free": Call(run=lambda c, at: c.free("a"), down=1, up=2, starts=4),
     "free, not committed": Call(run=lambda c, at: c.free("a", commit=False), down=1, up=1),

@@ -31,8 +31,8 @@ ORDER = {
             prefix reclaim check_nodes check_lists upkeep prefix_cuda upkeep_cuda
         """,
         "sequences": """
-            tables mirror row_locks committing sharing rows sequences eviction
-            row_facts_cuda tables_cuda mirror_cuda row_batches_cuda sharing_cuda
+            tables mirror row_locks committing sharing rows commits appending sequences eviction
+            row_facts_cuda tables_cuda mirror_cuda row_batches_cuda commits_cuda sharing_cuda
             leading_cuda dropping_cuda appends_cuda append_writes_cuda forking_cuda
             rows_cuda sequences_cuda eviction_cuda
         """,
@@ -43,6 +43,7 @@ FILES = sorted(path for path in PACKAGE.glob("*/loops/*.py") if path.stem != "__
 # Helpers that several nouns are built from: no kernel, so no tests or benchmarks of that name.
 SHARED = {"nodes", "children", "expiries", "queues", "split_join", "paths", "compare", "search"}
 SHARED |= {"insertion", "check_nodes", "check_lists", "row_locks", "committing"}
+SHARED |= {"appending"}
 SHARED |= {"batches_cuda", "merging_cuda", "releasing_cuda", "page_frees_cuda", "slot_frees_cuda"}
 SHARED |= {"extends_cuda", "row_facts_cuda", "row_batches_cuda", "leading_cuda", "dropping_cuda"}
 SHARED |= {"appends_cuda", "append_writes_cuda", "forking_cuda"}

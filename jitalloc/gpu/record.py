@@ -42,4 +42,5 @@ CALL_KINDS: Final = (
     "truncate_batch",
     "apply_streaming_llm_batch",
     "allocate_batch",
+    "commit_batch",
 )
