@@ -174,12 +174,16 @@ class Cache(Layouts):
     def commit_batch(self, rows: Sequence[int], num_tokens: Any = None) -> list[int]:
         """All are looked at before any is committed; then each as by its id, at one moment."""
         numbers = self._numbers("num_tokens", rows, num_tokens)
-        step, cached = self.pool.step, []
+        step = self.pool.step
         for row, n in zip(rows, numbers, strict=True):
-            cached.append(self.commit(self._name(row), n))
+            self.commit(self._name(row), n)
             self.pool.step = step
         self.pool.step = step + 1
-        return cached
+        return [self.cached_tokens(row) for row in rows]
+
+    def cached_tokens(self, row: int) -> int:
+        """How many tokens of a sequence stand in the prefix cache: there is none."""
+        return 0
 
     # Sharing.
 

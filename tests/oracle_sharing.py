@@ -204,6 +204,10 @@ class SharingCache(Cache):
         at.computed = wanted.computed
         self._commit(row)
         self.pool.step += 1
+        return self.cached_tokens(row)
+
+    def cached_tokens(self, row: int) -> int:
+        at = self.rows[row]
         cached, known = len(at.path), len(at.tokens) // self.pool.page_size
         pages = min(cached, known) if self._is_cut(at) else cached
         return min(pages * self.pool.page_size, at.length)

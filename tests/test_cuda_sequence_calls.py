@@ -66,6 +66,9 @@ def test_host_memory_is_refused(values: Any) -> None:
         lambda: cache.reorder(row, values),
         lambda: cache.free_batch(values),
         lambda: cache.truncate_batch(values, 1),
+        lambda: cache.commit_batch(values, 1),
+        lambda: cache.commit_batch(row, np.array([1])),
+        lambda: cache.commit_batch(row, out=0 if values is None else values),
         lambda: cache.truncate_batch(row, drop=np.array([1])),
         lambda: cache.apply_window_batch(values, 1),
         lambda: cache.free_batch(row, out=0 if values is None else values),
@@ -144,6 +147,8 @@ def test_empty_batches() -> None:
     both.must("reorder", [], [])
     both.must("free_batch", [])
     both.must("truncate_batch", [], [])
+    both.must("commit_batch", [], [])
+    both.must("commit_batch", [])
     both.must("apply_streaming_llm_batch", [], 1, 1)
 
 
@@ -153,6 +158,7 @@ WAITING: dict[str, Callable[[Any], Any]] = {
     "fork": lambda c: c.fork("a", "x"),
     "append": lambda c: c.append("a"),
     "truncate": lambda c: c.truncate("a", 1),
+    "commit": lambda c: c.commit("a", 2),
     "evict": lambda c: c.evict(),
     "evict_to": lambda c: c.evict_to(0.0),
     "select": lambda c: c.select_eviction_target(),
@@ -280,6 +286,13 @@ NEVER_WAITS: dict[str, Callable[[Any, Any], Any]] = {
     "truncate_batch that fails": lambda c, at: c.truncate_batch(at["empty"], at["n"]),
     "apply_streaming_llm_batch": lambda c, at: c.apply_streaming_llm_batch(at["rows"], 1, 1),
     "apply_window_batch": lambda c, at: c.apply_window_batch(at["rows"], 1, out=at["out"][:2]),
+    "commit_batch": lambda c, at: c.commit_batch(at["shared"]),
+    "commit_batch of a number": lambda c, at: c.commit_batch(at["shared"], 1),
+    "commit_batch into a buffer": lambda c, at: c.commit_batch(
+        at["shared"], at["n"], out=at["out"][:2]
+    ),
+    "commit_batch that fails": lambda c, at: c.commit_batch(at["tokens"]),
+    "append_batch ahead": lambda c, at: c.append_batch(at["shared"], computed=False),
     "free_batch": lambda c, at: c.free_batch(at["shared"]),
     "free_batch into a buffer": lambda c, at: c.free_batch(at["shared"], out=at["out"][:1]),
     "free_batch that fails": lambda c, at: c.free_batch(at["tokens"]),
@@ -330,6 +343,7 @@ FETCHES = {
     "free": 1,
     "fork": 1,
     "truncate": 1,
+    "commit": 1,
     "window": 1,
     "stats": 3,
     "select": 2,
@@ -365,5 +379,5 @@ def test_every_call_is_known_to_wait_or_not() -> None:
     layouts = {"block_tables", "slot_mapping", "page_table_csr", "seq_lens"}
     host = {"ids", "row", "rows", "apply_streaming_llm", "mirror"}
     waiting = {name for name in WAITING if name != "select" and name != "window"}
-    waiting |= {"select_eviction_target", "apply_window", "commit", "save"}
+    waiting |= {"select_eviction_target", "apply_window", "save"}
     assert mine == {name.split()[0] for name in NEVER_WAITS} | layouts | host | waiting

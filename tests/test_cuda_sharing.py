@@ -122,7 +122,12 @@ def test_what_the_rows_lock_is_followed_when_it_is_asked_for(both: Both) -> None
 
 
 def test_rows_that_are_wrong_leave_nothing_in_the_cache(both: Both) -> None:
-    both.must("allocate", "a", tokens=TEXT[:9])
+    both.must("allocate", "a", tokens=TEXT[:8])
+    for rows in ([0, 0], [0, 5], [0, 99], [-7, 0]):
+        assert both.do("commit_batch", rows)[0] is InvalidArgument
+        assert both.do("commit_batch", rows, [8] * len(rows))[0] is InvalidArgument
+    assert "num_tokens[0] = 9: the sequence has 8" in both.do("commit_batch", [0], [9])[1]
+    both.must("append", "a", tokens=[9])
     for rows in ([0, 0], [0, 5], [0, 99], [-7, 0]):
         assert both.do("free_batch", rows)[0] is InvalidArgument
         assert both.device.prefix_cache.num_cached == 0
@@ -166,6 +171,7 @@ def test_a_sequence_that_has_ended_on_the_gpu_is_unknown(both: Both) -> None:
 def test_make_room(both: Both) -> None:
     for start in (0, 1, 2):
         both.must("allocate", "a", tokens=[start * 100 + token for token in TEXT])
+        both.must("commit", "a")
         both.must("free", "a")
     assert both.must("make_room", 6) == 0
     both.must("allocate", "held", 16)
@@ -181,6 +187,7 @@ def test_make_room(both: Both) -> None:
 def test_an_append_of_a_batch_evicts_nothing(both: Both) -> None:
     for start in (0, 1, 2):
         both.must("allocate", "a", tokens=[start * 100 + token for token in TEXT])
+        both.must("commit", "a")
         both.must("free", "a")
     both.must("allocate", "b", 24)
     device = both.device

@@ -13,7 +13,12 @@ from jitalloc._jit import kernel
 from jitalloc.errors import BUSY, NEGATIVE, POSITION_RANGE, TOKEN_DIFFERS
 from jitalloc.pool.state import STEP
 from jitalloc.prefix.loops.prefix import negative_token
-from jitalloc.sequences.loops.committing import first_difference, row_compute, write_tokens
+from jitalloc.sequences.loops.committing import (
+    first_difference,
+    row_cached,
+    row_compute,
+    write_tokens,
+)
 from jitalloc.sequences.loops.row_locks import has_prefix
 from jitalloc.sequences.loops.rows import live_rows
 from jitalloc.sequences.loops.tables import tables_column
@@ -41,7 +46,8 @@ def commits_row_cpu(pool, tables, prefix, row, num_tokens, tokens):
             write_tokens(tables, prefix, row, known[row], tokens[known[row] :])
             known[row] = tokens.size
     if status == 0:
-        status = row_compute(pool, tables, prefix, row, num_tokens)
+        row_compute(pool, tables, prefix, row, num_tokens)
+        status = row_cached(tables, row)
         pool[STEP] += 1
     unlock(pool)
     return status
@@ -67,7 +73,9 @@ def commits_batch_cpu(pool, tables, prefix, rows, counts, out):
     if status == 0:
         for i in range(rows.size):
             n = counts[i if counts.size > 1 else 0] if counts.size > 0 else np.int64(-1)
-            out[i] = row_compute(pool, tables, prefix, np.int64(rows[i]), n)
+            row_compute(pool, tables, prefix, np.int64(rows[i]), n)
+        for i in range(rows.size):  # last: a fork locks what the other one enters
+            out[i] = row_cached(tables, np.int64(rows[i]))
         pool[STEP] += 1
     unlock(pool)
     return status

@@ -179,15 +179,20 @@ def row_commit(pool, tables, prefix, row):
 def row_compute(pool, tables, prefix, row, num_tokens):
     """Book that the first `num_tokens` tokens of `row`, or all where it is below 0, are computed.
 
-    What is full of them and known enters the cache. Returns how many tokens of the row stand there.
+    What is full of them and known enters the cache.
     """
     computed, length = tables_column(tables, COMPUTED), tables_column(tables, LENGTH)
     computed[row] = max(computed[row], length[row] if num_tokens < 0 else num_tokens)
     row_commit(pool, tables, prefix, row)
+
+
+@helper
+def row_cached(tables, row):
+    """Return how many tokens of `row` stand in the cache."""
     cached, size = tables_column(tables, LOCKED)[row], tables[ROW_PAGE_SIZE]
     if is_cut(tables, row):  # what the window left of the path
         cached = min(cached, tables_column(tables, KNOWN)[row] // size)
-    return min(cached * size, length[row])
+    return min(cached * size, tables_column(tables, LENGTH)[row])
 
 
 @helper
