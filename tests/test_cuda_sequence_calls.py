@@ -287,10 +287,7 @@ NEVER_WAITS: dict[str, Callable[[Any, Any], Any]] = {
     "apply_streaming_llm_batch": lambda c, at: c.apply_streaming_llm_batch(at["rows"], 1, 1),
     "apply_window_batch": lambda c, at: c.apply_window_batch(at["rows"], 1, out=at["out"][:2]),
     "commit_batch": lambda c, at: c.commit_batch(at["shared"]),
-    "commit_batch of a number": lambda c, at: c.commit_batch(at["shared"], 1),
-    "commit_batch into a buffer": lambda c, at: c.commit_batch(
-        at["shared"], at["n"], out=at["out"][:2]
-    ),
+    "commit_batch into a buffer": lambda c, at: c.commit_batch(at["rows"], 1, out=at["out"][:2]),
     "commit_batch that fails": lambda c, at: c.commit_batch(at["tokens"]),
     "append_batch ahead": lambda c, at: c.append_batch(at["shared"], computed=False),
     "free_batch": lambda c, at: c.free_batch(at["shared"]),

@@ -75,16 +75,20 @@ def append_undo(pool, copies):
 
 
 @helper
-def append_claim(pool, tables, rows, counts, slots, copied):
+def append_claim(pool, tables, batch, slots, copied):
     """Write slots for new tokens, and pages into the rows; return how many pages were copied.
+
+    `batch`: rows, counts, and whether what stands before new tokens counts as computed.
 
     `copied[0, i]` is the page that row i must not write to, or NULL; at the end `copied` holds
     the sources and destinations of the copies, one behind the other.
     """
+    rows, counts, computed = batch
     src, dst = copied[0], copied[1]
     free_pages, refcount, _released = pool_views(pool)
     length, pages = tables_column(tables, LENGTH), tables_pages(tables)
     last_used, uses = tables_column(tables, LAST_USED), tables_column(tables, USES)
+    done = tables_column(tables, COMPUTED)
     size, width, wrap = tables[ROW_PAGE_SIZE], tables[MAX_PAGES], pool[NUM_PAGES]
     head = pool[HEAD]
     put = np.int64(0)
@@ -94,6 +98,8 @@ def append_claim(pool, tables, rows, counts, slots, copied):
         row, left = np.int64(rows[i]), counts[i if counts.size > 1 else 0]
         at = row * width + tables_pages_of(tables, length[row])
         used = length[row] - (at - row * width - 1) * size  # of the last page; `size` if none
+        if computed and left > 0:
+            done[row] = length[row]
         length[row] += left
         last_used[row] = pool[STEP] + 1
         uses[row] += 1
@@ -135,15 +141,6 @@ def append_claim(pool, tables, rows, counts, slots, copied):
     pool_advance(pool, head, taken)
     tables[PAGE_COPIES] += copies
     return copies
-
-
-@helper
-def compute_before(tables, rows, counts):
-    """Book that what stands in `rows` is computed, where more tokens are about to come."""
-    computed, length = tables_column(tables, COMPUTED), tables_column(tables, LENGTH)
-    for i in range(rows.size):
-        if counts[i if counts.size > 1 else 0] > 0:
-            computed[rows[i]] = length[rows[i]]
 
 
 @helper

@@ -26,7 +26,6 @@ from jitalloc.sequences.loops.appending import (
     append_need,
     append_tokens,
     append_undo,
-    compute_before,
 )
 from jitalloc.sequences.loops.committing import copy_tokens
 from jitalloc.sequences.loops.row_locks import SHARED_FACTS, has_prefix, row_shorten
@@ -70,7 +69,7 @@ def append_all(pool, tables, prefix, batch, tokens, slots, copied):
     """Append as `sequences_append_cpu` does; `batch`: rows, counts, and whether what stands before
     the new tokens is computed.
     """
-    rows, counts, computed = batch
+    rows, counts, _computed = batch
     if not try_lock(pool):
         return fail(BUSY, 0)
     # Is the batch sound? Rows give up their share of last pages, to be copied.
@@ -93,9 +92,7 @@ def append_all(pool, tables, prefix, batch, tokens, slots, copied):
         # Slots and pages are written, then what is known of the tokens.
         if status == 0:
             pool_reserve(pool, need)
-            if computed:
-                compute_before(tables, rows, counts)
-            status = append_claim(pool, tables, rows, counts, slots, copied)
+            status = append_claim(pool, tables, batch, slots, copied)
             pool[STEP] += 1
             if has_prefix(prefix):
                 for i in range(status):
