@@ -11,6 +11,7 @@ from jitalloc import PagedKVCache
 from jitalloc.sequences.state import (
     ACTIVE,
     BORN,
+    COMPUTED,
     EVICTIONS,
     LAST_USED,
     LENGTH,
@@ -40,6 +41,7 @@ def cache_state(cache: PagedKVCache) -> dict[str, Any]:
         rows[row] = {
             "pages": [page for page in arrays.pages[row].tolist() if page >= 0],
             "length": column[LENGTH],
+            "computed": column[COMPUTED],
             "last_used": column[LAST_USED],
             "uses": column[USES],
             "priority": column[PRIORITY],
@@ -148,6 +150,7 @@ class CachePair(PoolPair):
         for seq_id, row in model.ids.items():
             info, at = self.cache.sequence(seq_id), model.rows[row]
             assert (info.seq_id, info.row, info.num_tokens) == (seq_id, row, at.length)
+            assert info.num_computed == at.computed
             assert info.pages.tolist() == at.pages
             assert info.shared_pages == sum(self.model.owners[page] > 1 for page in at.pages)
             assert (info.last_used, info.uses) == (at.last_used, at.uses)

@@ -28,6 +28,17 @@ def some_rows(pair: CachePair, random: Random, distinct: bool = True) -> list[in
     return rows
 
 
+def numbers_within(pair: CachePair, random: Random, rows: list[int]) -> list[int]:
+    """For each row a number of its tokens, sometimes with one that is none."""
+    lengths = [
+        pair.cache_model.rows[row].length if row in pair.cache_model.rows else 3 for row in rows
+    ]
+    numbers = [random.randrange(length + 1) for length in lengths]
+    if random.random() < 0.1 and rows:
+        numbers[-1] = random.choice((-1, 40))
+    return numbers
+
+
 def an_id(pair: CachePair, random: Random) -> int:
     """The id of a live sequence, mostly."""
     return random.choice([*pair.cache_model.ids, random.randrange(200)])
@@ -65,6 +76,22 @@ def room(pair: CachePair, random: Random) -> None:
     pair.do("room_for", rows, n, reserve=random.choice((0, 0, 1, free, free + 1)))
 
 
+def append_ahead(pair: CachePair, random: Random) -> None:
+    rows = some_rows(pair, random)
+    counts = [random.choice((0, 1, 1, 2, 7)) for _ in rows]
+    pair.do("append_batch", rows, counts, computed=False)
+
+
+def commit(pair: CachePair, random: Random) -> None:
+    pair.do("commit", an_id(pair, random), random.choice((None, random.randrange(12))))
+
+
+def commit_rows(pair: CachePair, random: Random) -> None:
+    rows = some_rows(pair, random)
+    pair.do("commit_batch", rows, numbers_within(pair, random, rows))
+    pair.do("commit_batch", rows, random.choice((None, random.randrange(3))))
+
+
 def fork(pair: CachePair, random: Random) -> None:
     pair.do("fork", an_id(pair, random), random.randrange(200))
 
@@ -90,12 +117,7 @@ def truncate(pair: CachePair, random: Random) -> None:
 
 def truncate_rows(pair: CachePair, random: Random) -> None:
     rows = some_rows(pair, random)
-    lengths = [
-        pair.cache_model.rows[row].length if row in pair.cache_model.rows else 3 for row in rows
-    ]
-    numbers = [random.randrange(length + 1) for length in lengths]
-    if random.random() < 0.1 and rows:
-        numbers[-1] = random.choice((-1, 40))
+    numbers = numbers_within(pair, random, rows)
     pair.do("truncate_batch", rows, **{random.choice(("num_tokens", "drop")): numbers})
     pair.do("truncate_batch", rows[:2], drop=random.randrange(2))
 
@@ -199,6 +221,8 @@ def tell(pair: CachePair, random: Random) -> None:
 CACHE_STEPS: dict[str, Step] = {
     "attention_export_cpu": attention,
     "attention_total_cpu": attention,
+    "commits_batch_cpu": commit_rows,
+    "commits_row_cpu": commit,
     "eviction_select_cpu": evict,
     "eviction_to_cpu": evict_to,
     "eviction_window_batch_cpu": cut_rows,
@@ -207,6 +231,7 @@ CACHE_STEPS: dict[str, Step] = {
     "room_count_cpu": room,
     "rows_allocate_cpu": allocate,
     "rows_free_cpu": free_rows,
+    "sequences_append_ahead_cpu": append_ahead,
     "sequences_append_cpu": append,
     "sequences_fork_batch_cpu": fork_batch,
     "sequences_fork_cpu": fork,
@@ -223,4 +248,13 @@ CACHE_STEPS: dict[str, Step] = {
     "tables_width_cpu": layouts,
 }
 
-BACKGROUND: tuple[Step, ...] = (allocate, allocate, append, append, fork, truncate, free_rows)
+BACKGROUND: tuple[Step, ...] = (
+    allocate,
+    allocate,
+    append,
+    append,
+    commit,
+    fork,
+    truncate,
+    free_rows,
+)

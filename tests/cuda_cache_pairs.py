@@ -91,8 +91,15 @@ class HostCache:
         tokens = self.up(tokens, INT32)
         return self.device_cache.allocate(seq_id, *args, tokens=tokens, **options)
 
-    def commit(self, seq_id: Any, tokens: Any = None) -> int:
-        return self.device_cache.commit(seq_id, self.up(tokens, INT32))
+    def commit(self, seq_id: Any, num_tokens: Any = None, *, tokens: Any = None) -> int:
+        return self.device_cache.commit(seq_id, num_tokens, tokens=self.up(tokens, INT32))
+
+    def commit_batch(self, rows: Any, num_tokens: Any = None) -> Any:
+        rows = self.up(rows, INT32)
+        counts = None if num_tokens is None else self.integers(num_tokens)
+        out = self.up(np.zeros(rows.size), INT64)
+        call = self.device_cache.commit_batch
+        return self.gpu.download(self.settle(lambda: call(rows, counts, out=out), out))
 
     def number(self, call: Callable[..., Any], *args: Any, **options: Any) -> int:
         """Run a call that leaves a number on the GPU, and waits for nothing."""
@@ -123,21 +130,26 @@ class HostCache:
     def apply_window_batch(self, rows: Any, window: int) -> Any:
         return self.apply_streaming_llm_batch(rows, 0, window)
 
-    def append(self, seq_id: Any, n: Any = None, *, tokens: Any = None) -> Appended:
-        slots, copies = self.device_cache.append(seq_id, n, tokens=self.up(tokens, INT32))
+    def append(
+        self, seq_id: Any, n: Any = None, *, tokens: Any = None, computed: bool = True
+    ) -> Appended:
+        ids = self.up(tokens, INT32)
+        slots, copies = self.device_cache.append(seq_id, n, tokens=ids, computed=computed)
         return Appended(self.gpu.download(slots), Moves(*map(self.gpu.download, copies)))
 
-    def append_batch(self, rows: Any, n: Any = 1, *, tokens: Any = None) -> Appended:
+    def append_batch(
+        self, rows: Any, n: Any = 1, *, tokens: Any = None, computed: bool = True
+    ) -> Appended:
         """With room made for it, as the CPU does by itself."""
         try:
-            return self.append_rows(rows, n, tokens)
+            return self.append_rows(rows, n, tokens, computed)
         except errors.OutOfPages as error:
             if self.device_cache.prefix_cache is None:
                 raise
             self.device_cache._rows.make_room_for(error.requested)
-        return self.append_rows(rows, n, tokens)
+        return self.append_rows(rows, n, tokens, computed)
 
-    def append_rows(self, rows: Any, n: Any, tokens: Any) -> Appended:
+    def append_rows(self, rows: Any, n: Any, tokens: Any, computed: bool) -> Appended:
         rows = self.up(rows, INT32)
         counts = self.integers(n)
         total = min(int((np.zeros(rows.size) + np.clip(n, 0, 2**20)).sum()), 4096)
@@ -145,7 +157,12 @@ class HostCache:
         copied = self.gpu.upload(np.zeros((2, rows.size), np.int32))
         made = self.settle(
             lambda: self.device_cache.append_batch(
-                rows, counts, tokens=self.up(tokens, INT32), out=out, copies=copied
+                rows,
+                counts,
+                tokens=self.up(tokens, INT32),
+                computed=computed,
+                out=out,
+                copies=copied,
             ),
             out,
             copied,
@@ -230,7 +247,14 @@ def told(call: Callable[[], Any]) -> tuple[Any, ...]:
 
 
 # Calls on rows whose locks are given back in the order of rows, when the index next follows.
-IN_ORDER = ("append_batch", "free_batch", "reorder", "truncate_batch", "apply_streaming_llm_batch")
+IN_ORDER = (
+    "append_batch",
+    "commit_batch",
+    "free_batch",
+    "reorder",
+    "truncate_batch",
+    "apply_streaming_llm_batch",
+)
 
 
 def in_order(name: str, args: tuple[Any, ...]) -> tuple[Any, ...]:

@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from tests.cache_steps import CACHE_STEPS
-from tests.sharing_pairs import free
-from tests.sharing_steps import SHARING_STEPS
+from tests.sharing_pairs import commit, commit_batch, free
 from tests.twin_steps import steps_of_twins
 
 # Kernels of the CPU that have no twin, and why caches on the GPU do without.
@@ -36,10 +35,12 @@ WITHOUT_TWIN |= dict.fromkeys(
 CUDA_CACHE_STEPS: dict[str, Any] = {
     name: steps_of_twins(CACHE_STEPS)[name]
     for name in (
+        "commits_batch_cuda",
         "eviction_window_batch_cuda",
         "room_count_cuda",
         "rows_allocate_cuda",
         "rows_free_cuda",
+        "sequences_append_ahead_cuda",
         "sequences_append_cuda",
         "sequences_fork_batch_cuda",
         "sequences_reorder_cuda",
@@ -51,6 +52,7 @@ CUDA_CACHE_STEPS["rows_mark_cuda"] = CACHE_STEPS["eviction_select_cpu"]
 BY_ID_STEPS = [
     CACHE_STEPS[name]
     for name in (
+        "commits_row_cpu",
         "eviction_to_cpu",
         "eviction_window_cpu",
         "sequences_fork_cpu",
@@ -59,9 +61,9 @@ BY_ID_STEPS = [
 ]
 # With one.
 CUDA_SHARING_STEPS: dict[str, Any] = {
-    "sharing_commit_cuda": SHARING_STEPS["sharing_commit_cpu"],
+    "sharing_commit_cuda": commit,
     "sharing_count_cuda": free,
-    "sharing_facts_cuda": SHARING_STEPS["sharing_commit_cpu"],
+    "sharing_facts_cuda": commit_batch,
     "sharing_gather_cuda": free,
 }
 CUDA_STEPS: dict[str, Any] = {**CUDA_CACHE_STEPS, **CUDA_SHARING_STEPS}

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import deepcopy
 from typing import Any
 
-from jitalloc.errors import InvalidArgument
+from jitalloc.errors import InvalidArgument, OutOfPages, SequenceTooLong
 
 
 class Layouts:
@@ -64,3 +65,23 @@ class Layouts:
             qo_indptr.append(len(slots))
         indptr, indices, last = self.page_table_csr(rows)
         return qo_indptr, positions, slots, indptr, indices, last, self.seq_lens(rows)
+
+    def _available(self) -> int:
+        return self.pool.available
+
+    def room_for(self, rows: Sequence[int], n: int | Sequence[int] = 1, *, reserve: int = 0) -> int:
+        """How many rows can grow: on a copy, they do."""
+        counts = [n] * len(rows) if isinstance(n, int) else list(n)
+        self.pool.check_counts("n", counts)
+        self.check_rows("rows", rows, distinct=True)
+        before = self._available()
+        for k in range(1, len(rows) + 1):
+            copy = deepcopy(self)
+            try:
+                copy.append_batch(rows[:k], counts[:k])
+            except (OutOfPages, SequenceTooLong):
+                return k - 1
+            taken = copy.pool.allocated - self.pool.allocated
+            if taken and before - taken < reserve:
+                return k - 1
+        return len(rows)

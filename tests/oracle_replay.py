@@ -152,8 +152,9 @@ def serve(trace: list[Request], options: ReplayOptions) -> SimpleNamespace:
         budget = options.step_tokens - len(decoding)
         tokens = len(decoding)
         out.decoded += tokens
-        joining = []
+        chunked, joining = [], []
         for one in [one for one in running if one.reading]:
+            chunked += [one] * (budget > 0 < one.left)
             for _ in range(min(budget, one.left)):
                 position = one.prompt - one.left
                 out.again += position < one.reached
@@ -167,10 +168,11 @@ def serve(trace: list[Request], options: ReplayOptions) -> SimpleNamespace:
             joining.append(one)
         now += options.step_ms / 1e3 + options.token_us / 1e6 * tokens
         out.peak = max(out.peak, options.num_pages - free() - cache.evictable)
+        for one in chunked:
+            out.refused = -1
+            keep(one, one.prompt - one.left)
         for one in joining:
             one.reading = False
-            out.refused = -1
-            keep(one, one.length)
         for one in running:
             if not one.reading and one.todo == 0:
                 give_back(one, one.length)

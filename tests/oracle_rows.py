@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
+
+from jitalloc.errors import InvalidArgument
 
 
 @dataclass
@@ -17,6 +19,19 @@ class Row:
     last_used: int = 0
     uses: int = 0
     pinned: bool = False
+    computed: int = 0  # of its tokens, from the first on
+
+    def compute(self, num_tokens: int | None, tokens: Sequence[int] | None = None) -> None:
+        """The first `num_tokens` tokens are computed; else as many as `tokens`, or all."""
+        for name, n in (("tokens", len(tokens or [])), ("num_tokens", num_tokens or 0)):
+            if not 0 <= n <= self.length:
+                raise InvalidArgument(name, n, "not within the sequence")
+        for i, token in enumerate(tokens or []):
+            if token < 0:
+                raise InvalidArgument("tokens", token, "negative", i)
+        if num_tokens is None:
+            num_tokens = self.length if tokens is None else len(tokens)
+        self.computed = max(self.computed, num_tokens)
 
 
 @dataclass

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Hashable, Sequence
-from copy import deepcopy
 from dataclasses import replace
 from typing import Any
 
@@ -63,6 +62,16 @@ class Cache(Layouts):
             if distinct and row in rows[:i]:
                 raise InvalidArgument(name, row, "named twice", i)
 
+    def _numbers(self, name: str, rows: Sequence[int], given: Any) -> list[Any]:
+        """For each of the rows a number of its tokens, or None."""
+        scalar = given is None or isinstance(given, int)
+        numbers = [given] * len(rows) if scalar else list(given)
+        self.check_rows("rows", rows, distinct=True)
+        for i, (row, n) in enumerate(zip(rows, numbers, strict=True)):
+            if n is not None and not 0 <= n <= self.rows[row].length:
+                raise InvalidArgument(name, n, "not within the sequence", i)
+        return numbers
+
     def _too_long(self, tokens: int) -> bool:
         return pages_of(tokens, self.pool.page_size) > self.max_pages
 
@@ -104,30 +113,14 @@ class Cache(Layouts):
         self._touch(row)
         self.peak = max(self.peak, len(self.rows))
 
-    def _available(self) -> int:
-        return self.pool.available
+    def append(
+        self, seq_id: Hashable, n: int = 1, *, computed: bool = True
+    ) -> tuple[list[int], Moves]:
+        return self.append_batch([self.row(seq_id)], [n], computed=computed)
 
-    def room_for(self, rows: Sequence[int], n: int | Sequence[int] = 1, *, reserve: int = 0) -> int:
-        """How many rows can grow: on a copy, they do."""
-        counts = [n] * len(rows) if isinstance(n, int) else list(n)
-        self.pool.check_counts("n", counts)
-        self.check_rows("rows", rows, distinct=True)
-        before = self._available()
-        for k in range(1, len(rows) + 1):
-            copy = deepcopy(self)
-            try:
-                copy.append_batch(rows[:k], counts[:k])
-            except (errors.OutOfPages, SequenceTooLong):
-                return k - 1
-            taken = copy.pool.allocated - self.pool.allocated
-            if taken and before - taken < reserve:
-                return k - 1
-        return len(rows)
-
-    def append(self, seq_id: Hashable, n: int = 1) -> tuple[list[int], Moves]:
-        return self.append_batch([self.row(seq_id)], [n])
-
-    def append_batch(self, rows: Sequence[int], counts: Sequence[int]) -> tuple[list[int], Moves]:
+    def append_batch(
+        self, rows: Sequence[int], counts: Sequence[int], *, computed: bool = True
+    ) -> tuple[list[int], Moves]:
         """Slots of the new tokens, row after row, and the page copies."""
         size, owners = self.pool.page_size, dict(enumerate(self.pool.owners))
         self.pool.check_counts("n", counts)
@@ -149,6 +142,8 @@ class Cache(Layouts):
         slots, moves = [], Moves([], [])
         for row, n, copied, need in zip(rows, counts, copies, needs, strict=True):
             at = self.rows[row]
+            if computed and n:
+                at.computed = at.length
             mine, taken = taken[:need], taken[need:]
             if copied:
                 moves.src.append(at.pages[-1])
@@ -161,6 +156,34 @@ class Cache(Layouts):
             self._touch(row)
         self.copies += len(moves.src)
         return slots, moves
+
+    # What is computed.
+
+    def commit(
+        self,
+        seq_id: Hashable,
+        num_tokens: int | None = None,
+        *,
+        tokens: Sequence[int] | None = None,
+    ) -> int:
+        """Counted, and that is all: there is nothing to enter."""
+        self.rows[self.row(seq_id)].compute(num_tokens, tokens)
+        self.pool.step += 1
+        return 0
+
+    def commit_batch(self, rows: Sequence[int], num_tokens: Any = None) -> list[int]:
+        """All are looked at before any is committed; then each as by its id, at one moment."""
+        numbers = self._numbers("num_tokens", rows, num_tokens)
+        step = self.pool.step
+        for row, n in zip(rows, numbers, strict=True):
+            self.commit(self._name(row), n)
+            self.pool.step = step
+        self.pool.step = step + 1
+        return [self.cached_tokens(row) for row in rows]
+
+    def cached_tokens(self, row: int) -> int:
+        """How many tokens of a sequence stand in the prefix cache: there is none."""
+        return 0
 
     # Sharing.
 
@@ -177,6 +200,7 @@ class Cache(Layouts):
         for page in src.pages:
             self.pool.owners[page] += 1
         self.rows[row].pages, self.rows[row].length = list(src.pages), src.length
+        self.rows[row].computed = src.computed
 
     def fork_batch(self, src_rows: Sequence[int], dst_rows: Sequence[int]) -> None:
         self.check_rows("dst_rows", dst_rows, distinct=True)
@@ -214,6 +238,7 @@ class Cache(Layouts):
         keep = pages_of(num_tokens, self.pool.page_size)
         released = self.pool.give_back(at.pages[keep:])
         at.pages, at.length = at.pages[:keep], num_tokens
+        at.computed = min(at.computed, num_tokens)
         self.pool.step += 1
         self._touch(row)
         return released
@@ -221,11 +246,7 @@ class Cache(Layouts):
     def truncate_batch(self, rows: Sequence[int], num_tokens: Any = None, drop: Any = None) -> int:
         """All are looked at before any is cut; then each as by its id, at one moment."""
         name, given = ("num_tokens", num_tokens) if drop is None else ("drop", drop)
-        numbers = [given] * len(rows) if isinstance(given, int) else list(given)
-        self.check_rows("rows", rows, distinct=True)
-        for i, (row, n) in enumerate(zip(rows, numbers, strict=True)):
-            if not 0 <= n <= self.rows[row].length:
-                raise InvalidArgument(name, n, "not within the sequence", i)
+        numbers = self._numbers(name, rows, given)
         released, step = 0, self.pool.step + 1
         for row, n in zip(rows, numbers, strict=True):
             self.pool.step = step - 1
@@ -279,6 +300,7 @@ class Cache(Layouts):
         gone = self.cut(at, sink, window)
         tokens = sum(min(size, at.length - i * size) for i in gone)
         released = self.pool.give_back([at.pages[i] for i in gone])
+        at.computed = sum(1 for position in range(at.computed) if position // size not in gone)
         at.pages = [page for i, page in enumerate(at.pages) if i not in gone]
         at.length -= tokens
         self.dropped += tokens

@@ -116,7 +116,7 @@ class SharingCache(Cache):
         self.pool.step += 1
         self._add(seq_id, row, SharingRow(self.pool.step, priority, length, pages))
         self.rows[row].tokens, self.rows[row].namespace = known, namespace
-        self.rows[row].path = path
+        self.rows[row].path, self.rows[row].computed = path, len(path) * self.pool.page_size
         return len(path) * self.pool.page_size
 
     def _count_lookup(self, tokens: list[int], path: list[Node]) -> None:
@@ -130,20 +130,30 @@ class SharingCache(Cache):
         prefix.hit_pages += len(path)
 
     def append(  # type: ignore[override]
-        self, seq_id: Hashable, n: int | None = None, *, tokens: Sequence[int] | None = None
+        self,
+        seq_id: Hashable,
+        n: int | None = None,
+        *,
+        tokens: Sequence[int] | None = None,
+        computed: bool = True,
     ) -> tuple[list[int], Moves]:
         n = n if n is not None else len(tokens) if tokens is not None else 1
-        return self.append_batch([self.row(seq_id)], [n], tokens)
+        return self.append_batch([self.row(seq_id)], [n], tokens, computed=computed)
 
     def append_batch(  # type: ignore[override]
-        self, rows: Sequence[int], counts: Sequence[int], tokens: Sequence[int] | None = None
+        self,
+        rows: Sequence[int],
+        counts: Sequence[int],
+        tokens: Sequence[int] | None = None,
+        *,
+        computed: bool = True,
     ) -> tuple[list[int], Moves]:
         size = self.pool.page_size
         self.pool.check_counts("n", counts)
         self.check_rows("rows", rows, distinct=True)
         lengths = [self.rows[row].length for row in rows]
         self._make_room(self._append_need(rows, counts))
-        slots, moves = super().append_batch(rows, counts)
+        slots, moves = super().append_batch(rows, counts, computed=computed)
         left = None if tokens is None else list(tokens)
         for row, n, before in zip(rows, counts, lengths, strict=True):
             at = self.rows[row]
@@ -171,12 +181,18 @@ class SharingCache(Cache):
 
     # Into the cache.
 
-    def commit(self, seq_id: Hashable, tokens: Sequence[int] | None = None) -> int:
+    def commit(
+        self,
+        seq_id: Hashable,
+        num_tokens: int | None = None,
+        *,
+        tokens: Sequence[int] | None = None,
+    ) -> int:
         row = self.row(seq_id)
         at = self.rows[row]
+        wanted = replace(at)
+        wanted.compute(num_tokens, tokens)
         if tokens is not None:
-            if len(tokens) > at.length:
-                raise InvalidArgument("tokens", len(tokens), "more than the sequence has")
             size = self.pool.page_size
             told = {node.page: node.key[1][-size:] for node in self.prefix.nodes.values()}
             common = [self._alike(at, other) for other in self.rows.values()]
@@ -188,10 +204,16 @@ class SharingCache(Cache):
                     raise InvalidArgument("tokens", mine, "the sequence has another token", i)
             if not at.gap:
                 at.tokens = [*tokens, *at.tokens[len(tokens) :]]
+        at.computed = wanted.computed
         self._commit(row)
         self.pool.step += 1
+        return self.cached_tokens(row)
+
+    def cached_tokens(self, row: int) -> int:
+        at = self.rows[row]
         cached, known = len(at.path), len(at.tokens) // self.pool.page_size
-        return (min(cached, known) if self._is_cut(at) else cached) * self.pool.page_size
+        pages = min(cached, known) if self._is_cut(at) else cached
+        return min(pages * self.pool.page_size, at.length)
 
     def _alike(self, at: SharingRow, other: SharingRow) -> list[int]:
         """The known tokens of another row in the first pages that both have."""
@@ -206,9 +228,9 @@ class SharingCache(Cache):
         return bool(at.path) and at.pages[end - 1 : end] != [at.path[-1].page]
 
     def _commit(self, row: int) -> int:
-        """Full pages of known tokens enter the cache; how many duplicates went free."""
+        """Full pages known and computed enter the cache; how many duplicates went free."""
         at, size, prefix = self.rows[row], self.pool.page_size, self.prefix
-        full = len(at.tokens) // size
+        full = min(len(at.tokens), at.computed) // size
         old = at.path
         if full <= len(old) or self._is_cut(at):
             return 0
@@ -249,7 +271,9 @@ class SharingCache(Cache):
         for other, same in shared.items():
             for node in path[len(old) : same] if present < full else []:
                 node.locks += 1
-                self.rows[other].path = path[:same]
+                fork = self.rows[other]
+                fork.path = path[:same]  # what stands in the cache is computed
+                fork.computed = max(fork.computed, min(len(fork.path) * size, fork.length))
         return self.pool.give_back(duplicates)
 
     def _common(self, at: SharingRow, mine: list[int], row: int) -> int:

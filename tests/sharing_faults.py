@@ -30,6 +30,7 @@ def sharing_cache() -> SimpleNamespace:
     prefix = PrefixCache(pool)
     cache = PagedKVCache(pool, 4, 8, prefix_cache=prefix)
     cache.allocate("gone", tokens=range(50, 58))
+    cache.commit("gone")
     cache.free("gone")
     cache.allocate("a", tokens=range(10))
     cache.commit("a")
@@ -46,8 +47,8 @@ def append(at: Any, tokens: Any, *args: Any, rows: Any = (0, 1)) -> Any:
     return at.shared.append_batch(rows, *args, tokens=tokens)
 
 
-def commit(at: Any, seq_id: Any, *tokens: Any) -> Any:
-    return at.shared.commit(seq_id, *tokens)
+def commit(at: Any, seq_id: Any, tokens: Any = None, **options: Any) -> Any:
+    return at.shared.commit(seq_id, tokens=tokens, **options)
 
 
 def refused(call: Any, argument: str, *facts: Any) -> Fault:
@@ -160,7 +161,47 @@ SHARING_FAULTS = {
     ),
     "tokens for a row of nobody": refused(lambda at: append(at, [1, 2], rows=[0, 3]), "rows", 3, 1),
     # commit.
-    "commit to nothing": refused(lambda at: at.cache.commit("a"), "prefix_cache", None),
+    "more computed than there is": refused(
+        lambda at: commit(at, "a", num_tokens=11), "num_tokens", 11
+    ),
+    "more computed than there is, nothing cached": refused(
+        lambda at: at.cache.commit("a", 99), "num_tokens", 99
+    ),
+    "computed below none": refused(lambda at: commit(at, "a", num_tokens=-1), "num_tokens", -1),
+    "half a token computed": refused(lambda at: commit(at, "a", num_tokens=0.5), "num_tokens", 0.5),
+    "computed or not": refused(lambda at: commit(at, "a", num_tokens=True), "num_tokens", True),
+    "tokens in place of a number": refused(
+        lambda at: commit(at, "a", num_tokens=[1]), "num_tokens"
+    ),
+    "more computed of a row than it has": refused(
+        lambda at: at.shared.commit_batch([1, 0], [6, 11]), "num_tokens", 11, 1
+    ),
+    "more computed of rows than one has": refused(
+        lambda at: at.shared.commit_batch([0, 1], 7), "num_tokens", 7, 1
+    ),
+    "rows computed below none": refused(
+        lambda at: at.shared.commit_batch([0, 1], [0, -1]), "num_tokens", -1, 1
+    ),
+    "all rows computed below none": refused(
+        lambda at: at.shared.commit_batch([0], -1), "num_tokens", -1
+    ),
+    "one number too few of rows computed": refused(
+        lambda at: at.shared.commit_batch([0, 1], [1]), "num_tokens", 1
+    ),
+    "rows computed by a float": refused(
+        lambda at: at.shared.commit_batch([0, 1], [1.0, 1.0]), "num_tokens"
+    ),
+    "committed row of nobody": refused(lambda at: at.shared.commit_batch([0, 3]), "rows", 3, 1),
+    "row committed twice": refused(lambda at: at.shared.commit_batch([1, 1]), "rows", 1, 1),
+    "append and computed by a number": refused(
+        lambda at: at.shared.append("a", computed=1), "computed", 1
+    ),
+    "append rows and computed by None": refused(
+        lambda at: at.cache.append_batch([0], computed=None), "computed", None
+    ),
+    "negative token to commit, nothing cached": refused(
+        lambda at: at.cache.commit("a", tokens=[-5]), "tokens", -5, 0
+    ),
     "commit of nobody": Fault(lambda at: commit(at, "x"), UnknownSequence),
     "commit of what is no id": refused(lambda at: commit(at, []), "seq_id", []),
     "more tokens than there are": refused(lambda at: commit(at, "a", range(11)), "tokens", 11),

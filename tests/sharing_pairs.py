@@ -158,7 +158,14 @@ def append(pair: SharingPair, random: Random) -> None:
     tokens = None
     if random.random() < 0.8:
         tokens = [random.choice((9700, 9800)) for _ in range(sum(counts))]
-    pair.do("append_batch", rows, counts, tokens=tokens)
+    pair.do("append_batch", rows, counts, tokens=tokens, computed=random.random() < 0.7)
+
+
+def commit_batch(pair: SharingPair, random: Random) -> None:
+    rows = some_rows(pair, random)
+    lengths = [pair.cache_model.rows[row].length for row in rows]
+    numbers = [random.randrange(length + 1) for length in lengths]
+    pair.do("commit_batch", rows, random.choice((None, min(lengths, default=0), numbers, numbers)))
 
 
 def commit(pair: SharingPair, random: Random) -> None:
@@ -174,14 +181,21 @@ def commit(pair: SharingPair, random: Random) -> None:
         tokens = [*known, *more]
         if tokens and random.random() < 0.2:
             tokens[random.randrange(len(tokens))] += 1
-    pair.do("commit", seq_id, tokens)
+    length = 0 if row is None else rows[row].length
+    num_tokens = random.choice((None, None, random.randrange(length + 2)))
+    pair.do("commit", seq_id, num_tokens, tokens=tokens)
 
 
 def free(pair: SharingPair, random: Random) -> None:
+    """Half of the time all of it has been computed."""
+    rows, commit = some_rows(pair, random)[:2], random.random() < 0.8
     if random.random() < 0.5:
-        pair.do("free", an_id(pair, random), commit=random.random() < 0.8)
+        pair.do("commit_batch", rows)
+    if random.random() < 0.5:
+        pair.do("free_batch", rows, commit=commit)
     else:
-        pair.do("free_batch", some_rows(pair, random)[:2], commit=random.random() < 0.8)
+        ids = [seq_id for seq_id, row in pair.cache_model.ids.items() if row in rows[:1]]
+        pair.do("free", random.choice([*ids, an_id(pair, random)]), commit=commit)
 
 
 def fork(pair: SharingPair, random: Random) -> None:
@@ -245,7 +259,8 @@ def defragment(pair: SharingPair, random: Random) -> None:
 STEPS = {
     allocate: 6,
     append: 6,
-    commit: 3,
+    commit: 4,
+    commit_batch: 2,
     free: 4,
     fork: 2,
     fork_batch: 1,

@@ -207,7 +207,6 @@ SHARING_STEPS: dict[str, Step] = {
     "sharing_find_cpu": share_elsewhere,
     "sharing_follow_cpu": share_elsewhere,
     "sharing_leave_cpu": leave,
-    "sharing_commit_cpu": commit,
     "sharing_pages_cpu": allocate,
     "sharing_relock_cpu": restore,
     "sharing_room_cpu": room,

@@ -258,7 +258,19 @@ FAULTS: dict[str, tuple[str, tuple[Any, ...], dict[str, Any]]] = {
     "row of nobody freed": ("free_batch", ([0, 3],), {}),
     "row freed twice": ("free_batch", ([0, 0],), {}),
     "grown by truncate": ("truncate", ("a", 7), {}),
-    "nothing to commit to": ("commit", ("a",), {}),
+    "more computed than there is": ("commit", ("a", 7), {}),
+    "more told than there is": ("commit", ("a", 2), {"tokens": [1] * 7}),
+    "negative token told": ("commit", ("a",), {"tokens": [1, -5]}),
+    "commit of nobody": ("commit", ("x",), {}),
+    "more computed than one has": ("commit_batch", ([0, 1], [6, 4]), {}),
+    "fewer than none computed": ("commit_batch", ([0, 1, 2], [6, -1, 1]), {}),
+    "fewer than none computed of all": ("commit_batch", ([0, 1], -1), {}),
+    "computed of all": ("commit_batch", ([0, 1], 4), {}),
+    "commits differ": ("commit_batch", ([0, 1], [1]), {}),
+    "bad rows before bad computed": ("commit_batch", ([0, 3], [-1, 0]), {}),
+    "commit of a row twice": ("commit_batch", ([0, 1, 0],), {}),
+    "commit of a row of nobody": ("commit_batch", ([0, 3],), {}),
+    "computed or not": ("append_batch", ([0],), {"computed": 1}),
     "pinned": ("evict", ("b",), {}),
 }
 
@@ -269,8 +281,6 @@ def test_what_fails_is_told_as_on_the_cpu_and_changes_nothing(
     name: str, prefix: dict[str, Any] | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     use_threads(monkeypatch, 3)
-    if name == "nothing to commit to" and prefix is not None:
-        pytest.skip("there is a prefix cache")
     both = Both({"num_pages": 10, "page_size": 4}, 4, 8, prefix)
     for seq_id, tokens in (("a", 6), ("b", 3), ("c", 0)):
         both.must("allocate", seq_id, tokens)

@@ -87,10 +87,10 @@ def test_forks_of_what_is_not_cached_yet_lock_what_they_share(both: Both) -> Non
 def test_a_fork_that_was_told_nothing_knows_what_is_cached(both: Both) -> None:
     both.must("allocate", "a", 10)
     both.must("fork", "a", "b")
-    assert both.must("commit", "a", TEXT[:8]) == 8
+    assert both.must("commit", "a", tokens=TEXT[:8]) == 8
     assert both.must("commit", "b") == 8
-    assert both.do("commit", "b", [0, 1, 9])[0] is InvalidArgument
-    assert both.must("commit", "b", TEXT[:4]) == 8
+    assert both.do("commit", "b", tokens=[0, 1, 9])[0] is InvalidArgument
+    assert both.must("commit", "b", tokens=TEXT[:4]) == 8
     both.must("apply_streaming_llm", "b", 0, 2)
     assert both.must("commit", "b") == 0
 
@@ -103,7 +103,7 @@ def test_two_that_compute_the_same_meet_at_the_commit(both: Both) -> None:
     assert tables[0][:2] == tables[1][:2]
     for seq_id in "cd":
         both.must("allocate", seq_id, 9)
-        both.must("commit", seq_id, TEXT[:8])
+        both.must("commit", seq_id, tokens=TEXT[:8])
     assert both.gpu_pool.num_used == both.cpu_pool.num_used == 6
 
 
@@ -122,7 +122,12 @@ def test_what_the_rows_lock_is_followed_when_it_is_asked_for(both: Both) -> None
 
 
 def test_rows_that_are_wrong_leave_nothing_in_the_cache(both: Both) -> None:
-    both.must("allocate", "a", tokens=TEXT[:9])
+    both.must("allocate", "a", tokens=TEXT[:8])
+    for rows in ([0, 0], [0, 5], [0, 99], [-7, 0]):
+        assert both.do("commit_batch", rows)[0] is InvalidArgument
+        assert both.do("commit_batch", rows, [8] * len(rows))[0] is InvalidArgument
+    assert "num_tokens[0] = 9: the sequence has 8" in both.do("commit_batch", [0], [9])[1]
+    both.must("append", "a", tokens=[9])
     for rows in ([0, 0], [0, 5], [0, 99], [-7, 0]):
         assert both.do("free_batch", rows)[0] is InvalidArgument
         assert both.device.prefix_cache.num_cached == 0
@@ -136,12 +141,15 @@ def test_rows_that_are_wrong_leave_nothing_in_the_cache(both: Both) -> None:
 def test_tokens_may_lie_on_either_side(both: Both) -> None:
     device = both.device
     assert device.allocate("a", tokens=TEXT[:9]) == 0
-    assert device.commit("a", up(TEXT[:9])) == 8
+    assert device.commit("a", tokens=up(TEXT[:9])) == 8
     assert device.allocate("b", tokens=up(TEXT[:9])) == 8
     assert device.allocate("c", tokens=np.array(TEXT[:13], np.int64)) == 8
-    assert device.commit("c", TEXT[:12]) == 12
+    assert device.commit("c", tokens=TEXT[:12]) == 12
     for tokens, error in (([1.5], "tokens"), ([-1], "tokens"), ([[1]], "tokens"), ("x", "tokens")):
-        for call in (lambda t: device.allocate("x", tokens=t), lambda t: device.commit("a", t)):
+        for call in (
+            lambda t: device.allocate("x", tokens=t),
+            lambda t: device.commit("a", tokens=t),
+        ):
             with pytest.raises(InvalidArgument, match=error):
                 call(tokens)
     device.check(held=[])
@@ -163,6 +171,7 @@ def test_a_sequence_that_has_ended_on_the_gpu_is_unknown(both: Both) -> None:
 def test_make_room(both: Both) -> None:
     for start in (0, 1, 2):
         both.must("allocate", "a", tokens=[start * 100 + token for token in TEXT])
+        both.must("commit", "a")
         both.must("free", "a")
     assert both.must("make_room", 6) == 0
     both.must("allocate", "held", 16)
@@ -178,6 +187,7 @@ def test_make_room(both: Both) -> None:
 def test_an_append_of_a_batch_evicts_nothing(both: Both) -> None:
     for start in (0, 1, 2):
         both.must("allocate", "a", tokens=[start * 100 + token for token in TEXT])
+        both.must("commit", "a")
         both.must("free", "a")
     both.must("allocate", "b", 24)
     device = both.device

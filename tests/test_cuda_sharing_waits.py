@@ -44,7 +44,14 @@ CALLS: dict[str, Call] = {
     "commit": Call(run=lambda c, at: c.commit("a"), down=1, up=2, starts=3),
     "commit of nothing new": Call(run=lambda c, at: c.commit("old"), down=1, up=1, starts=2),
     "commit of tokens on the GPU": Call(
-        run=lambda c, at: c.commit("a", at.told), down=1, up=2, starts=3
+        run=lambda c, at: c.commit("a", tokens=at.told), down=1, up=2, starts=3
+    ),
+    "commit_batch": Call(run=lambda c, at: c.commit_batch(at.single), down=1, up=1, starts=4),
+    "commit_batch of nothing new": Call(
+        run=lambda c, at: c.commit_batch(at.old), down=1, up=0, starts=3
+    ),
+    "commit_batch of what has forks": Call(
+        run=lambda c, at: c.commit_batch(at.rows, at.numbers), down=3, up=1, starts=4
     ),
     "free": Call(run=lambda c, at: c.free("a"), down=1, up=2, starts=4),
     "free, not committed": Call(run=lambda c, at: c.free("a", commit=False), down=1, up=1),
@@ -76,6 +83,7 @@ def test_what_a_call_launches_and_copies(name: str, monkeypatch: pytest.MonkeyPa
     for seq_id in "de":
         cache.allocate(seq_id, 0)
     cache.allocate("gone", tokens=[7] * 8)
+    cache.commit("gone")
     cache.free("gone")
     for each in (cache.append_batch, lambda rows: cache.reorder(rows, rows)):
         each(cache.rows(["a", "b"]))  # what the first call keeps for those behind
@@ -86,6 +94,8 @@ def test_what_a_call_launches_and_copies(name: str, monkeypatch: pytest.MonkeyPa
     at = SimpleNamespace(
         rows=cache.rows(["a", "b"]),
         single=cache.rows(["a", "old"]),
+        old=cache.rows(["old"]),
+        numbers=gpu.upload(np.array([9, 9], np.int32)),
         swapped=cache.rows(["b", "a"]),
         fork=cache.rows(["c"]),
         empty=cache.rows(["d", "e"]),

@@ -31,10 +31,10 @@ ORDER = {
             prefix reclaim check_nodes check_lists upkeep prefix_cuda upkeep_cuda
         """,
         "sequences": """
-            tables attention mirror row_locks committing sharing rows sequences room eviction
-            row_facts_cuda tables_cuda attention_cuda mirror_cuda row_batches_cuda sharing_cuda
-            leading_cuda dropping_cuda appends_cuda append_writes_cuda forking_cuda
-            rows_cuda sequences_cuda room_cuda eviction_cuda
+            tables attention mirror row_locks committing sharing rows commits appending
+            sequences room eviction row_facts_cuda tables_cuda attention_cuda mirror_cuda
+            row_batches_cuda commits_cuda sharing_cuda leading_cuda dropping_cuda appends_cuda
+            append_writes_cuda forking_cuda rows_cuda sequences_cuda room_cuda eviction_cuda
         """,
         "slots": "slots slot_table slot_tree slot_entries slot_prefix slots_cuda",
     }.items()
@@ -43,6 +43,7 @@ FILES = sorted(path for path in PACKAGE.glob("*/loops/*.py") if path.stem != "__
 # Helpers that several nouns are built from: no kernel, so no tests or benchmarks of that name.
 SHARED = {"nodes", "children", "expiries", "queues", "split_join", "paths", "compare", "search"}
 SHARED |= {"insertion", "check_nodes", "check_lists", "row_locks", "committing"}
+SHARED |= {"appending"}
 SHARED |= {"batches_cuda", "merging_cuda", "releasing_cuda", "page_frees_cuda", "slot_frees_cuda"}
 SHARED |= {"extends_cuda", "row_facts_cuda", "row_batches_cuda", "leading_cuda", "dropping_cuda"}
 SHARED |= {"appends_cuda", "append_writes_cuda", "forking_cuda"}

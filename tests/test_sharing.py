@@ -15,7 +15,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from jitalloc import PagedKVCache, PagePool, PrefixCache
 from jitalloc._jit import JIT_DISABLED
 from jitalloc.errors import CorruptState, InvalidArgument, OutOfPages
-from jitalloc.sequences.state import KNOWN, LOCK_END, LOCKED
+from jitalloc.sequences.state import COMPUTED, KNOWN, LOCK_END, LOCKED
 from tests.sharing_pairs import STEPS, SharingPair, random_turn
 
 ONE, TWO = list(range(100, 110)), list(range(200, 210))  # two pages of four tokens, and a half
@@ -122,6 +122,63 @@ def test_pages_filled_by_appends_enter_at_the_end(both: SharingPair) -> None:
     assert both.must("allocate", "b", tokens=list(range(1, 10))) == 8
 
 
+def test_what_is_not_computed_is_not_published(both: SharingPair) -> None:
+    prompt = list(range(32))
+    both.must("allocate", "a", tokens=prompt)
+    assert both.must("commit", "a", 8) == 8
+    assert both.must("allocate", "b", tokens=prompt) == 8
+    assert both.must("commit", "a", tokens=prompt[:18]) == 16  # as many as are told
+    assert both.must("commit", "a", 3) == 16  # fewer change nothing
+    both.must("free", "a")
+    assert both.prefix.num_cached == 4
+    both.must("free", "b")  # two pages that it found, six that it never read
+    assert both.prefix.num_cached == 4
+
+
+def test_the_token_appended_last_is_not_computed(both: SharingPair) -> None:
+    for seq_id, computed in (("a", True), ("b", False)):
+        both.must("allocate", seq_id, tokens=[1, 2, 3], namespace=seq_id)
+        both.must("append", seq_id, tokens=[4, 5, 6, 7], computed=computed)
+        assert both.cache.sequence(seq_id).num_computed == (3 if computed else 0)
+        both.must("append", seq_id, 1, tokens=[8])
+        both.must("append", seq_id, 0)
+        assert both.cache.sequence(seq_id).num_computed == 7
+        both.must("free", seq_id)
+        assert both.must("allocate", seq_id, tokens=list(range(1, 9)), namespace=seq_id) == 4
+        assert both.must("commit", seq_id) == 8
+        both.must("free", seq_id)
+
+
+def test_a_commit_answers_no_more_than_the_sequence_has(both: SharingPair) -> None:
+    both.must("allocate", "a", tokens=ONE)
+    both.must("commit", "a")
+    both.must("truncate", "a", 6)
+    assert both.must("commit", "a") == 6  # its last page is cached, and cut
+    both.must("fork", "a", "b")
+    assert both.must("commit_batch", [both.row("a"), both.row("b")]) == [6, 6]
+    both.must("append", "b", tokens=[0, 0])
+    assert both.must("commit_batch", [both.row("b"), both.row("a")], [8, 0]) == [8, 6]
+
+
+def test_forks_are_computed_as_far_as_what_is_cached(both: SharingPair) -> None:
+    both.must("allocate", "a", tokens=ONE)
+    both.must("fork", "a", "b")
+    both.must("truncate", "b", 7)
+    both.must("commit", "a", 9)
+    assert [both.cache.sequence(seq_id).num_computed for seq_id in "ab"] == [9, 7]
+    both.must("fork", "a", "c")
+    assert both.cache.sequence("c").num_computed == 9
+
+
+def test_a_window_keeps_what_is_computed(both: SharingPair) -> None:
+    for i, (computed, left) in enumerate(((3, 3), (4, 4), (9, 4), (20, 4), (22, 6), (24, 8))):
+        both.must("allocate", i, 24)
+        both.must("commit", i, computed)
+        both.must("apply_streaming_llm", i, 4, 4)
+        assert both.cache.sequence(i).num_computed == left
+        both.must("free", i)
+
+
 def test_unknown_tokens_end_what_can_be_cached(both: SharingPair) -> None:
     both.must("allocate", "a", tokens=ONE[:6])
     both.must("append", "a", 5)
@@ -133,8 +190,8 @@ def test_unknown_tokens_end_what_can_be_cached(both: SharingPair) -> None:
 def test_tokens_can_be_told_later(both: SharingPair) -> None:
     both.must("allocate", "a", 10)
     assert both.must("commit", "a") == 0
-    assert both.must("commit", "a", ONE) == 8
-    got = both.do("commit", "a", [*ONE[:5], 0])
+    assert both.must("commit", "a", tokens=ONE) == 8
+    got = both.do("commit", "a", tokens=[*ONE[:5], 0])
     assert got == (InvalidArgument, "tokens", 0, 5)
 
 
@@ -148,6 +205,7 @@ def test_room_is_made_only_if_that_suffices() -> None:
     both = SharingPair(max_pages=16)
     for text in (ONE, TWO):
         both.must("allocate", "a", tokens=text)
+        both.must("commit", "a")
         both.must("free", "a")
     both.must("allocate", "held", 8 * 4)  # 4 pages are cached, 4 free
     assert both.do("allocate", "b", 9 * 4)[:3] == (OutOfPages, 9, 8)
@@ -161,6 +219,7 @@ def test_room_is_made_only_if_that_suffices() -> None:
 def test_append_makes_room() -> None:
     both = SharingPair(max_pages=16)
     both.must("allocate", "a", tokens=ONE)
+    both.must("commit", "a")
     both.must("free", "a")
     both.must("allocate", "b", 14 * 4 // 2)
     both.must("allocate", "c", 14 * 4 // 2)
@@ -175,6 +234,7 @@ def test_room_is_made_when_it_is_asked_for() -> None:
     both = SharingPair(max_pages=16)
     for text in (ONE, TWO):
         both.must("allocate", "a", tokens=text)
+        both.must("commit", "a")
         both.must("free", "a")
     assert both.must("make_room", 12) == 0
     both.must("allocate", "held", 11 * 4)
@@ -236,6 +296,7 @@ def test_truncate_and_append_copies_the_cached_page(both: SharingPair) -> None:
 
 def test_namespaces_do_not_share(both: SharingPair) -> None:
     both.must("allocate", "a", tokens=ONE, namespace="one")
+    both.must("commit", "a")
     both.must("free", "a")
     assert both.must("allocate", "b", tokens=ONE, namespace="two") == 0
     assert both.must("allocate", "c", tokens=ONE, namespace="one") == 8
@@ -256,13 +317,15 @@ def test_without_a_prefix_cache_tokens_are_counted_only() -> None:
     assert cache.allocate("a", tokens=[1, 2, 3, 4, 5]) == 0
     cache.append("a", tokens=[6])
     assert cache.sequence("a").num_tokens == 6
-    with pytest.raises(InvalidArgument, match="none to commit to"):
-        cache.commit("a")
+    assert cache.commit("a", 3) == 0
+    assert cache.sequence("a").num_computed == 5  # those before the token appended
+    assert cache.commit_batch([0]).tolist() == [0]
+    assert cache.sequence("a").num_computed == 6
     assert cache.free("a") == 2
     assert (cache.num_free, cache.num_reclaimable, cache.num_held) == (4, 0, 0)
 
 
-@pytest.mark.parametrize("column", [KNOWN, LOCKED, LOCK_END])
+@pytest.mark.parametrize("column", [KNOWN, COMPUTED, LOCKED, LOCK_END])
 @pytest.mark.parametrize("change", [-7, -1, 1, 7])
 def test_check_sees_a_broken_row(both: SharingPair, column: int, change: int) -> None:
     both.must("allocate", "a", tokens=ONE)
@@ -271,8 +334,8 @@ def test_check_sees_a_broken_row(both: SharingPair, column: int, change: int) ->
     both.must("commit", "b")
     columns = both.cache.tables.arrays.columns
     columns[column, both.row("a")] += change
-    if column == KNOWN and change == -1:
-        both.cache.check()  # fewer known tokens than could be are no fault
+    if column in (KNOWN, COMPUTED) and change == -1:
+        both.cache.check()  # fewer known or computed tokens than could be are no fault
         return
     if column == KNOWN and change == -7:
         both.cache.check()

@@ -34,6 +34,7 @@ def free_up(cache: PagedKVCache) -> None:
 @pytest.mark.parametrize("kept", [24, 20, 18, 5, 4, 1, 0])
 def test_a_shorter_fork_locks_what_it_holds(cache: PagedKVCache, kept: int) -> None:
     cache.allocate("a", tokens=TEXT)
+    cache.append("a", tokens=[9])  # all before it is computed
     cache.fork("a", "b")
     cache.truncate("b", kept)
     cache.free("a")
@@ -51,6 +52,7 @@ def test_forks_of_a_fork_lock_what_each_holds(cache: PagedKVCache, commit_first:
     cache.append("b", tokens=TEXT[10:17])
     cache.fork("b", "c")
     cache.append("c", tokens=TEXT[17:])
+    cache.append("c", tokens=[9])
     for seq_id in "cab":
         cache.free(seq_id)
         free_up(cache)
@@ -64,6 +66,7 @@ def test_a_fork_cut_by_a_window_locks_what_it_holds(
     if commit_first:
         cache.commit("a")
     cache.append("a", tokens=TEXT[8:])
+    cache.append("a", tokens=[9])
     cache.fork("a", "b")
     cache.apply_streaming_llm("b", 4, 8)
     cache.free("a")
@@ -72,8 +75,10 @@ def test_a_fork_cut_by_a_window_locks_what_it_holds(
 
 def test_a_fork_of_what_met_a_duplicate_locks_what_it_holds(cache: PagedKVCache) -> None:
     cache.allocate("a", tokens=TEXT[:12])
+    cache.append("a", tokens=[9])
     cache.fork("a", "b")
     cache.allocate("first", tokens=TEXT[:4])
+    cache.commit("first")
     cache.free("first")
     cache.free("a")
     free_up(cache)
@@ -82,7 +87,7 @@ def test_a_fork_of_what_met_a_duplicate_locks_what_it_holds(cache: PagedKVCache)
 def test_a_namespace_holds_for_tokens_told_later() -> None:
     both = SharingPair()
     both.must("allocate", "a", 8, namespace="one")
-    both.must("commit", "a", TEXT[:8])
+    both.must("commit", "a", tokens=TEXT[:8])
     both.must("free", "a")
     assert both.must("allocate", "b", tokens=TEXT[:8]) == 0
     assert both.must("allocate", "c", tokens=TEXT[:8], namespace="one") == 8
@@ -100,6 +105,7 @@ def test_locks_of_protected_pages_survive_a_restore() -> None:
     prefix = PrefixCache(pool, policy="slru", protected_share=0.2)
     cache = PagedKVCache(pool, 4, 8, prefix_cache=prefix)
     cache.allocate("a", tokens=range(5))
+    cache.commit("a")
     cache.free("a")
     cache.allocate("a", tokens=range(5))
     prefix.release(prefix.match(range(5)))
@@ -132,9 +138,9 @@ def test_what_stands_in_a_cached_page_is_known_to_forks_too() -> None:
     both = SharingPair()
     both.must("allocate", "a", 10)
     both.must("fork", "a", "b")
-    both.must("commit", "a", TEXT[:8])
-    assert both.do("commit", "b", [0, 1, 9]) == (InvalidArgument, "tokens", 9, 2)
-    assert both.must("commit", "b", TEXT[:4]) == 8
+    both.must("commit", "a", tokens=TEXT[:8])
+    assert both.do("commit", "b", tokens=[0, 1, 9]) == (InvalidArgument, "tokens", 9, 2)
+    assert both.must("commit", "b", tokens=TEXT[:4]) == 8
 
 
 def test_what_a_window_has_cut_is_told_nothing_more() -> None:
@@ -142,7 +148,7 @@ def test_what_a_window_has_cut_is_told_nothing_more() -> None:
     both.must("allocate", "a", tokens=TEXT)
     both.must("commit", "a")
     both.must("apply_streaming_llm", "a", 4, 4)
-    assert both.must("commit", "a", [*TEXT[:4], *TEXT[20:]]) == 4
+    assert both.must("commit", "a", tokens=[*TEXT[:4], *TEXT[20:]]) == 4
     both.must("append", "a", tokens=[1, 2, 3, 4, 5])
     both.must("free", "a")
     assert both.prefix.num_cached == 6

@@ -15,6 +15,7 @@ from jitalloc.sequences import state
 from jitalloc.sequences.state import (
     ACTIVE,
     BORN,
+    COMPUTED,
     GAP,
     KNOWN,
     LAST_USED,
@@ -264,6 +265,7 @@ BAD_COLUMNS: dict[int, tuple[int, ...]] = {
     PINNED: (-1, 2),
     BORN: (-1, 1000),
     KNOWN: (-1, 2**31),
+    COMPUTED: (-1, 2**31),
     LOCKED: (-1, 2**31),
     LOCK_END: (-1, 1, 2**31),
     NAMESPACE: (-1, 2**31),

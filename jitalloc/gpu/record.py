@@ -44,4 +44,5 @@ CALL_KINDS: Final = (
     "allocate_batch",
     "attention_batch",
     "room_for",
+    "commit_batch",
 )

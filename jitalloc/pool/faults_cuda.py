@@ -53,6 +53,7 @@ SEQUENCE_CALLS = {
     "apply_streaming_llm_batch": {0: "rows"},
     "allocate_batch": {0: "rows"},
     "room_for": {0: "rows", NEGATIVE: "n", TOO_MANY: "n"},
+    "commit_batch": {0: "rows"},
 }
 
 
@@ -136,7 +137,7 @@ def _sequence_error(kind: str, code: int, detail: int, value: int, wanted: int) 
 
     `wanted` holds how many rows the table has, and above, for calls of pairs, the size of the
     batch; for a row that would be too long its width, and above the pages needed; for one that is
-    cut short its tokens, and above 1 where so many were to go.
+    cut short, or computed so far, its tokens, and above 1 where so many were to go.
     """
     if code == TOKENS_MISFIT:
         text = f"must have {wanted} elements, one a new token"
@@ -145,7 +146,7 @@ def _sequence_error(kind: str, code: int, detail: int, value: int, wanted: int) 
         pages, width = wanted >> 31, wanted & INT32_MAX
         text = f"the sequence would need {pages} pages; a row holds {width}, a length fits int32"
         return SequenceTooLong("n", value, text, detail)
-    if kind == "truncate_batch" and code in (NEGATIVE, POSITION_RANGE):
+    if kind in ("truncate_batch", "commit_batch") and code in (NEGATIVE, POSITION_RANGE):
         name = "drop" if wanted >> 32 else "num_tokens"
         if code == NEGATIVE:
             return argument_error(pack_status(code, detail), name, {detail: value})

@@ -61,6 +61,9 @@ class CacheRun:
         meter.count_runs([cache.row(key)])
         meter.hold(meter.finished, 1, 1, 0)
         with meter.timed:
+            if meter.prefix is not None and prompt.shared:
+                cache.commit(key)  # as if all of it had been computed
+                meter.calls += 1
             cache.free(key)
         meter.calls += 2
         meter.finished += 1

@@ -71,6 +71,7 @@ def _share(cache: PagedKVCache) -> None:
     cache.commit(0)
     cache.allocate(1, tokens=tokens[:2])
     rows = cache.rows([0, 1])
+    cache.commit_batch(rows, transfers.up(np.ones(2, np.int32)))
     cache.append_batch(rows, 1, tokens=tokens[2:])
     with suppress(OutOfPages):
         cache.append_batch(rows, 1, tokens=tokens[:2])

@@ -7,12 +7,13 @@ shares, and what it shares with running sequences is no page more. It takes the 
 so that prompts never race each other for the last pages. Each token computed gets its slot: a
 decoded one from the append, those of a prompt from the slot mapping of its chunk.
 
-A prompt enters the cache as soon as it is read, so that requests behind it share it; prompt and
-response stay there when the sequence ends. Tokens that were found are not read again, but the
-last one of a prompt always is: the first token of the response comes from it. When decoding runs
-out of pages, cached ones give way; when that does not suffice, the newest sequence gives all of
-its own back and waits, first in line, to be computed again from whatever of it is still cached
-then. Arrival order is kept throughout, so the oldest always gets on.
+Each chunk of a prompt enters the cache as soon as it is read, so that requests behind it share it
+while the rest is still to be read; prompt and response stay there when the sequence ends. Tokens
+that were found are not read again, but the last one of a prompt always is: the first token of the
+response comes from it. When decoding runs out of pages, cached ones give way; when that does not
+suffice, the newest sequence gives all of its own back and waits, first in line, to be computed
+again from whatever of it is still cached then. Arrival order is kept throughout, so the oldest
+always gets on.
 """
 
 from __future__ import annotations
@@ -84,12 +85,14 @@ class Server:
             return self._idle()
         self._step += 1
         self._decode()
-        tokens, read = self._read(self.options.step_tokens - len(self.decoding))
+        tokens, chunked, read = self._read(self.options.step_tokens - len(self.decoding))
         self._export(read)
         tokens += len(self.decoding)
         seconds = self._step_seconds + self._token_seconds * tokens
         self._pass(seconds, self.num_running + len(read))
-        self._join(read)
+        self._commit(chunked)
+        if read:
+            self.decoding.join(read, self._step)
         self._finish()
         self.meter.end_step()
         return True
@@ -146,7 +149,7 @@ class Server:
                 self._preempt()
         self.meter.decode_tokens += len(self.decoding)
 
-    def _read(self, budget: int) -> tuple[int, list[Sequence]]:
+    def _read(self, budget: int) -> tuple[int, list[Sequence], list[Sequence]]:
         """Read up to `budget` prompt tokens, oldest first.
 
         Returns
@@ -154,10 +157,13 @@ class Server:
         int
             How many there were.
         list of Sequence
+            Who has read some of them.
+        list of Sequence
             Whose prompt is read to its end.
         """
         meter = self.meter
         total = 0
+        chunked: list[Sequence] = []
         read: list[Sequence] = []
         rows: list[int] = []
         chunks: list[NDArray[np.int64]] = []  # token positions
@@ -171,6 +177,8 @@ class Server:
             sequence.left = sequence.prompt - end
             sequence.reached = max(sequence.reached, end)
             total += end - start
+            if end > start:
+                chunked.append(sequence)
             rows.append(sequence.row)
             chunks.append(np.arange(start, end))
             if sequence.left:
@@ -178,7 +186,7 @@ class Server:
             read.append(self.reading.popleft())
         if chunks:
             self._map_slots(rows, chunks)
-        return total, read
+        return total, chunked, read
 
     def _preempt(self) -> None:
         """Send the newest sequence back to wait; what was computed of it may stay cached."""
@@ -193,12 +201,6 @@ class Server:
         self.waiting.appendleft(sequence)
         self.meter.preemptions += 1
         self._give_back(sequence, computed)
-
-    def _join(self, read: list[Sequence]) -> None:
-        """Sequences whose prompt is read enter the cache, and decode from the next step on."""
-        if read:
-            self.decoding.join(read, self._step)
-            self._commit(read)
 
     def _finish(self) -> None:
         """Free the sequences that are done after this step."""
@@ -293,31 +295,37 @@ class Server:
                 self.cache.block_tables(there)
         self.meter.calls += 1
 
-    def _commit(self, read: list[Sequence]) -> None:
-        """Let prompts enter the cache."""
-        if self.meter.prefix is None:
+    def _commit(self, chunked: list[Sequence]) -> None:
+        """Let what is read of prompts enter the cache."""
+        sharing = [each for each in chunked if each.tokens.shared]
+        if self.meter.prefix is None or not sharing:
             return
         self._refused = -1
+        rows = np.array([each.row for each in sharing], np.int32)
+        computed = np.array([each.prompt - each.left for each in sharing], np.int32)
+        up = self.meter.transfers.up
         with self.meter.timed:
-            for each in read:
-                if each.tokens.shared:
-                    self.cache.commit(each.key)
-                    self.meter.calls += 1
+            self.cache.commit_batch(up(rows), up(computed))
+        self.meter.calls += 1
 
     def _give_back(self, sequence: Sequence, computed: int) -> None:
         """Free a sequence of which the first `computed` tokens may stay cached."""
         with self.meter.timed:
-            if computed < sequence.prompt:
-                self.cache.truncate(sequence.key, computed)
+            if self.meter.prefix is not None and sequence.tokens.shared:
+                self.cache.commit(sequence.key, computed)
                 self.meter.calls += 1
             self.cache.free(sequence.key)
         self.meter.calls += 1
 
     def _free(self, rows: NDArray[np.int32]) -> None:
-        """Free sequences that are done."""
+        """Free sequences that are done, their last tokens computed."""
         self.meter.count_runs(rows)
         with self.meter.timed:
-            self.cache.free_batch(self.meter.transfers.up(rows))
+            there = self.meter.transfers.up(rows)
+            if self._sharing:
+                self.cache.commit_batch(there)
+                self.meter.calls += 1
+            self.cache.free_batch(there)
         self.meter.calls += 1
         self.meter.finished += len(rows)
 

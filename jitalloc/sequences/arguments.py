@@ -30,7 +30,7 @@ from jitalloc.pool.loops.pool import pool_total_cpu
 from jitalloc.pool.pool import PagePool
 from jitalloc.sequences.state import LENGTH
 from jitalloc.sequences.tables import BlockTables
-from jitalloc.state import INT32_MAX
+from jitalloc.state import INT32_MAX, INT64
 
 OWNERS_TEXT = "a page would have more owners than int32 holds"
 
@@ -121,14 +121,23 @@ def append_error(
     return OutOfPages(int((after - before).sum() + copies), position)
 
 
-def truncation_error(
+def as_computed(num_tokens: ArrayLike | None, batch: int) -> NDArray[np.int64]:
+    """Return how far the sequences of a batch are computed: of each, for all, or nothing of it."""
+    if num_tokens is None:
+        return np.empty(0, INT64)
+    scalar = np.ndim(num_tokens) == 0
+    given = [as_count("num_tokens", num_tokens)] if scalar else num_tokens
+    return as_lengths("num_tokens", given, 1 if scalar else batch)
+
+
+def lengths_error(
     status: int,
     tables: BlockTables,
     name: str,
     rows: NDArray[np.int32],
     counts: NDArray[np.int64],
 ) -> JitallocError:
-    """Return why the sequences in `rows` could not be cut short by the argument `name`."""
+    """Return why the argument `name` does not fit the lengths of the sequences in `rows`."""
     code, position = unpack_status(status)
     if code not in (NEGATIVE, POSITION_RANGE):
         return tables._row_error(status, "rows", rows)
@@ -156,10 +165,12 @@ def pairs_error(
     return tables._row_error(pack_status(code, position), name, values)
 
 
-def commit_error(status: int, ids: Any) -> JitallocError:
-    """Return why a sequence could not enter the prefix cache, its first tokens being `ids`."""
+def commit_error(status: int, num_tokens: int, ids: Any) -> JitallocError:
+    """Return why `num_tokens` tokens of a sequence, the first being `ids`, are not committed."""
     code, detail = unpack_status(status)
     if code == POSITION_RANGE:
         text = f"the sequence has {detail} tokens"
-        return InvalidArgument("tokens", ids.size, text, fact="size")
+        if ids.size > detail:
+            return InvalidArgument("tokens", ids.size, text, fact="size")
+        return InvalidArgument("num_tokens", num_tokens, text)
     return argument_error(status, "tokens", ids)

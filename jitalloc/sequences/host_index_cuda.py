@@ -20,12 +20,12 @@ from jitalloc.sequences.host_table_cuda import FetchedRows, HostTable
 from jitalloc.sequences.launcher_cuda import SequenceLauncher
 from jitalloc.sequences.loops.sharing import sharing_follow_cpu
 from jitalloc.sequences.loops.sharing_cuda import FACT_ROW, sharing_commit_cuda
-from jitalloc.sequences.state import KNOWN, LOCK_END, LOCKED, TableArrays
+from jitalloc.sequences.state import COMPUTED, KNOWN, LOCK_END, LOCKED, TableArrays
 from jitalloc.state import INT32, INT64
 
 T = TypeVar("T")
 
-FACTS_CHANGED = (KNOWN, LOCKED, LOCK_END)  # by a commit
+FACTS_CHANGED = (KNOWN, COMPUTED, LOCKED, LOCK_END)  # by a commit
 
 
 class HostIndex:
@@ -71,9 +71,9 @@ class HostIndex:
 
     # Following.
 
-    def fetch(self, rows: Any, tokens: Any, rule: int) -> FetchedRows:
+    def fetch(self, rows: Any, counts: Any, tokens: Any, rule: int) -> FetchedRows:
         """Bring rows down, and let the index lock what all rows lock by now. Waits."""
-        got = self.table.fetch(self.launcher.known, rows, tokens, rule)
+        got = self.table.fetch(self.launcher.known, rows, counts, tokens, rule)
         self.launcher.count_ended(got.words)
         locks = got.locks.copy()
         if self.opening >= 0:
@@ -86,7 +86,7 @@ class HostIndex:
         """Let the index lock what the rows lock by now; tell of the pool. Waits."""
         nothing = self.launcher.no_tokens
         with self.pool._shape, self.pool._calls:
-            return self.fetch(nothing, nothing, 0)
+            return self.fetch(nothing, nothing, nothing, 0)
 
     def follow_all(self) -> FetchedRows:
         """Let the index lock what the rows of all caches lock by now. Waits, for each cache."""

@@ -12,6 +12,7 @@ from jitalloc.gpu.slab import ITEMS, blocks_for
 from jitalloc.pool.state import FREE, RELEASED
 from jitalloc.prefix.prefix_cuda import FETCHED
 from jitalloc.sequences.loops.sharing_cuda import (
+    FACT_COMPUTED,
     FACT_GAP,
     FACT_KNOWN,
     FACT_LENGTH,
@@ -24,6 +25,7 @@ from jitalloc.sequences.loops.sharing_cuda import (
     sharing_gather_cuda,
 )
 from jitalloc.sequences.state import (
+    COMPUTED,
     GAP,
     KNOWN,
     LENGTH,
@@ -135,9 +137,10 @@ class HostTable:
         self.arrays = table_arrays(self.slab, rows, width)
         self._there = tables.pool._gpu.empty(0, INT64)
 
-    def fetch(self, known: Any, rows: Any, tokens: Any, rule: int) -> FetchedRows:
+    def fetch(self, known: Any, rows: Any, counts: Any, tokens: Any, rule: int) -> FetchedRows:
         """Bring facts, pages and token ids of rows down; `rule`: `ALL_PAGES`, `ALL_TOKENS`.
 
+        `counts`: how many of their tokens are said to be computed; without any, all are.
         Waits once, or twice where it is more than ever before. Raises the first failure.
         """
         pool, batch = self.tables.pool, rows.size
@@ -149,7 +152,7 @@ class HostTable:
             if self._there.size < max(need, FIRST):
                 self._there = gpu.empty(max(need, FIRST, 2 * self._there.size), INT64)
             there = self._there
-            arrays = [gpu.wrap(each) for each in (rows, there[:fixed])]
+            arrays = [gpu.wrap(each) for each in (rows, counts, there[:fixed])]
             gpu.launch(sharing_facts_cuda, 1, gpu.threads, *bound, *arrays, rule)
             facts, out = there[fixed - (FACTS + 2) * batch - 2 : fixed], there[fixed:].view(INT32)
             if batch or tokens.size:
@@ -185,6 +188,7 @@ class HostTable:
                 pages[row, fact[FACT_PAGE] : fact[FACT_PAGE] + mine.size] = mine
                 columns[LENGTH, row], columns[KNOWN, row] = fact[FACT_LENGTH], fact[FACT_KNOWN]
                 columns[NAMESPACE, row], columns[GAP, row] = fact[FACT_NAMESPACE], fact[FACT_GAP]
+                columns[COMPUTED, row] = fact[FACT_COMPUTED]
                 columns[LOCKED, row] = got.locks[row]
                 columns[LOCK_END, row] = got.locks[height + row]
                 taken[row >> 6] |= np.uint64(1 << (row & 63))

@@ -14,11 +14,15 @@ from jitalloc.prefix.prefix_cuda import CudaPrefixCache
 from jitalloc.sequences.ids_cuda import CudaSequenceIds
 from jitalloc.sequences.loops.row_batches_cuda import ASKS, PREFIX
 from jitalloc.sequences.loops.rows_cuda import rows_allocate_cuda
-from jitalloc.sequences.loops.sequences_cuda import sequences_append_cuda
+from jitalloc.sequences.loops.sequences_cuda import (
+    sequences_append_ahead_cuda,
+    sequences_append_cuda,
+)
 from jitalloc.sequences.tables_cuda import CudaBlockTables
 from jitalloc.state import INT32, INT64, NO_TOKENS
 
-TAKING = (rows_allocate_cuda, sequences_append_cuda)  # what takes pages from the pool
+# What takes pages from the pool.
+TAKING = (rows_allocate_cuda, sequences_append_cuda, sequences_append_ahead_cuda)
 
 
 class SequenceLauncher:
@@ -56,7 +60,8 @@ class SequenceLauncher:
         self.no_tokens = gpu.upload(NO_TOKENS)
         # Enough for all rows; `reorder` alone takes more.
         self._scratch = gpu.empty(3 * tables.max_sequences + 3, INT64)
-        self._constants = {1: gpu.keep(np.ones(1, INT32))}  # waits, for what is above as well
+        # Waits, for what is above as well.
+        self._constants = {n: gpu.keep(np.array([n], INT32)) for n in (0, 1)}
         self._outgrown: list[Any] = []
         self._bound: tuple[Any, ...] = ()
 

@@ -24,6 +24,8 @@ from jitalloc.prefix.prefix_cuda import CudaPrefixCache
 from jitalloc.prefix.state import UNCACHED
 from jitalloc.sequences.host_index_cuda import HostIndex
 from jitalloc.sequences.launcher_cuda import SequenceLauncher
+from jitalloc.sequences.loops.commits import commits_batch_cpu, commits_row_cpu
+from jitalloc.sequences.loops.commits_cuda import commits_batch_cuda
 from jitalloc.sequences.loops.rows_cuda import (
     PLAN,
     PLAN_KNOWN,
@@ -35,7 +37,6 @@ from jitalloc.sequences.loops.rows_cuda import (
     rows_free_cuda,
 )
 from jitalloc.sequences.loops.sharing import (
-    sharing_commit_cpu,
     sharing_find_cpu,
     sharing_follow_cpu,
     sharing_leave_cpu,
@@ -46,7 +47,9 @@ from jitalloc.sequences.loops.sharing import (
 from jitalloc.sequences.loops.sharing_cuda import (
     ALL_PAGES,
     ALL_TOKENS,
+    FACT_COUNT,
     FACT_LENGTH,
+    FACT_ROW,
     sharing_count_cuda,
 )
 from jitalloc.sequences.rows_cuda import CudaSequenceRows, new_plan
@@ -125,7 +128,7 @@ class CudaPrefixRows(CudaSequenceRows):
         there = type(tokens) is not np.ndarray
         count, found = 0, np.empty(tokens.size // size, INT32)
         with self.pool._shape, self.pool._calls:
-            got = host.fetch(nothing, tokens if there else nothing, 0)
+            got = host.fetch(nothing, nothing, tokens if there else nothing, 0)
             ids = got.given if there else tokens
             if root is not None:
                 count = prefix._run(sharing_find_cpu, host.held, row, root, ids, found)
@@ -174,24 +177,53 @@ class CudaPrefixRows(CudaSequenceRows):
 
     # Entering the cache, ending and giving way.
 
-    def commit(self, row: int, tokens: Any) -> int:
-        """Let a sequence enter the prefix cache; return how many of its pages stand there."""
+    def commit(self, row: int, num_tokens: int, tokens: Any) -> int:
+        """Book what is computed of a sequence, which lets full pages enter the prefix cache.
+
+        `num_tokens`: all where it is below 0. Returns how many of its tokens stand there.
+        """
         host, nothing = self.host, self.launcher.no_tokens
         there = type(tokens) is not np.ndarray
         rule = ALL_PAGES | ALL_TOKENS if tokens.size else 0
 
         def work() -> int:
-            (rows,) = self.launcher.one(row)
-            got = host.fetch(rows, tokens if there else nothing, rule)
+            rows, counts = self.launcher.one(row, num_tokens)
+            counts = nothing if num_tokens < 0 else counts
+            got = host.fetch(rows, counts, tokens if there else nothing, rule)
             told, length = got.given if there else tokens, int(got.facts[0, FACT_LENGTH])
             if not got.live.size:
                 return pack_status(ROW_FREE, 0)
-            if told.size > length:
+            if max(num_tokens, told.size) > length:
                 return pack_status(POSITION_RANGE, length)
-            run = lambda: host.run(sharing_commit_cpu, row, told)  # noqa: E731
+            run = lambda: host.run(commits_row_cpu, row, num_tokens, told)  # noqa: E731
             return host.enter(got, run, told if told.size else None)
 
         return self.launcher.seen(host.whole(work))
+
+    def commit_there(self, rows: Any, counts: Any, cached: Any) -> None:
+        """Book what is computed of a batch; how many tokens are cached is written to `cached`.
+
+        Waits once. A batch that is not sound is refused on the GPU.
+        """
+        host, launcher = self.host, self.launcher
+
+        def work() -> None:
+            got = host.fetch(rows, counts, launcher.no_tokens, 0)
+            facts = got.facts[got.facts[:, FACT_ROW] >= 0]
+            numbers = facts[:, FACT_COUNT].copy()
+            fits = (numbers >= 0) & (numbers <= facts[:, FACT_LENGTH])
+
+            def run() -> int:
+                out = np.empty(numbers.size, INT64)
+                status = host.run(commits_batch_cpu, got.live, numbers, out)
+                self.pool._shadow.advance(-1)  # the launch below is the step
+                return status
+
+            if got.sound and fits.all():
+                host.enter(got, run, None)
+            launcher.launch(commits_batch_cuda, rows, counts, cached, launcher.scratch(1), 0)
+
+        host.whole(work)
 
     def _leave(self, rows: Any, released: Any) -> int:
         """Let sequences end, and enter the cache before; return how many pages went free.
@@ -200,7 +232,8 @@ class CudaPrefixRows(CudaSequenceRows):
         None.
         """
         gpu, launcher, host = self.pool._gpu, self.launcher, self.host
-        got = host.fetch(rows, launcher.no_tokens, ALL_PAGES if released is None else 0)
+        rule = ALL_PAGES if released is None else 0
+        got = host.fetch(rows, launcher.constant(0), launcher.no_tokens, rule)
         live, count = got.live, 0
 
         def run() -> int:

@@ -19,6 +19,8 @@ class SequenceInfo:
     row : int
         Its row in the block table.
     num_tokens : int
+    num_computed : int
+        How many of them, from the first on, count as computed: their keys and values are written.
     pages : int32[ceil(num_tokens / page_size)]
         Its page ids in order (a copy).
     shared_pages : int
@@ -34,6 +36,7 @@ class SequenceInfo:
     seq_id: Hashable
     row: int
     num_tokens: int
+    num_computed: int
     pages: NDArray[np.int32]
     shared_pages: int
     last_used: int

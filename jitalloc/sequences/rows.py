@@ -13,11 +13,11 @@ from jitalloc.errors import NEGATIVE_TOKEN, POSITION_RANGE, InvalidArgument, pac
 from jitalloc.pool.pool import PagePool
 from jitalloc.prefix.prefix import PrefixCache
 from jitalloc.sequences.ids import SequenceIds
+from jitalloc.sequences.loops.commits import commits_row_cpu
 from jitalloc.sequences.loops.eviction import eviction_to_cpu, eviction_window_cpu
 from jitalloc.sequences.loops.rows import rows_allocate_cpu, rows_allocate_tokens_cpu, rows_free_cpu
 from jitalloc.sequences.loops.sequences import sequences_fork_cpu, sequences_truncate_cpu
 from jitalloc.sequences.loops.sharing import (
-    sharing_commit_cpu,
     sharing_pages_cpu,
     sharing_relock_cpu,
     sharing_room_cpu,
@@ -120,13 +120,16 @@ class SequenceRows:
 
     # Sharing.
 
-    def commit(self, row: int, tokens: NDArray[np.int32]) -> int:
-        """Let a sequence enter the prefix cache; return how many of its pages stand there."""
+    def commit(self, row: int, num_tokens: int, tokens: NDArray[np.int32]) -> int:
+        """Book what is computed of a sequence, which lets full pages enter the prefix cache.
+
+        `num_tokens`: all where it is below 0. Returns how many of its tokens stand there.
+        """
         length = int(self.tables.arrays.columns[LENGTH, row])
-        if tokens.size > length:
+        if max(num_tokens, tokens.size) > length:
             return pack_status(POSITION_RANGE, length)
         slabs = self.tables._slab, self.index._slab
-        return self.pool._run(sharing_commit_cpu, *slabs, row, tokens)
+        return self.pool._run(commits_row_cpu, *slabs, row, num_tokens, tokens)
 
     def make_room(self, need: int) -> int:
         """Let cached pages give way until `need` are available; return how many did."""

@@ -21,6 +21,7 @@ from jitalloc.gpu.record import RECORD_SLOTS
 from jitalloc.pool.holders import Moves
 from jitalloc.pool.state import FIRST_PAGE, FREE, NUM_PAGES, RELEASED
 from jitalloc.sequences.launcher_cuda import SequenceLauncher
+from jitalloc.sequences.loops.commits_cuda import commits_batch_cuda
 from jitalloc.sequences.loops.eviction import eviction_to_cpu
 from jitalloc.sequences.loops.eviction_cuda import eviction_window_batch_cuda
 from jitalloc.sequences.loops.row_batches_cuda import OPTION
@@ -125,7 +126,34 @@ class CudaSequenceRows(SequenceRows):
         scratch = self.launcher.scratch(2 * rows.size + 1)
         self.launcher.launch(rows_free_cuda, rows, scratch, released, 0)
 
-    # Sharing.
+    # What is computed, and sharing.
+
+    def commit(self, row: int, num_tokens: int, tokens: Any) -> int:
+        """Book what is computed of a sequence; return 0: nothing of it is cached.
+
+        `num_tokens`: all where it is below 0. Waits once more where there are `tokens`.
+        """
+        launcher = self.launcher
+        if tokens.size:
+            columns = self.look()[1]
+            if not columns[BORN, row]:
+                raise launcher.unknown()
+            if tokens.size > columns[LENGTH, row]:
+                return pack_status(POSITION_RANGE, int(columns[LENGTH, row]))
+            negative = self._negative(tokens)
+            if negative < 0:
+                return negative
+        rows, counts = launcher.one(row, num_tokens)
+        arrays = rows, launcher.no_tokens if num_tokens < 0 else counts, launcher.scratch(1)
+        status, length = launcher.ask(commits_batch_cuda, *arrays)
+        if status < 0 and unpack_status(status)[0] == POSITION_RANGE:
+            return pack_status(POSITION_RANGE, length)
+        return status
+
+    def commit_there(self, rows: Any, counts: Any, cached: Any) -> None:
+        """Book what is computed of a batch; how many tokens are cached is written to `cached`."""
+        arrays = rows, counts, cached, self.launcher.scratch(1)
+        self.launcher.launch(commits_batch_cuda, *arrays, 0)
 
     def make_room(self, need: int) -> int:
         """Return 0 if `need` pages are available, or else a status word: nothing gives way."""

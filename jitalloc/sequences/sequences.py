@@ -13,22 +13,25 @@ from jitalloc.errors import InvalidArgument, OutOfPages, unpack_status
 from jitalloc.pool.holders import Moves
 from jitalloc.sequences.arguments import (
     append_error,
+    as_computed,
     as_growth,
     check_same_length,
     check_token_count,
     commit_error,
     kept_or_dropped,
+    lengths_error,
     opening_error,
     pairs_error,
-    truncation_error,
 )
 from jitalloc.sequences.attention import check_slots_asked
 from jitalloc.sequences.eviction import Eviction, EvictionRule
 from jitalloc.sequences.ids import changes_ids
+from jitalloc.sequences.loops.commits import commits_batch_cpu
 from jitalloc.sequences.loops.eviction import eviction_window_batch_cpu
 from jitalloc.sequences.loops.room import room_count_cpu
 from jitalloc.sequences.loops.sequences import (
     INHERITED,
+    sequences_append_ahead_cpu,
     sequences_append_cpu,
     sequences_fork_batch_cpu,
     sequences_reorder_cpu,
@@ -127,7 +130,8 @@ class PagedKVCache(SequenceUpkeep):
 
         With a prefix cache and `tokens`, whole pages that are cached already are shared: the
         sequence holds and locks them, and only the rest is allocated. The first tokens stay
-        known, so that `commit` and `free` can let full pages enter the cache.
+        known, so that `commit` and `free` can let full pages enter the cache. What was found there
+        is computed; the rest is not, until `commit` or `append` says so.
 
         Parameters
         ----------
@@ -167,6 +171,8 @@ class PagedKVCache(SequenceUpkeep):
         >>> cache = jitalloc.PagedKVCache(pool, 8, 16, prefix_cache=prefix)
         >>> cache.allocate("a", tokens=[1, 2, 3, 4, 5, 6, 7, 8, 9])
         0
+        >>> cache.commit("a")  # all of it has been computed
+        8
         >>> cache.free("a")  # one page goes free, two stay in the prefix cache
         1
         >>> cache.allocate("b", tokens=[1, 2, 3, 4, 5, 6, 7, 8, 3, 2, 1])
@@ -197,8 +203,9 @@ class PagedKVCache(SequenceUpkeep):
     def fork(self, src_id: Hashable, dst_id: Hashable) -> None:
         """Make a sequence that shares all pages of another one.
 
-        The partly filled last page is shared too; whoever appends first gets a copy of it.
-        The new sequence takes over the priority, and is not pinned.
+        The partly filled last page is shared too; whoever appends first gets a copy of it. What
+        is computed of the one is computed of the other. The new sequence takes over the priority,
+        and is not pinned.
 
         Parameters
         ----------
@@ -227,9 +234,9 @@ class PagedKVCache(SequenceUpkeep):
         ----------
         seq_id : Hashable
         commit : bool
-            Let its full pages of known tokens enter the prefix cache first. Not right where
-            the keys and values of some have not been computed: `truncate` to those that have,
-            or give False.
+            Let its full pages enter the prefix cache first, as far as its tokens are known and
+            computed (see `commit`). So the token appended last, which nothing has been computed
+            for since, does not count, unless it is committed before.
 
         Returns
         -------
@@ -284,7 +291,12 @@ class PagedKVCache(SequenceUpkeep):
     # Growing and beams.
 
     def append(
-        self, seq_id: Hashable, n: int | None = None, *, tokens: ArrayLike | None = None
+        self,
+        seq_id: Hashable,
+        n: int | None = None,
+        *,
+        tokens: ArrayLike | None = None,
+        computed: bool = True,
     ) -> Appended:
         """Grow a sequence by `n` tokens; see `append_batch`.
 
@@ -294,7 +306,8 @@ class PagedKVCache(SequenceUpkeep):
             tokens = as_tokens(tokens)
         if n is None:
             n = 1 if tokens is None else tokens.size
-        return self.append_batch(np.array([self._ids.row(seq_id)], INT32), n, tokens=tokens)
+        rows = np.array([self._ids.row(seq_id)], INT32)
+        return self.append_batch(rows, n, tokens=tokens, computed=computed)
 
     def append_batch(
         self,
@@ -303,6 +316,7 @@ class PagedKVCache(SequenceUpkeep):
         *,
         tokens: ArrayLike | None = None,
         dtype: DTypeLike | None = None,
+        computed: bool = True,
     ) -> Appended:
         """Grow sequences by `n` tokens each, all or nothing.
 
@@ -323,6 +337,9 @@ class PagedKVCache(SequenceUpkeep):
             they are known as well.
         dtype : {int64, int32}, optional
             Of the slots, int64 by default.
+        computed : bool
+            What stood before new tokens counts as computed from now on, as in decoding, where the
+            new token follows from all others. False leaves that to `commit`.
 
         Returns
         -------
@@ -337,10 +354,12 @@ class PagedKVCache(SequenceUpkeep):
             A sequence would need more pages than a row has.
         InvalidArgument
             A row is out of range, free or repeated, a number is negative, `tokens` are not
-            `sum(n)` ids, or slots of the pool may not fit `dtype`.
+            `sum(n)` ids, slots of the pool may not fit `dtype`, or `computed` is no bool.
         """
         if dtype is not None:
             check_slots_asked(dtype, None, self.pool.num_pages, self.pool.page_size)
+        if not isinstance(computed, bool):
+            raise InvalidArgument("computed", computed, "must be a bool")
         rows = as_integers("rows", rows, INT32)
         batch = rows.size
         if type(n) is int and 0 <= n <= INT32_MAX and n * batch <= INT32_MAX:
@@ -356,9 +375,8 @@ class PagedKVCache(SequenceUpkeep):
             most = (batch + self.pool.num_pages) * self.pool.page_size
             slots, copied = np.empty(min(total, most), np.int64), np.empty((2, batch), np.int32)
             tables, prefix = self.tables._slab, self._rows.index._slab
-            copies = self.pool._run(
-                sequences_append_cpu, tables, prefix, rows, counts, ids, slots, copied
-            )
+            loop = sequences_append_cpu if computed else sequences_append_ahead_cpu
+            copies = self.pool._run(loop, tables, prefix, rows, counts, ids, slots, copied)
             if copies < 0:
                 raise append_error(copies, self.pool, self.tables, rows, counts, ids)
             moves = Moves(copied[0, :copies], copied[1, :copies])
@@ -554,7 +572,7 @@ class PagedKVCache(SequenceUpkeep):
             drops = int(name == "drop")
             status = self.pool._run(sequences_truncate_batch_cpu, *slabs, rows, counts, drops)
             if status < 0:
-                raise truncation_error(status, self.tables, name, rows, counts)
+                raise lengths_error(status, self.tables, name, rows, counts)
         return status
 
     def apply_streaming_llm(self, seq_id: Hashable, sink_tokens: int, window_tokens: int) -> int:
@@ -776,19 +794,26 @@ class PagedKVCache(SequenceUpkeep):
         target = self._most_held(as_fraction("utilization", utilization))
         return self._rule().evict_down(self._rows, target)
 
-    # Behind a prefix cache.
+    # What is computed, and the prefix cache.
 
-    def commit(self, seq_id: Hashable, tokens: ArrayLike | None = None) -> int:
-        """Let the full pages of a sequence enter the prefix cache while it still runs.
+    def commit(
+        self, seq_id: Hashable, num_tokens: int | None = None, *, tokens: ArrayLike | None = None
+    ) -> int:
+        """Say how far a sequence is computed; its full pages enter the prefix cache.
 
-        To be called when their keys and values have been computed. Where the cache has such a
-        page already, because another sequence was faster, the sequence takes that one over and
-        its own goes free: read the block table anew. The pages stay locked until the sequence
-        ends.
+        To be called when their keys and values have been written: after each chunk of a prompt,
+        so that others share it while the rest is still to come. Pages enter as far as their tokens
+        are known and computed. Where the cache has such a page already, because another sequence
+        was faster, the sequence takes that one over and its own goes free: read the block table
+        anew. The pages stay locked until the sequence ends. Without a prefix cache the call counts
+        what is computed, and that is all.
 
         Parameters
         ----------
         seq_id : Hashable
+        num_tokens : int, optional
+            So many of the first tokens are computed. Fewer than it knows of change nothing. By
+            default as many as `tokens`, and without these all that the sequence has.
         tokens : array_like of int32[n], optional
             Ids of the first `n` tokens of the sequence, where it was not told them before.
             Without them, those that are known.
@@ -796,15 +821,16 @@ class PagedKVCache(SequenceUpkeep):
         Returns
         -------
         int
-            How many tokens of the sequence stand in the cache now: whole pages.
+            How many tokens of the sequence stand in the cache now: whole pages, and of one that
+            `truncate` has cut what is left. Never more than the sequence has.
 
         Raises
         ------
         UnknownSequence
             No live sequence has this id.
         InvalidArgument
-            There is no prefix cache, there are more `tokens` than the sequence has, or one of
-            them is not what is known of the sequence. Nothing has changed.
+            `num_tokens` is no count, it or the number of `tokens` is more than the sequence has,
+            or one of these is not what is known of the sequence. Nothing has changed.
 
         Examples
         --------
@@ -812,20 +838,69 @@ class PagedKVCache(SequenceUpkeep):
         >>> cache = jitalloc.PagedKVCache(pool, 8, 16, prefix_cache=jitalloc.PrefixCache(pool))
         >>> cache.allocate("a", tokens=range(10)), cache.allocate("b", tokens=range(10))
         (0, 0)
+        >>> cache.commit("a", 6)  # a chunk of six tokens is done: one page is full
+        4
         >>> cache.commit("a"), cache.commit("b")  # the second finds the pages of the first
         (8, 8)
         >>> cache.block_tables(cache.rows(["a", "b"]))
         array([[0, 1, 2],
                [0, 1, 5]], dtype=int32)
         """
-        if self.prefix_cache is None:
-            raise InvalidArgument("prefix_cache", None, "there is none to commit to")
         ids = NO_TOKENS if tokens is None else self._rows.as_tokens(tokens)
+        if num_tokens is not None:
+            count = as_count("num_tokens", num_tokens)
+        else:
+            count = -1 if tokens is None else ids.size
         with self.lock:
-            pages = self._rows.commit(self._ids.row(seq_id), ids)
-        if pages < 0:
-            raise commit_error(pages, ids)
-        return pages * self.pool.page_size
+            cached = self._rows.commit(self._ids.row(seq_id), count, ids)
+        if cached < 0:
+            raise commit_error(cached, count, ids)
+        return cached
+
+    def commit_batch(
+        self, rows: ArrayLike, num_tokens: ArrayLike | None = None
+    ) -> NDArray[np.int64]:
+        """Say how far sequences are computed, all or nothing: see `commit`.
+
+        They enter the prefix cache in batch order.
+
+        Parameters
+        ----------
+        rows : array_like of int32[B]
+            Rows of live sequences, each once.
+        num_tokens : int or array_like of int32[B] or int64[B], optional
+            So many of the first tokens are computed, of all or of each. By default all that each
+            has.
+
+        Returns
+        -------
+        int64[B]
+            How many tokens of each stand in the cache now.
+
+        Raises
+        ------
+        InvalidArgument
+            A row is out of range, free or repeated, or a number is negative or more than the
+            sequence has.
+
+        Examples
+        --------
+        >>> pool = jitalloc.PagePool(num_pages=64, page_size=4)
+        >>> cache = jitalloc.PagedKVCache(pool, 8, 16, prefix_cache=jitalloc.PrefixCache(pool))
+        >>> cache.allocate("a", tokens=range(10)), cache.allocate("b", tokens=range(50, 70))
+        (0, 0)
+        >>> cache.commit_batch(cache.rows(["a", "b"]), [10, 16])  # all of the one, half the other
+        array([ 8, 16])
+        """
+        rows = as_integers("rows", rows, INT32)
+        counts = as_computed(num_tokens, rows.size)
+        cached = np.empty(rows.size, np.int64)
+        with self.lock:
+            slabs = self.tables._slab, self._rows.index._slab
+            status = self.pool._run(commits_batch_cpu, *slabs, rows, counts, cached)
+            if status < 0:
+                raise lengths_error(status, self.tables, "num_tokens", rows, counts)
+        return cached
 
     def make_room(self, num_pages: int) -> int:
         """Let cached pages give way until so many pages are free, by the policy of their cache.

@@ -18,6 +18,7 @@ from jitalloc.sequences.loops.forking_cuda import FACTS
 from jitalloc.sequences.loops.room_cuda import room_count_cuda
 from jitalloc.sequences.loops.row_batches_cuda import OPTION
 from jitalloc.sequences.loops.sequences_cuda import (
+    sequences_append_ahead_cuda,
     sequences_append_cuda,
     sequences_fork_batch_cuda,
     sequences_reorder_cuda,
@@ -40,12 +41,12 @@ class CudaPagedKVCache(CudaSequenceUpkeep, PagedKVCache, device="cuda"):
 
     - Arrays are CuPy's, or anything on the GPU with `__cuda_array_interface__` or DLPack: rows and
       tokens `int32`, counts and lengths `int32` or `int64`. Host memory is refused, never copied.
-    - Calls on a batch of rows (`append_batch`, `fork_batch`, `reorder`, `truncate_batch`,
-      `apply_streaming_llm_batch`, `apply_window_batch`, `free_batch`, and the layouts
-      `block_tables`, `slot_mapping`, `page_table_csr`, `seq_lens`) are one launch on the current
-      stream and wait for nothing, unless their docstrings say so. One that fails changes nothing
-      and fills its results with NULL; the next call that waits raises it (`CudaPagePool` says
-      more). Numbers that the CPU returns come as `int64[1]` on the GPU.
+    - Calls on a batch of rows (`append_batch`, `commit_batch`, `fork_batch`, `reorder`,
+      `truncate_batch`, `apply_streaming_llm_batch`, `apply_window_batch`, `free_batch`, and the
+      layouts `block_tables`, `slot_mapping`, `page_table_csr`, `seq_lens`) are one launch on the
+      current stream and wait for nothing, unless their docstrings say so. One that fails changes
+      nothing and fills its results with NULL; the next call that waits raises it (`CudaPagePool`
+      says more). Numbers that the CPU returns come as `int64[1]` on the GPU.
     - In a batch, a row that is NULL fills it up: it is passed over, its results are NULL, and the
       layouts take it for a sequence without tokens. So a captured step goes on while the sequences
       in it end.
@@ -54,13 +55,14 @@ class CudaPagedKVCache(CudaSequenceUpkeep, PagedKVCache, device="cuda"):
       failure before they begin, and their own at once. `pin`, `unpin` and `set_priority` do not
       wait.
     - Behind a prefix cache the batch calls are what they are without one, and wait for nothing, but
-      for `free_batch` with `commit`, which waits once. Pages that would give way for them on the
-      CPU do not here: `make_room` before. `allocate`, `commit`, `free`, `make_room` and what counts
-      pages fetch once what the loops of the host run on; `allocate` waits three times more where
-      cached pages have to give way, a commit once more where forks hold a page that is to enter.
-      Token ids may lie on the host, where they are looked up. What rows have locked or given back
-      since is locked and given back in the index when one of these calls next looks, in the order
-      of rows: among pages given back meanwhile, who gives way first may differ from the CPU.
+      for `commit_batch`, and `free_batch` with `commit`, which wait once. Pages that would give way
+      for them on the CPU do not here: `make_room` before. `allocate`, `commit`, `free`, `make_room`
+      and what counts pages fetch once what the loops of the host run on; `allocate` waits three
+      times more where cached pages have to give way, a commit once more where forks hold a page
+      that is to enter. Token ids may lie on the host, where they are looked up. What rows have
+      locked or given back since is locked and given back in the index when one of these calls next
+      looks, in the order of rows: among pages given back meanwhile, who gives way first may differ
+      from the CPU.
     - The ids are known to the host alone. Behind `free_batch` the next call that looks at an id
       waits, to learn which sequences have ended. Those that end in a CUDA graph are forgotten by
       the next call that waits, for example `stats`; until then their rows are not given away. So
@@ -74,7 +76,14 @@ class CudaPagedKVCache(CudaSequenceUpkeep, PagedKVCache, device="cuda"):
     # The last buffer of copies that a caller has given, and its views.
     _copies: tuple[Any, ...] = None, 0
 
-    def append(self, seq_id: Hashable, n: int | None = None, *, tokens: Any = None) -> Appended:
+    def append(
+        self,
+        seq_id: Hashable,
+        n: int | None = None,
+        *,
+        tokens: Any = None,
+        computed: bool = True,
+    ) -> Appended:
         """Grow a sequence by `n` tokens, and wait: see `PagedKVCache.append`.
 
         Parameters
@@ -82,6 +91,7 @@ class CudaPagedKVCache(CudaSequenceUpkeep, PagedKVCache, device="cuda"):
         seq_id : Hashable
         n : int, optional
         tokens : int32[n], optional
+        computed : bool
 
         Returns
         -------
@@ -95,16 +105,16 @@ class CudaPagedKVCache(CudaSequenceUpkeep, PagedKVCache, device="cuda"):
             self._launcher.wait()
             rows = gpu.upload(np.array([self._ids.row(seq_id)], INT32))
             try:
-                return self._append_one(rows, n, tokens)
+                return self._append_one(rows, n, tokens, computed)
             except OutOfPages as error:
                 if not self._rows.make_room_for(error.requested):
                     raise
-            return self._append_one(rows, n, tokens)
+            return self._append_one(rows, n, tokens, computed)
 
-    def _append_one(self, rows: Any, n: int, tokens: Any) -> Appended:
+    def _append_one(self, rows: Any, n: int, tokens: Any, computed: bool) -> Appended:
         gpu = self.pool._gpu
         with self.pool._calls:
-            slots, copies = self.append_batch(rows, n, tokens=tokens)
+            slots, copies = self.append_batch(rows, n, tokens=tokens, computed=computed)
             self._launcher.wait()
             count = int((gpu.download(copies.src) != NULL).sum())
         return Appended(slots, Moves(copies.src[:count], copies.dst[:count]))
@@ -116,6 +126,7 @@ class CudaPagedKVCache(CudaSequenceUpkeep, PagedKVCache, device="cuda"):
         *,
         tokens: Any = None,
         dtype: Any = None,
+        computed: bool = True,
         out: Any = None,
         copies: Any = None,
     ) -> Appended:
@@ -131,6 +142,8 @@ class CudaPagedKVCache(CudaSequenceUpkeep, PagedKVCache, device="cuda"):
             Ids of the new tokens. With `n` on the GPU, an empty array is like none.
         dtype : int64, optional
             Nothing else: `attention_batch` gives the same slots as int32, in its one launch.
+        computed : bool
+            Whether what stood before new tokens counts as computed.
         out : int64[any], optional
             Buffer for the slots, NULL behind the last. Without it, and with `n` on the GPU, the
             call waits to learn how many there are, and raises at once what failed.
@@ -142,6 +155,8 @@ class CudaPagedKVCache(CudaSequenceUpkeep, PagedKVCache, device="cuda"):
         Appended
             `copies` are as long as the batch, NULL behind the last.
         """
+        if not isinstance(computed, bool):
+            raise InvalidArgument("computed", computed, "must be a bool")
         gpu, launcher = self.pool._gpu, self._launcher
         if dtype is not None and as_slot_dtype(dtype) != INT64:
             expected = "append_batch on the GPU gives int64; attention_batch gives int32 too"
@@ -165,7 +180,8 @@ class CudaPagedKVCache(CudaSequenceUpkeep, PagedKVCache, device="cuda"):
         flat, moves = self._moves(copies, batch)
         with self.lock, self.pool._calls:
             arrays = launcher.known, rows, counts, ids, slots, flat
-            launcher.launch(sequences_append_cuda, *arrays)
+            loop = sequences_append_cuda if computed else sequences_append_ahead_cuda
+            launcher.launch(loop, *arrays)
             if waits:
                 launcher.wait()
         return Appended(slots, moves)
@@ -226,6 +242,32 @@ class CudaPagedKVCache(CudaSequenceUpkeep, PagedKVCache, device="cuda"):
                 launcher.launch(room_count_cuda, rows, counts, shares, found, spare - left)
                 launcher.wait()
                 return int(gpu.download(found)[0])
+
+    def commit_batch(self, rows: Any, num_tokens: Any = None, *, out: Any = None) -> Any:
+        """Say how far sequences are computed, all or nothing: see `PagedKVCache.commit_batch`.
+
+        Waits once where there is a prefix cache.
+
+        Parameters
+        ----------
+        rows : int32[B]
+        num_tokens : int, or int32[B] or int64[B], optional
+            A number is kept on the GPU when it first comes.
+        out : int64[B], optional
+            Buffer for how many tokens of each stand in the cache now.
+
+        Returns
+        -------
+        int64[B]
+        """
+        rows = self._as_rows("rows", rows)
+        counts = self._launcher.no_tokens
+        if num_tokens is not None:
+            counts = self._counts("num_tokens", num_tokens, rows.size)[1]
+        cached = as_device_out(self.pool._gpu, "out", out, INT64, rows.size)
+        with self.lock:
+            self._rows.commit_there(rows, counts, cached)
+        return cached
 
     def fork_batch(self, src_rows: Any, dst_rows: Any) -> None:
         """Let empty sequences share all pages of others: see `PagedKVCache.fork_batch`.

@@ -13,7 +13,10 @@ Invariants::
     popcount(taken) == ACTIVE
     pages[r, i] != NULL  <=>  i < ceil(length[r] / page_size);  length[r] == 0 in a free row
     each (r, i) with a page is one owner in refcount[pages[r, i]]
-    0 <= known[r], gap[r] <= length[r];  known[r] == locked[r] == 0 without a prefix cache
+    0 <= known[r], computed[r], gap[r] <= length[r];  known[r] == locked[r] == 0 without a prefix
+        cache
+    what a sequence publishes lies within min(known[r], computed[r]), and what it finds cached is
+        computed: gap[r] == 0  =>  min(locked[r] * page_size, length[r]) <= computed[r]
     locked[r] > 0  =>  lock_end[r] is cached, locked[r] pages deep, and locked; else it is 0
     pages[r, i] is the page i of that path for each i < min(locked[r], known[r] / page_size)
 """
@@ -56,7 +59,8 @@ LOCKED: Final = 7  # leading pages that stand in the prefix cache, locked by the
 LOCK_END: Final = 8  # the last page of the path that it locks, where LOCKED > 0
 NAMESPACE: Final = 9  # number of the namespace that its prefix is looked up in
 GAP: Final = 10  # 1 + the tokens before what a window dropped; 0 where there is no gap
-ROW_COLUMNS: Final = 11
+COMPUTED: Final = 11  # leading tokens whose keys and values are written
+ROW_COLUMNS: Final = 12
 
 # Policies: which sequence gives way first.
 LRU: Final = 0  # the one written to longest ago

@@ -38,6 +38,7 @@ from jitalloc.sequences.records import SequenceInfo, SequenceStats
 from jitalloc.sequences.rows import SequenceRows
 from jitalloc.sequences.state import (
     ACTIVE,
+    COMPUTED,
     EVICTION_POLICIES,
     EVICTIONS,
     LAST_USED,
@@ -198,6 +199,7 @@ class SequenceUpkeep(OnDevice):
             seq_id=seq_id,
             row=row,
             num_tokens=facts[LENGTH],
+            num_computed=facts[COMPUTED],
             pages=pages,
             shared_pages=shared,
             last_used=facts[LAST_USED],

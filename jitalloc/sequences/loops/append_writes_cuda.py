@@ -19,7 +19,7 @@ from jitalloc.sequences.loops.row_facts_cuda import (
     table_shape,
     touch,
 )
-from jitalloc.sequences.state import KNOWN, LAST_USED, LENGTH, LOCKED
+from jitalloc.sequences.state import COMPUTED, KNOWN, LAST_USED, LENGTH, LOCKED
 from jitalloc.state import NULL
 
 FEW = 4  # tokens that a thread appends to a row by itself
@@ -132,10 +132,16 @@ def tell_rows(tables, known, rows, counts, news, many, place):
 
 
 @device_helper
-def append_end(pool, tables, shape, known, row, n, told):
-    """Book `n` tokens more in `row`, their ids `told` or not."""
+def append_end(pool, tables, shape, known, row, n, facts):
+    """Book `n` tokens more in `row`.
+
+    `facts`: whether their ids are told, and whether what stands before them is computed.
+    """
+    told, computed = facts
     before = tables[column_start(shape, LENGTH) + row]
     tables[column_start(shape, LENGTH) + row] = before + n
+    if computed and n > 0:
+        tables[column_start(shape, COMPUTED) + row] = before
     touch(tables, shape, row, pool[STEP] + 1)
     if known.size > 0:
         (pages,) = table_pages(tables, shape)
@@ -147,13 +153,14 @@ def append_end(pool, tables, shape, known, row, n, told):
 
 
 @device_helper
-def append_rows(pool, tables, known, pairs, news, copied, place, shares):
+def append_rows(pool, tables, known, call, news, copied, place, shares):
     """Write slots, pages and facts of a valid batch.
 
-    `pairs`: rows and counts; `news`: the token ids and the slots of what is new; `place`: where the
-    rows of a thread begin; `shares`: whether pages are copied.
+    `call`: rows, counts, and whether what they have is computed; `news`: the token ids and the
+    slots of what is new; `place`: where the rows of a thread begin; `shares`: whether pages are
+    copied.
     """
-    rows, counts = pairs
+    rows, counts, computed = call
     tokens, slots = news
     shape, batch = table_shape(tables), np.int64(rows.size)
     src, dst = copied[:batch], copied[batch:]
@@ -191,7 +198,8 @@ def append_rows(pool, tables, known, pairs, news, copied, place, shares):
     for i in range(begin, end):
         if rows[i] != NULL:
             n = count_of(counts, batch, i)
-            append_end(pool, tables, shape, known, np.int64(rows[i]), n, tokens.size > 0)
+            facts = tokens.size > 0, computed
+            append_end(pool, tables, shape, known, np.int64(rows[i]), n, facts)
     gpu.syncthreads()
 
 

@@ -31,7 +31,16 @@ from jitalloc.sequences.loops.row_locks import (
     lockable,
 )
 from jitalloc.sequences.loops.tables import tables_column, tables_pages_of, tables_row, tables_taken
-from jitalloc.sequences.state import KNOWN, LOCK_END, LOCKED, NAMESPACE, NUM_ROWS, ROW_PAGE_SIZE
+from jitalloc.sequences.state import (
+    COMPUTED,
+    KNOWN,
+    LENGTH,
+    LOCK_END,
+    LOCKED,
+    NAMESPACE,
+    NUM_ROWS,
+    ROW_PAGE_SIZE,
+)
 
 
 @helper
@@ -130,7 +139,7 @@ def row_adopt(pool, tables, prefix, row, depth, full, end):
 
 @helper
 def row_commit(pool, tables, prefix, row):
-    """Let the full pages of known tokens enter the cache.
+    """Let the full pages of tokens that are known and computed enter the cache.
 
     Where the cache has such a page already, the row takes that one for its own. Returns how
     many pages that sets free.
@@ -139,7 +148,8 @@ def row_commit(pool, tables, prefix, row):
         return np.int64(0)
     locked, lock_end = tables_column(tables, LOCKED), tables_column(tables, LOCK_END)
     depth = locked[row]
-    full = tables_column(tables, KNOWN)[row] // tables[ROW_PAGE_SIZE]
+    sure = min(tables_column(tables, KNOWN)[row], tables_column(tables, COMPUTED)[row])
+    full = sure // tables[ROW_PAGE_SIZE]
     if full <= depth or is_cut(tables, row):
         return np.int64(0)
     _free_pages, refcount, _released = pool_views(pool)
@@ -163,6 +173,26 @@ def row_commit(pool, tables, prefix, row):
             lock_sharers(tables, prefix, row, depth, stop, end)
             break
     return released
+
+
+@helper
+def row_compute(pool, tables, prefix, row, num_tokens):
+    """Book that the first `num_tokens` tokens of `row`, or all where it is below 0, are computed.
+
+    What is full of them and known enters the cache.
+    """
+    computed, length = tables_column(tables, COMPUTED), tables_column(tables, LENGTH)
+    computed[row] = max(computed[row], length[row] if num_tokens < 0 else num_tokens)
+    row_commit(pool, tables, prefix, row)
+
+
+@helper
+def row_cached(tables, row):
+    """Return how many tokens of `row` stand in the cache."""
+    cached, size = tables_column(tables, LOCKED)[row], tables[ROW_PAGE_SIZE]
+    if is_cut(tables, row):  # what the window left of the path
+        cached = min(cached, tables_column(tables, KNOWN)[row] // size)
+    return min(cached * size, tables_column(tables, LENGTH)[row])
 
 
 @helper

@@ -23,6 +23,7 @@ from jitalloc.sequences.loops.tables import (
 )
 from jitalloc.sequences.state import (
     BORN,
+    COMPUTED,
     EVICTIONS,
     GAP,
     KNOWN,
@@ -69,11 +70,14 @@ def cut_window(pool, tables, prefix, row, sink_tokens, window_tokens):
     dropped = length[row] - kept
     length[row] = kept
     tables[TOKENS_DROPPED] += dropped
+    computed, sinks = tables_column(tables, COMPUTED), start * tables[ROW_PAGE_SIZE]
+    left = min(computed[row], sinks)  # and those behind the gap, where all before them are computed
+    computed[row] = max(left, computed[row] - (stop - start) * tables[ROW_PAGE_SIZE])
     if has_prefix(prefix) and stop > start:
         known = tables_column(tables, KNOWN)
-        known[row] = min(known[row], start * tables[ROW_PAGE_SIZE])
+        known[row] = min(known[row], sinks)
         # What stands behind a gap has seen tokens that are gone: it never enters the cache.
-        gap, at = tables_column(tables, GAP), start * tables[ROW_PAGE_SIZE] + 1
+        gap, at = tables_column(tables, GAP), sinks + 1
         if gap[row] == 0 or at < gap[row]:
             gap[row] = at
         if kept < gap[row]:

@@ -35,6 +35,7 @@ from jitalloc.sequences.loops.row_facts_cuda import (
     unclaim,
 )
 from jitalloc.sequences.state import (
+    COMPUTED,
     EVICTIONS,
     GAP,
     KNOWN,
@@ -81,6 +82,10 @@ def cut_row(pool, tables, shape, row, rule):
     kept = tables[at]
     if stop > start:
         kept = max(kept - (stop - start) * size, start * size)
+        # What stands behind the gap is computed where all before it was.
+        computed = column_start(shape, COMPUTED) + row
+        left = min(tables[computed], start * size)
+        tables[computed] = max(left, tables[computed] - (stop - start) * size)
     dropped = tables[at] - kept
     tables[at] = kept
     touch(tables, shape, row, pool[STEP] + 1)

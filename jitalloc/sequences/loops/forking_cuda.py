@@ -17,11 +17,21 @@ from jitalloc.sequences.loops.row_facts_cuda import (
     table_pages,
     touch,
 )
-from jitalloc.sequences.state import BORN, GAP, KNOWN, LENGTH, LOCK_END, LOCKED, NAMESPACE, PRIORITY
+from jitalloc.sequences.state import (
+    BORN,
+    COMPUTED,
+    GAP,
+    KNOWN,
+    LENGTH,
+    LOCK_END,
+    LOCKED,
+    NAMESPACE,
+    PRIORITY,
+)
 from jitalloc.state import HEADER_SLOTS, NULL
 
 # What a sequence takes over from the one that it continues; loops/sequences.py has the same.
-INHERITED = (LENGTH, KNOWN, NAMESPACE, LOCKED, LOCK_END, GAP)
+INHERITED = (LENGTH, COMPUTED, KNOWN, NAMESPACE, LOCKED, LOCK_END, GAP)
 FACTS = len(INHERITED)
 
 

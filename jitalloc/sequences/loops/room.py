@@ -10,9 +10,9 @@ from jitalloc.errors import BUSY, NEGATIVE
 from jitalloc.pool.loops.pool import pool_views
 from jitalloc.pool.state import FREE, RELEASED
 from jitalloc.prefix.loops.reclaim import prefix_evictable
+from jitalloc.sequences.loops.appending import append_undo
 from jitalloc.sequences.loops.row_locks import has_prefix
 from jitalloc.sequences.loops.rows import live_rows
-from jitalloc.sequences.loops.sequences import append_undo
 from jitalloc.sequences.loops.tables import tables_column, tables_pages, tables_pages_of
 from jitalloc.sequences.state import LENGTH, MAX_PAGES, ROW_PAGE_SIZE
 from jitalloc.state import INT32_MAX, NULL

@@ -8,7 +8,13 @@ from __future__ import annotations
 
 import numpy as np
 
-from jitalloc.errors import REFCOUNT_OVERFLOW, ROW_NOT_EMPTY, ROW_REPEATED
+from jitalloc.errors import (
+    NEGATIVE,
+    POSITION_RANGE,
+    REFCOUNT_OVERFLOW,
+    ROW_NOT_EMPTY,
+    ROW_REPEATED,
+)
 from jitalloc.gpu.calls import fault_key, integer
 from jitalloc.gpu.kernel import device_helper, gpu
 from jitalloc.gpu.record import CALLS, FAULT_STATUS
@@ -120,6 +126,23 @@ def rows_fault(shared, tables, shape, rows):
     key = NOWHERE
     for i in range(gpu.threadIdx.x, rows.size, gpu.blockDim.x):
         key = min(key, row_fault(tables, shape, rows, np.int64(i)))
+    return block_min(shared, key)
+
+
+@device_helper
+def lengths_fault(shared, tables, shape, rows, counts):
+    """Return the key of the first row that is refused, or else of the first number of tokens that
+    its row does not have.
+    """
+    key = rows_fault(shared, tables, shape, rows)
+    if key != NOWHERE:
+        return key
+    for i in range(gpu.threadIdx.x, rows.size if counts.size > 0 else 0, gpu.blockDim.x):
+        row, n = np.int64(rows[i]), count_of(counts, rows.size, i)
+        if row != NULL and n < 0:
+            key = min(key, fault_key(NEGATIVE, np.int64(i)))
+        elif row != NULL and n > length_of(tables, shape, row):
+            key = min(key, fault_key(POSITION_RANGE, np.int64(i)))
     return block_min(shared, key)
 
 

@@ -17,8 +17,10 @@ from jitalloc.prefix.loops.split_join import split_after
 from jitalloc.prefix.state import UNCACHED
 from jitalloc.sequences.loops.tables import tables_column, tables_row, tables_taken
 from jitalloc.sequences.state import (
+    COMPUTED,
     GAP,
     KNOWN,
+    LENGTH,
     LOCK_END,
     LOCKED,
     NAMESPACE,
@@ -143,7 +145,8 @@ def lockable(pool, tables, prefix, row, depth, start, full, end):
 def lock_sharers(tables, prefix, row, depth, full, end):
     """Let the forks of `row` lock the cached pages `depth .. full-1` that they share with it."""
     locked, lock_end = tables_column(tables, LOCKED), tables_column(tables, LOCK_END)
-    pages = tables_row(tables, row)
+    computed, length = tables_column(tables, COMPUTED), tables_column(tables, LENGTH)
+    pages, size = tables_row(tables, row), tables[ROW_PAGE_SIZE]
     for other in range(tables[NUM_ROWS]):
         same = same_pages(tables, row, other, depth, full, end)
         if same > depth:
@@ -152,6 +155,7 @@ def lock_sharers(tables, prefix, row, depth, full, end):
             path_lock(prefix, last, end, UNUSED)
             locked[other] = same
             lock_end[other] = last
+            computed[other] = max(computed[other], min(same * size, length[other]))
 
 
 @helper

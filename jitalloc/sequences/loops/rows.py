@@ -29,6 +29,7 @@ from jitalloc.sequences.loops.tables import (
 from jitalloc.sequences.state import (
     ACTIVE,
     BORN,
+    COMPUTED,
     EVICTIONS,
     LAST_USED,
     LENGTH,
@@ -153,7 +154,7 @@ def share_row(pool, tables, row, owners):
 
 @helper
 def copy_row(pool, tables, prefix, src, dst):
-    """Let the empty row `dst` share the pages and take the length of `src`."""
+    """Let the empty row `dst` share the pages of `src`, and be as long and as far computed."""
     row_lock(tables, prefix, src, dst)
     _free_pages, refcount, _released = pool_views(pool)
     length = tables_column(tables, LENGTH)
@@ -162,6 +163,7 @@ def copy_row(pool, tables, prefix, src, dst):
         refcount[pages[j]] += np.int32(1)
         target[j] = pages[j]
     length[dst] = length[src]
+    tables_column(tables, COMPUTED)[dst] = tables_column(tables, COMPUTED)[src]
 
 
 @kernel("int64(int64[::1], int64[::1], int64[::1], int64, int64, int64)")
@@ -215,9 +217,9 @@ def rows_allocate_tokens_cpu(pool, tables, prefix, tokens, namespace, priority):
 def rows_free_cpu(pool, tables, prefix, rows, commit, evicted):
     """Mutates pool, tables and prefix cache: the sequences in `rows` end, or none of them does.
 
-    Reads `rows`, requires nothing of them. `commit` is 1 where full pages shall enter the cache
-    first. Returns how many pages went free; with `evicted`, where the sequences give way to others,
-    what can be reclaimed counts too.
+    Reads `rows`, requires nothing of them. `commit` is 1 where full pages of known and computed
+    tokens shall enter the cache first. Returns how many pages went free; with `evicted`, where the
+    sequences give way to others, what can be reclaimed counts too.
     """
     if not try_lock(pool):
         return fail(BUSY, 0)

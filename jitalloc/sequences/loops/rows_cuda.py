@@ -39,6 +39,7 @@ from jitalloc.sequences.loops.rows import rows_allocate_cpu, rows_free_cpu
 from jitalloc.sequences.state import (
     ACTIVE,
     BORN,
+    COMPUTED,
     EVICTIONS,
     KNOWN,
     LENGTH,
@@ -89,6 +90,7 @@ def begin_row(pool, tables, shape, plan, i):
     tables[column_start(shape, LENGTH) + row] = plan[PLAN_LENGTH * batch + i]
     tables[column_start(shape, PRIORITY) + row] = plan[PLAN_PRIORITY * batch + i]
     tables[column_start(shape, KNOWN) + row] = plan[PLAN_KNOWN * batch + i]
+    tables[column_start(shape, COMPUTED) + row] = plan[PLAN_SHARED * batch + i] * shape[2]
     tables[column_start(shape, NAMESPACE) + row] = plan[PLAN_NAMESPACE * batch + i]
     tables[column_start(shape, LOCKED) + row] = plan[PLAN_LOCKED * batch + i]
     tables[column_start(shape, LOCK_END) + row] = plan[PLAN_LOCK_END * batch + i]

@@ -16,15 +16,18 @@ from jitalloc.errors import (
     POSITION_RANGE,
     REFCOUNT_OVERFLOW,
     ROW_NOT_EMPTY,
-    TABLE_WIDTH,
 )
-from jitalloc.pool.loops.pool import pool_advance, pool_reserve, pool_views
-from jitalloc.pool.loops.tokens import claim_run, tokens_fill
-from jitalloc.pool.state import HEAD, NUM_PAGES, STEP
-from jitalloc.prefix.loops.nodes import token_column
+from jitalloc.pool.loops.pool import pool_reserve, pool_views
+from jitalloc.pool.state import NUM_PAGES, STEP
 from jitalloc.prefix.loops.paths import NO_PAGE, UNUSED, path_lock, path_release, path_unlock
 from jitalloc.prefix.loops.prefix import negative_token
-from jitalloc.sequences.loops.committing import copy_tokens, write_tokens
+from jitalloc.sequences.loops.appending import (
+    append_claim,
+    append_need,
+    append_tokens,
+    append_undo,
+)
+from jitalloc.sequences.loops.committing import copy_tokens
 from jitalloc.sequences.loops.row_locks import SHARED_FACTS, has_prefix, row_shorten
 from jitalloc.sequences.loops.rows import (
     copy_row,
@@ -41,175 +44,32 @@ from jitalloc.sequences.loops.sharing import make_room
 from jitalloc.sequences.loops.tables import (
     tables_column,
     tables_marks,
-    tables_pages,
     tables_pages_of,
     tables_row,
     tables_row_code,
 )
 from jitalloc.sequences.state import (
+    COMPUTED,
     GAP,
     KNOWN,
-    LAST_USED,
     LENGTH,
     LOCK_END,
     LOCKED,
-    MAX_PAGES,
-    PAGE_COPIES,
     PRIORITY,
-    ROW_PAGE_SHIFT,
-    ROW_PAGE_SIZE,
     SEQ_FORKS,
-    USES,
 )
-from jitalloc.state import INT32_MAX, NULL
+from jitalloc.state import NULL
 
 # What a sequence takes over from the one that it continues.
-INHERITED = (LENGTH, *SHARED_FACTS)
+INHERITED = (LENGTH, COMPUTED, *SHARED_FACTS)
 
 
 @helper
-def append_need(pool, tables, rows, counts, copies):
-    """Return how many pages an append takes, or a status word with nothing changed.
-
-    Where the partly filled last page of a row has other owners, the row gives its share up
-    (`copies[i]` is the page, else NULL): the last owner of a page in the batch finds it
-    unshared and writes in place. `append_undo` takes that back.
+def append_all(pool, tables, prefix, batch, tokens, slots, copied):
+    """Append as `sequences_append_cpu` does; `batch`: rows, counts, and whether what stands before
+    the new tokens is computed.
     """
-    _free_pages, refcount, _released = pool_views(pool)
-    length, pages = tables_column(tables, LENGTH), tables_pages(tables)
-    size, width = tables[ROW_PAGE_SIZE], tables[MAX_PAGES]
-    need = np.int64(0)
-    for i in range(rows.size):
-        copies[i] = NULL
-    for i in range(rows.size):
-        row, n = np.int64(rows[i]), counts[i if counts.size > 1 else 0]
-        if n < 0 or n > INT32_MAX:
-            return fail(NEGATIVE, i)
-        before = tables_pages_of(tables, length[row])
-        after = tables_pages_of(tables, length[row] + n)
-        if after > width or length[row] + n > INT32_MAX:
-            return fail(TABLE_WIDTH, i)
-        need += after - before
-        if n > 0 and length[row] < before * size:
-            last = pages[row * width + before - 1]
-            if refcount[last] > 1:
-                refcount[last] -= np.int32(1)
-                copies[i] = last
-                need += 1
-    return need
-
-
-@helper
-def append_undo(pool, copies):
-    """Give back the shares that `append_need` took."""
-    _free_pages, refcount, _released = pool_views(pool)
-    for i in range(copies.size):
-        if copies[i] != NULL:
-            refcount[copies[i]] += np.int32(1)
-
-
-@helper
-def append_claim(pool, tables, rows, counts, slots, copied):
-    """Write slots for new tokens, and pages into the rows; return how many pages were copied.
-
-    `copied[0, i]` is the page that row i must not write to, or NULL; at the end `copied` holds
-    the sources and destinations of the copies, one behind the other.
-    """
-    src, dst = copied[0], copied[1]
-    free_pages, refcount, _released = pool_views(pool)
-    length, pages = tables_column(tables, LENGTH), tables_pages(tables)
-    last_used, uses = tables_column(tables, LAST_USED), tables_column(tables, USES)
-    size, width, wrap = tables[ROW_PAGE_SIZE], tables[MAX_PAGES], pool[NUM_PAGES]
-    head = pool[HEAD]
-    put = np.int64(0)
-    taken = np.int64(0)
-    copies = np.int64(0)
-    for i in range(rows.size):
-        row, left = np.int64(rows[i]), counts[i if counts.size > 1 else 0]
-        at = row * width + tables_pages_of(tables, length[row])
-        used = length[row] - (at - row * width - 1) * size  # of the last page; `size` if none
-        length[row] += left
-        last_used[row] = pool[STEP] + 1
-        uses[row] += 1
-        copying = src[i] != NULL
-        if used < size and not copying:
-            n = min(size - used, left)
-            tokens_fill(slots, put, pages[at - 1] * size + used, n)
-            put += n
-            left -= n
-        if copying and left > 0:  # the copy of the last page comes first, and is filled up
-            if head == wrap:
-                head = np.int64(0)
-            page = free_pages[head]
-            refcount[page] = 1
-            head += 1
-            taken += 1
-            src[copies] = src[i]  # copies <= i: what is overwritten has been read
-            dst[copies] = page
-            copies += 1
-            pages[at - 1] = page
-            n = min(size - used, left)
-            tokens_fill(slots, put, page * size + used, n)
-            put += n
-            left -= n
-        while left > 0:
-            if head == wrap:
-                head = np.int64(0)
-            first = np.int64(free_pages[head])
-            run = claim_run(free_pages, refcount, head, wrap, tables_pages_of(tables, left))
-            for j in range(run):
-                pages[at + j] = first + j
-            at += run
-            head += run
-            taken += run
-            n = min(run * size, left)
-            tokens_fill(slots, put, first * size, n)
-            put += n
-            left -= n
-    pool_advance(pool, head, taken)
-    tables[PAGE_COPIES] += copies
-    return copies
-
-
-@helper
-def append_tokens(pool, tables, prefix, rows, counts, tokens):
-    """Book the ids of tokens just appended; nothing enters the cache."""
-    length, known = tables_column(tables, LENGTH), tables_column(tables, KNOWN)
-    locked, size = tables_column(tables, LOCKED), tables[ROW_PAGE_SIZE]
-    shift, width = tables[ROW_PAGE_SHIFT], tables[MAX_PAGES]
-    column, pages = token_column(prefix), tables_pages(tables)
-    put = np.int64(0)
-    for i in range(rows.size if tokens.size > 0 else 0):
-        row, n = np.int64(rows[i]), counts[i if counts.size > 1 else 0]
-        before = length[row] - n
-        if known[row] == before:
-            if n == 1 and shift >= 0:
-                page = np.int64(pages[row * width + (before >> shift)])
-                column[(page << shift) + (before & (size - 1))] = tokens[put]
-            else:
-                write_tokens(tables, prefix, row, before, tokens[put : put + n])
-            known[row] = length[row]
-        put += n
-    for i in range(rows.size):
-        row, n = np.int64(rows[i]), counts[i if counts.size > 1 else 0]
-        before = length[row] - n
-        # A cached page that was cut short by `truncate` has just been replaced by a copy.
-        if n > 0 and locked[row] * size > before:
-            row_shorten(pool, tables, prefix, row, before // size)
-
-
-@kernel(
-    "int64(int64[::1], int64[::1], int64[::1], int32[:], int64[:], int32[::1], int64[::1],"
-    "int32[:, ::1])"
-)
-def sequences_append_cpu(pool, tables, prefix, rows, counts, tokens, slots, copied):
-    """Mutates pool, tables and prefix cache (its token ids, and where cached pages give way),
-    `slots` of the new tokens, and `copied`: first scratch, then the pages copied, from where to
-    where.
-
-    Reads `rows`; `counts`, one a row or one for all; `tokens`, an id a slot or none. Requires
-    `slots` for all new tokens, and a column of `copied` a row; returns how many pages are copied.
-    """
+    rows, counts, _computed = batch
     if not try_lock(pool):
         return fail(BUSY, 0)
     # Is the batch sound? Rows give up their share of last pages, to be copied.
@@ -232,7 +92,7 @@ def sequences_append_cpu(pool, tables, prefix, rows, counts, tokens, slots, copi
         # Slots and pages are written, then what is known of the tokens.
         if status == 0:
             pool_reserve(pool, need)
-            status = append_claim(pool, tables, rows, counts, slots, copied)
+            status = append_claim(pool, tables, batch, slots, copied)
             pool[STEP] += 1
             if has_prefix(prefix):
                 for i in range(status):
@@ -242,6 +102,33 @@ def sequences_append_cpu(pool, tables, prefix, rows, counts, tokens, slots, copi
             append_undo(pool, copied[0])
     unlock(pool)
     return status
+
+
+@kernel(
+    "int64(int64[::1], int64[::1], int64[::1], int32[:], int64[:], int32[::1], int64[::1],"
+    "int32[:, ::1])"
+)
+def sequences_append_cpu(pool, tables, prefix, rows, counts, tokens, slots, copied):
+    """Mutates pool, tables and prefix cache (its token ids, and where cached pages give way),
+    `slots` of the new tokens, and `copied`: first scratch, then the pages copied, from where to
+    where. What stands before new tokens counts as computed.
+
+    Reads `rows`; `counts`, one a row or one for all; `tokens`, an id a slot or none. Requires
+    `slots` for all new tokens, and a column of `copied` a row; returns how many pages are copied.
+    """
+    return append_all(pool, tables, prefix, (rows, counts, True), tokens, slots, copied)
+
+
+@kernel(
+    "int64(int64[::1], int64[::1], int64[::1], int32[:], int64[:], int32[::1], int64[::1],"
+    "int32[:, ::1])"
+)
+def sequences_append_ahead_cpu(pool, tables, prefix, rows, counts, tokens, slots, copied):
+    """Mutates what `sequences_append_cpu` does, but that nothing counts as computed by it.
+
+    Reads and requires the same. A kernel of its own: its twin on the GPU has no argument to spare.
+    """
+    return append_all(pool, tables, prefix, (rows, counts, False), tokens, slots, copied)
 
 
 @kernel("int64(int64[::1], int64[::1], int64[::1], int64)")
@@ -382,6 +269,8 @@ def cut_tail(pool, tables, prefix, row, num_tokens):
     length[row] = num_tokens
     touch(tables, row, pool[STEP])
     known[row] = min(known[row], num_tokens)
+    computed = tables_column(tables, COMPUTED)
+    computed[row] = min(computed[row], num_tokens)
     if num_tokens < tables_column(tables, GAP)[row]:
         tables_column(tables, GAP)[row] = 0
     row_shorten(pool, tables, prefix, row, start)

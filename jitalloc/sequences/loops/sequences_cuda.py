@@ -17,10 +17,10 @@ from jitalloc.errors import (
     STATUS_BITS,
     STATUS_MASK,
 )
-from jitalloc.gpu.calls import fail, fault_key, fill_null
+from jitalloc.gpu.calls import fail, fill_null
 from jitalloc.gpu.kernel import cuda_kernel, device_helper, gpu
 from jitalloc.gpu.record import CALL_KINDS, RECORD_SLOTS
-from jitalloc.gpu.scan import NOWHERE, SHARED_WORDS, any_thread, block_min, block_scan, own_part
+from jitalloc.gpu.scan import SHARED_WORDS, any_thread, block_scan, own_part
 from jitalloc.pool.loops.merging_cuda import block_merge
 from jitalloc.pool.loops.pool_cuda import end_call, pool_advance
 from jitalloc.pool.loops.releasing_cuda import end_release
@@ -43,12 +43,12 @@ from jitalloc.sequences.loops.row_batches_cuda import (
     SOMEBODY,
     count_of,
     end_batch,
+    lengths_fault,
     may_run,
     page_starts,
     pages_full,
     pairs_fault,
     pairs_sound,
-    rows_fault,
     rows_sound,
     running_starts,
 )
@@ -63,6 +63,7 @@ from jitalloc.sequences.loops.row_facts_cuda import (
     unclaim,
 )
 from jitalloc.sequences.loops.sequences import (
+    sequences_append_ahead_cpu,
     sequences_append_cpu,
     sequences_fork_batch_cpu,
     sequences_reorder_cpu,
@@ -70,6 +71,7 @@ from jitalloc.sequences.loops.sequences import (
 )
 from jitalloc.sequences.state import (
     ACTIVE,
+    COMPUTED,
     GAP,
     KNOWN,
     LENGTH,
@@ -125,9 +127,12 @@ def append_merges(pool, shared, tables, rows, counts, news, src):
 
 
 @device_helper
-def append_block(pool, words, shared, tables, known, pairs, news, copied):
-    """Do an append by one block; `pairs`: rows and their counts, `news`: tokens and slots."""
-    rows, counts = pairs
+def append_block(pool, words, shared, tables, known, call, news, copied):
+    """Do an append by one block; `news`: tokens and slots.
+
+    `call`: rows, their counts, and whether what stands before the new tokens is computed.
+    """
+    rows, counts, _computed = call
     tokens, slots = news
     me, step = gpu.threadIdx.x, gpu.blockDim.x
     src, dst = copied[: rows.size], copied[rows.size :]
@@ -153,7 +158,7 @@ def append_block(pool, words, shared, tables, known, pairs, news, copied):
         return
     if need > pool[FREE]:
         block_merge(pool, shared)
-    append_rows(pool, tables, known, pairs, news, copied, place, shares)
+    append_rows(pool, tables, known, call, news, copied, place, shares)
     fill_null(slots, total, me, step)
     copies = np.int64(0)
     if shares:
@@ -166,20 +171,12 @@ def append_block(pool, words, shared, tables, known, pairs, news, copied):
         end_call(pool, words, APPEND, np.int64(0), np.int64(0), need)
 
 
-@cuda_kernel(
-    "void(int64[::1], int64[::1], int32[::1], int32[::1], int32[::1], int32[::1], int64[::1],"
-    "int32[::1])",
-    twin=sequences_append_cpu,
-)
-def sequences_append_cuda(words, tables, known, rows, counts, tokens, slots, copied):
-    """Mutates the pool and its record (`words`), tables, `known`, `slots` of the new tokens, and
-    `copied`, the pages copied, from where to where; NULL in both where the call fails.
-
-    Reads `rows`, `counts` (see `count_of`) and `tokens`, requires two rows of `copied` of one
-    column a row of the batch. In one block, or in several where a merge could be due.
-    """
+@device_helper
+def append_all(words, tables, known, call, tokens, slots, copied):
+    """Append as `sequences_append_cuda` does; `call`: rows, counts, whether all is computed."""
     shared = gpu.shared.array(SHARED_WORDS, np.int64)
     pool, news = words[RECORD_SLOTS:], (tokens, slots)
+    rows, counts, _computed = call
     # The first block finds out whether a merge is due; then all do it.
     leading, due = leads(tables, shared), False
     if leading and gpu.gridDim.x > 1:
@@ -191,9 +188,38 @@ def sequences_append_cuda(words, tables, known, rows, counts, tokens, slots, cop
         does = merges_last(pool, words, shared)
     # One block does the call.
     if does:
-        append_block(pool, words, shared, tables, known, (rows, counts), news, copied)
+        append_block(pool, words, shared, tables, known, call, news, copied)
     if does or not due:
         end_lead(words, tables, shared, due)
+
+
+@cuda_kernel(
+    "void(int64[::1], int64[::1], int32[::1], int32[::1], int32[::1], int32[::1], int64[::1],"
+    "int32[::1])",
+    twin=sequences_append_cpu,
+)
+def sequences_append_cuda(words, tables, known, rows, counts, tokens, slots, copied):
+    """Mutates the pool and its record (`words`), tables, `known`, `slots` of the new tokens, and
+    `copied`, the pages copied, from where to where; NULL in both where the call fails. What stands
+    before new tokens counts as computed.
+
+    Reads `rows`, `counts` (see `count_of`) and `tokens`, requires two rows of `copied` of one
+    column a row of the batch. In one block, or in several where a merge could be due.
+    """
+    append_all(words, tables, known, (rows, counts, True), tokens, slots, copied)
+
+
+@cuda_kernel(
+    "void(int64[::1], int64[::1], int32[::1], int32[::1], int32[::1], int32[::1], int64[::1],"
+    "int32[::1])",
+    twin=sequences_append_ahead_cpu,
+)
+def sequences_append_ahead_cuda(words, tables, known, rows, counts, tokens, slots, copied):
+    """Mutates what `sequences_append_cuda` does, but that nothing counts as computed by it.
+
+    Reads and requires the same. A kernel of its own, for want of an argument to spare.
+    """
+    append_all(words, tables, known, (rows, counts, False), tokens, slots, copied)
 
 
 @device_helper
@@ -203,28 +229,14 @@ def kept_tokens(tables, shape, row, n, drops):
 
 
 @device_helper
-def truncate_fault(shared, tables, shape, rows, counts, drops):
-    """Return the key of the first row that is refused, or else of the first such number."""
-    key = rows_fault(shared, tables, shape, rows)
-    if key != NOWHERE:
-        return key
-    for i in range(gpu.threadIdx.x, rows.size, gpu.blockDim.x):
-        row, n = np.int64(rows[i]), count_of(counts, rows.size, i)
-        if row != NULL and n < 0:
-            key = min(key, fault_key(NEGATIVE, np.int64(i)))
-        elif row != NULL and n > length_of(tables, shape, row):
-            key = min(key, fault_key(POSITION_RANGE, np.int64(i)))
-    return block_min(shared, key)
-
-
-@device_helper
 def truncate_row(pool, tables, shape, row, tokens):
-    """Book that only the first `tokens` tokens of `row` stay, and what is known of them."""
+    """Book that only the first `tokens` tokens of `row` stay, and what is said of them."""
     (pages,) = table_pages(tables, shape)
-    known = column_start(shape, KNOWN) + row
+    known, computed = column_start(shape, KNOWN) + row, column_start(shape, COMPUTED) + row
     tables[column_start(shape, LENGTH) + row] = tokens
     touch(tables, shape, row, pool[STEP] + 1)
     tables[known] = min(tables[known], tokens)
+    tables[computed] = min(tables[computed], tokens)
     if tokens < tables[column_start(shape, GAP) + row]:
         tables[column_start(shape, GAP) + row] = 0
     shorten_lock(tables, shape, pages, row, pages_of(tokens, shape))
@@ -254,7 +266,7 @@ def sequences_truncate_batch_cuda(words, tables, rows, counts, scratch, answer, 
     sound = not any_thread(not sound)
     unclaim(tables, shape, rows)
     if not sound:
-        key = truncate_fault(shared, tables, shape, rows, counts, drops)
+        key = lengths_fault(shared, tables, shape, rows, counts)
         at = key >> STATUS_BITS
         if gpu.threadIdx.x == 0:
             fact = np.int64(rows[at]), tables[NUM_ROWS]

@@ -1,4 +1,4 @@
-"""Loops of sequences that share cached pages: look-ups, commits, room made by eviction.
+"""Loops of sequences that share cached pages: look-ups, room made by eviction, locks.
 
 `prefix` is the slab of the prefix cache, or an array of one element where there is none.
 """
@@ -16,7 +16,6 @@ from jitalloc.errors import (
     OUT_OF_PAGES,
     REFCOUNT_OVERFLOW,
     STATUS_BITS,
-    TOKEN_DIFFERS,
 )
 from jitalloc.pool.loops.pool import pool_take, pool_views
 from jitalloc.pool.state import FIRST_PAGE, FREE, NUM_PAGES, RELEASED, STEP
@@ -37,16 +36,11 @@ from jitalloc.prefix.loops.reclaim import evict, prefix_evictable
 from jitalloc.prefix.loops.search import find
 from jitalloc.prefix.loops.split_join import split_after
 from jitalloc.prefix.state import NODE_LOCKS, PREFIX_PAGE_SIZE, PRESSURE, UNCACHED
-from jitalloc.sequences.loops.committing import (
-    commit_rows,
-    first_difference,
-    row_commit,
-    write_tokens,
-)
-from jitalloc.sequences.loops.row_locks import has_prefix, is_cut, row_lock_fault
+from jitalloc.sequences.loops.committing import commit_rows, write_tokens
+from jitalloc.sequences.loops.row_locks import has_prefix, row_lock_fault
 from jitalloc.sequences.loops.tables import tables_column, tables_pages_of, tables_row
 from jitalloc.sequences.state import (
-    GAP,
+    COMPUTED,
     KNOWN,
     LOCK_END,
     LOCKED,
@@ -133,41 +127,12 @@ def share_prefix(pool, tables, prefix, row, tokens, namespace):
         refcount[pages[j]] += np.int32(1)
     pool_take(pool, pages[count:])
     tables_column(tables, KNOWN)[row] = tokens.size
+    tables_column(tables, COMPUTED)[row] = count * size
     tables_column(tables, NAMESPACE)[row] = namespace
     tables_column(tables, LOCKED)[row] = count
     tables_column(tables, LOCK_END)[row] = max(end, 0)
     write_tokens(tables, prefix, row, count * size, tokens[count * size :])
     return np.int64(0)
-
-
-@kernel("int64(int64[::1], int64[::1], int64[::1], int64, int32[::1])")
-def sharing_commit_cpu(pool, tables, prefix, row, tokens):
-    """Mutates pool, tables and prefix cache: `row` is known to begin with `tokens`, and its full
-    pages of known tokens enter the cache, or give way to the cached ones.
-
-    Reads `tokens`, requires a live row, no more of them than it has, and a prefix cache; returns
-    how many of its pages are cached.
-    """
-    if not try_lock(pool):
-        return fail(BUSY, 0)
-    known = tables_column(tables, KNOWN)
-    at = first_difference(pool, tables, prefix, row, tokens)
-    status = fail(TOKEN_DIFFERS, at) if at >= 0 else np.int64(0)
-    if status == 0:
-        status = negative_token(tokens, np.int64(0))
-    if status < 0:
-        unlock(pool)
-        return status
-    if tokens.size > known[row] and tables_column(tables, GAP)[row] == 0:
-        write_tokens(tables, prefix, row, known[row], tokens[known[row] :])
-        known[row] = tokens.size
-    row_commit(pool, tables, prefix, row)
-    pool[STEP] += 1
-    cached = tables_column(tables, LOCKED)[row]
-    if is_cut(tables, row):  # what the window left of the path
-        cached = min(cached, known[row] // tables[ROW_PAGE_SIZE])
-    unlock(pool)
-    return cached
 
 
 @kernel("int64(int64[::1], int64[::1], int64)")

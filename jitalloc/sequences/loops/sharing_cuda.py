@@ -13,7 +13,8 @@ from jitalloc.gpu.kernel import cuda_kernel, device_helper, gpu
 from jitalloc.gpu.record import RECORD_SLOTS
 from jitalloc.gpu.scan import SHARED_WORDS, own_part, owner_of
 from jitalloc.pool.loops.merging_cuda import pool_views
-from jitalloc.sequences.loops.row_batches_cuda import running_starts
+from jitalloc.sequences.loops.commits import commits_row_cpu
+from jitalloc.sequences.loops.row_batches_cuda import count_of, running_starts
 from jitalloc.sequences.loops.row_facts_cuda import (
     column_start,
     pages_of,
@@ -22,8 +23,15 @@ from jitalloc.sequences.loops.row_facts_cuda import (
     table_shape,
 )
 from jitalloc.sequences.loops.rows import rows_free_cpu
-from jitalloc.sequences.loops.sharing import sharing_commit_cpu
-from jitalloc.sequences.state import GAP, KNOWN, LENGTH, LOCK_END, LOCKED, NAMESPACE
+from jitalloc.sequences.state import (
+    COMPUTED,
+    GAP,
+    KNOWN,
+    LENGTH,
+    LOCK_END,
+    LOCKED,
+    NAMESPACE,
+)
 from jitalloc.state import HEADER_SLOTS, NULL
 
 # What is fetched, in words: record and header; two columns of all rows, LOCKED and LOCK_END; then
@@ -37,10 +45,12 @@ FACT_NAMESPACE = 3
 FACT_GAP = 4
 FACT_PAGE = 5  # the first page that follows, by its place in the row
 FACT_TOLD = 6  # the first page whose token ids follow
-FACTS = 7
+FACT_COMPUTED = 7
+FACT_COUNT = 8  # how many tokens the caller says are computed
+FACTS = 9
 
-# What of a row: pages from the one before what is locked to the last with known tokens, and the
-# ids of full pages behind what is locked. Or, by these bits of a rule:
+# What of a row: pages from the one before what is locked to the last with tokens known and, as the
+# caller says, computed, and the ids of full ones behind what is locked. Or, by bits of a rule:
 ALL_PAGES = 1  # all pages
 ALL_TOKENS = 2  # the ids of all pages
 
@@ -52,8 +62,9 @@ def facts_start(shape):
 
 
 @device_helper
-def put_facts(tables, shape, row, at, rule, out):
-    """Write the facts of one row from `out[at]` on; return how many pages and ids follow."""
+def put_facts(tables, shape, rows, counts, i, rule, out):
+    """Write the facts of row `i` of a batch; return how many pages and ids of it follow."""
+    row, at = np.int64(rows[i]), facts_start(shape) + FACTS * i
     if row_code(tables, shape, row) != 0:
         for fact in range(FACTS):
             out[at + fact] = 0
@@ -61,13 +72,16 @@ def put_facts(tables, shape, row, at, rule, out):
         return np.int64(0), np.int64(0)
     length = tables[column_start(shape, LENGTH) + row]
     known = tables[column_start(shape, KNOWN) + row]
+    computed = tables[column_start(shape, COMPUTED) + row]
+    count = count_of(counts, rows.size, i) if counts.size > 0 else length
+    sure = min(known, max(computed, count))
     locked = tables[column_start(shape, LOCKED) + row]
     # The last page of what is locked tells whether a window has cut the row, where it has one.
     page, last = max(locked - 1, np.int64(0)), min(locked, pages_of(length, shape))
-    pages = max(pages_of(known, shape), last)
+    pages = max(pages_of(sure, shape), last)
     if rule & ALL_PAGES != 0:
         page, pages = np.int64(0), pages_of(length, shape)
-    told, full = locked, known // shape[2]
+    told, full = locked, sure // shape[2]
     if rule & ALL_TOKENS != 0:
         told, full = np.int64(0), pages_of(length, shape)
     out[at + FACT_ROW] = row
@@ -77,20 +91,23 @@ def put_facts(tables, shape, row, at, rule, out):
     out[at + FACT_GAP] = tables[column_start(shape, GAP) + row]
     out[at + FACT_PAGE] = page
     out[at + FACT_TOLD] = told
+    out[at + FACT_COMPUTED] = computed
+    out[at + FACT_COUNT] = count
     return max(pages - page, np.int64(0)), max(full - told, np.int64(0))
 
 
 @cuda_kernel(
-    "void(int64[::1], int64[::1], int32[::1], int64[::1], int64)",
-    twin=sharing_commit_cpu,
+    "void(int64[::1], int64[::1], int32[::1], int32[::1], int64[::1], int64)",
+    twin=commits_row_cpu,
     step=False,
 )
-def sharing_facts_cuda(words, tables, rows, out, rule):
+def sharing_facts_cuda(words, tables, rows, counts, out, rule):
     """Mutates `out`, up to where the pages begin: record and header, what all rows lock, and facts
     of `rows`.
 
-    Reads `words`, tables and `rows`, requires one block, and words for FACTS and two starts a row.
-    `rule`: ALL_PAGES, ALL_TOKENS, or neither.
+    Reads `words`, tables, `rows` and `counts`, how many tokens of each are computed (see
+    `count_of`; all where it is empty), requires one block, and words for FACTS and two starts a
+    row. `rule`: ALL_PAGES, ALL_TOKENS, or neither.
     """
     shared = gpu.shared.array(SHARED_WORDS, np.int64)
     me, step, shape = gpu.threadIdx.x, gpu.blockDim.x, table_shape(tables)
@@ -105,8 +122,7 @@ def sharing_facts_cuda(words, tables, rows, out, rule):
     tokens = out[facts + FACTS * batch + batch + 1 : facts + FACTS * batch + 2 * (batch + 1)]
     begin, end = own_part(batch)
     for i in range(begin, end):
-        row = np.int64(rows[i])
-        count, told = put_facts(tables, shape, row, facts + FACTS * i, rule, out)
+        count, told = put_facts(tables, shape, rows, counts, np.int64(i), rule, out)
         pages[i] = count
         tokens[i] = told
     running_starts(shared, pages, batch)
@@ -115,7 +131,7 @@ def sharing_facts_cuda(words, tables, rows, out, rule):
 
 @cuda_kernel(
     "void(int64[::1], int64[::1], int32[::1], int32[::1], int64[::1], int32[::1])",
-    twin=sharing_commit_cpu,
+    twin=commits_row_cpu,
     step=False,
 )
 def sharing_gather_cuda(words, tables, known, tokens, facts, out):
@@ -154,7 +170,7 @@ def sharing_gather_cuda(words, tables, known, tokens, facts, out):
 
 
 @cuda_kernel(
-    "void(int64[::1], int64[::1], int32[::1], int64[::1])", twin=sharing_commit_cpu, step=False
+    "void(int64[::1], int64[::1], int32[::1], int64[::1])", twin=commits_row_cpu, step=False
 )
 def sharing_commit_cuda(words, tables, known, changes):
     """Mutates pool (owners), tables (page ids, facts of rows) and `known`, the token ids of slots.

@@ -25,6 +25,7 @@ from jitalloc.pool.state import FIRST_PAGE, NUM_PAGES, STEP
 from jitalloc.sequences.state import (
     ACTIVE,
     BORN,
+    COMPUTED,
     EVICTIONS,
     GAP,
     KNOWN,
@@ -301,6 +302,9 @@ def tables_row_fault(pool, tables, row, live, owners):
         return BAD_ROW_COLUMN
     gap = tables_column(tables, GAP)[row]
     if gap < 0 or gap > length:
+        return BAD_ROW_COLUMN
+    computed, cached = tables_column(tables, COMPUTED)[row], locked * tables[ROW_PAGE_SIZE]
+    if computed < 0 or computed > length or (gap == 0 and computed < min(cached, length)):
         return BAD_ROW_COLUMN
     end, namespace = tables_column(tables, LOCK_END)[row], tables_column(tables, NAMESPACE)[row]
     if end < 0 or end >= pool[NUM_PAGES] or (locked == 0 and end != 0):
