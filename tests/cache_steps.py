@@ -65,15 +65,22 @@ def append(pair: CachePair, random: Random) -> None:
 
 
 def room(pair: CachePair, random: Random) -> None:
+    """Among few pages that may be taken, so that each that is copied counts."""
+    if random.random() < 0.3:
+        free_rows(pair, random)
     for _ in range(2):
         fork(pair, random)
-    rows = some_rows(pair, random)
-    counts = [random.choice((0, 1, 1, 2, 9, 30)) for _ in rows]
+    model, size = pair.cache_model, pair.model.page_size
+    parts = {row: at.pages[-1] for row, at in model.rows.items() if at.length % size}
+    shared = [row for row, page in parts.items() if pair.model.owners[page] > 1]
+    random.shuffle(shared)
+    rows = random.choice((shared, shared, some_rows(pair, random)))
+    counts = [random.choice((0, 1, 1, 1, 2, 9, 30)) for _ in rows]
     if rows and random.random() < 0.1:
         counts[-1] = -1
     n = random.choice((counts, random.randrange(4)))
-    free = pair.model.available
-    pair.do("room_for", rows, n, reserve=random.choice((0, 0, 1, free, free + 1)))
+    few = max(0, pair.model.available - random.randrange(-1, 5))
+    pair.do("room_for", rows, n, reserve=random.choice((0, few, few)))
 
 
 def append_ahead(pair: CachePair, random: Random) -> None:

@@ -242,15 +242,16 @@ class BlockTables:
         """
         rows = as_integers("rows", rows, INT32)
         positions = as_lengths("positions", positions, rows.size)
-        kind = INT64 if dtype is None and out is None else as_slot_dtype(dtype, out)
+        plain = dtype is None and (out is None or getattr(out, "dtype", None) is INT64)
+        kind = INT64 if plain else as_slot_dtype(dtype, out)
         if out is not None:
             as_out(out, kind, rows.size)
-        slots = np.empty(rows.size, INT64) if out is None or kind != INT64 else out
+        slots = np.empty(rows.size, INT64) if out is None or kind is not INT64 else out
         status = tables_slots_cpu.run(self._slab, rows, positions, slots)
         if status < 0 and unpack_status(status)[0] == POSITION_RANGE:
             raise argument_error(status, "positions", positions)
         self._checked(status, rows)
-        return slots if kind == INT64 else as_slots(slots, kind, out)
+        return slots if kind is INT64 else as_slots(slots, kind, out)
 
     def page_table_csr(self, rows: ArrayLike, *, out: PageTableCSR | None = None) -> PageTableCSR:
         """Return the page ids of each sequence in compressed sparse rows (FlashInfer).

@@ -56,7 +56,7 @@ from jitalloc.sequences.state import (
     USES,
 )
 from jitalloc.sequences.tables import BlockTables, PageTableCSR
-from jitalloc.state import NULL
+from jitalloc.state import INT64, NULL
 
 
 class SequenceUpkeep(OnDevice):
@@ -280,7 +280,7 @@ class SequenceUpkeep(OnDevice):
 
         They are refused as int32 where some of this pool would not fit.
         """
-        if dtype is not None or out is not None:
+        if dtype is not None or (out is not None and getattr(out, "dtype", None) is not INT64):
             check_slots_asked(dtype, out, self.pool.num_pages, self.pool.page_size)
         with self.lock:
             return self.tables.slot_mapping(rows, positions, dtype=dtype, out=out)
