@@ -9,6 +9,7 @@ holds the beginning of a prompt.
 from importlib.metadata import PackageNotFoundError, version
 
 from jitalloc import cuda as cuda  # with it, `PagePool` and the like know their GPU classes
+from jitalloc.choices import Device, EvictionPolicy, Order, PrefixPolicy
 from jitalloc.errors import (
     AllPinned,
     CorruptState,
@@ -91,10 +92,12 @@ __all__ = [
     "BlockTables",
     "CacheSnapshot",
     "CorruptState",
+    "Device",
     "DoubleFree",
     "DuplicateSequence",
     "EntryPinned",
     "Eviction",
+    "EvictionPolicy",
     "FreeGroup",
     "InsertResult",
     "InvalidArgument",
@@ -104,6 +107,7 @@ __all__ = [
     "Moves",
     "NestedFreeGroup",
     "NotLocked",
+    "Order",
     "OutOfPages",
     "OutOfRows",
     "OutOfSlots",
@@ -120,6 +124,7 @@ __all__ = [
     "PrefixBatch",
     "PrefixCache",
     "PrefixMatch",
+    "PrefixPolicy",
     "PrefixSnapshot",
     "PrefixStats",
     "SequenceInfo",

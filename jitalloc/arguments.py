@@ -5,13 +5,15 @@ from __future__ import annotations
 import itertools
 import marshal
 import operator
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from jitalloc.errors import InvalidArgument, WrongDevice
 from jitalloc.state import INT32, INT32_MAX, INT64
+
+C = TypeVar("C")
 
 ON_GPU: Final = (2, 10)  # kDLCUDA and kDLROCM of DLPack
 
@@ -44,11 +46,13 @@ def check_bool(name: str, value: Any) -> None:
         raise InvalidArgument(name, value, "must be a bool")
 
 
-def as_choice(name: str, value: Any, choices: tuple[str, ...]) -> str:
-    """Return `value` if it is one of `choices`."""
-    if not isinstance(value, str) or value not in choices:
-        raise InvalidArgument(name, value, f"must be one of {', '.join(choices)}")
-    return value
+def as_choice(name: str, value: Any, choices: tuple[C, ...]) -> C:
+    """Return `value` if it is one of `choices`, which are texts."""
+    if isinstance(value, str):
+        for choice in choices:
+            if value == choice:
+                return choice
+    raise InvalidArgument(name, value, f"must be one of {', '.join(map(str, choices))}")
 
 
 def as_integers(name: str, values: Any, dtype: np.dtype[Any]) -> NDArray[Any]:
@@ -68,13 +72,12 @@ def as_integers(name: str, values: Any, dtype: np.dtype[Any]) -> NDArray[Any]:
     if values.dtype.kind not in "iu":
         expected = "must be an array of integers" + _hint(name)
         raise InvalidArgument(name, str(values.dtype), expected, fact="dtype")
+    converted: NDArray[Any] = values.astype(dtype)  # an equal dtype may be another object
     if not np.can_cast(values.dtype, dtype):
-        bounds = np.iinfo(dtype)
-        outside = (values < bounds.min) | (values > bounds.max)
+        outside = converted != values
         if outside.any():
             position = int(np.argmax(outside))
             raise InvalidArgument(name, int(values[position]), f"must fit {dtype}", position)
-    converted: NDArray[Any] = values.astype(dtype)  # an equal dtype may be another object
     return converted
 
 

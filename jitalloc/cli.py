@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from jitalloc.choices import Device
 from jitalloc.errors import InvalidArgument, JitallocError
 
 if TYPE_CHECKING:
@@ -359,7 +360,7 @@ def info() -> None:
     show_default=True,
     help="Whose kernels.",
 )
-def warmup(device: str) -> None:
+def warmup(device: Device) -> None:
     """Compile all kernels now, so that the first use does not have to."""
     import jitalloc
     from jitalloc.warming import compile_in_two

@@ -295,7 +295,7 @@ class CorruptState(JitallocError):
 
 
 class SnapshotError(JitallocError, ValueError):
-    """A saved state is truncated, foreign, of another version, or does not fit."""
+    """A saved state is truncated, foreign, of another version, does not fit, or cannot be made."""
 
 
 class TraceError(JitallocError, ValueError):

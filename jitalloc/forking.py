@@ -16,6 +16,8 @@ import os
 import threading
 import time
 import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -81,6 +83,16 @@ def keep_quiet(owner: Any, place: int = LAST, lock: Any = None, slab: str | None
 
     with _knowing:
         _owners[number] = _Owner(weakref.ref(owner, forget), place, lock, slab)
+
+
+@contextmanager
+def stand_still(owner: Any, slab: str) -> Iterator[NDArray[np.int64]]:
+    """Keep every loop out of a slab of `owner` for the time of a `with` block, as at a fork."""
+    _hold(owner, slab)
+    try:
+        yield getattr(owner, slab)
+    finally:
+        forking_hold_cpu.run(getattr(owner, slab), 0)
 
 
 def _before() -> None:

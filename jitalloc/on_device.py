@@ -3,7 +3,23 @@
 from __future__ import annotations
 
 import inspect
-from typing import Any, ClassVar, Self
+from collections.abc import Callable
+from typing import Any, ClassVar, Self, TypeVar, get_args
+
+from jitalloc.choices import Device
+from jitalloc.errors import WrongDevice
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def called(name: str) -> Callable[[F], F]:
+    """Let errors about the arguments of a constructor name what was called: `name`."""
+
+    def rename(constructor: F) -> F:
+        constructor.__qualname__ = name
+        return constructor
+
+    return rename
 
 
 class OnDevice:
@@ -17,11 +33,11 @@ class OnDevice:
 
     __slots__ = ()
 
-    device: ClassVar[str] = "cpu"
+    device: ClassVar[Device] = "cpu"
     __signature__: ClassVar[inspect.Signature]
     _by_device: ClassVar[dict[str, type[Any]]]
 
-    def __init_subclass__(cls, device: str | None = None) -> None:
+    def __init_subclass__(cls, device: Device | None = None) -> None:
         if OnDevice in cls.__bases__:
             cls._by_device = {}
         # What `help` shows are the arguments of __init__, not those by which __new__ chooses.
@@ -30,6 +46,15 @@ class OnDevice:
         if device is not None:
             cls.device = device
             cls._by_device[device] = cls
+
+    def _check_device(self, device: Any) -> None:
+        """Raise where `device` is none, or not the one that this class manages."""
+        if not isinstance(device, str) or device not in get_args(Device):
+            expected = f"must be {' or '.join(map(repr, get_args(Device)))}"
+            raise WrongDevice("device", device, expected)
+        if device != self.device:
+            expected = f"a {type(self).__name__} lives on {self.device!r} only"
+            raise WrongDevice("device", device, expected)
 
     @classmethod
     def _on(cls, device: Any) -> Self:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import json
 import os
 import tempfile
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Hashable, Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NoReturn
+from uuid import UUID
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +20,32 @@ from jitalloc.errors import SnapshotError
 
 FORMAT: Final = "jitalloc"
 VERSION: Final = 3
+
+SAVED_IDS: Final = (int, str, bytes, bool, float, type(None))
+
+
+def uncopied(why: str) -> Callable[[Any, Any], NoReturn]:
+    """Return a `__reduce_ex__` for what `pickle` and `copy` have to refuse, and what to do."""
+
+    def refuse(self: Any, _protocol: Any) -> NoReturn:
+        name = type(self).__name__
+        raise SnapshotError(f"a {name} cannot be copied or pickled: {why}")
+
+    return refuse
+
+
+def shallow(self: Any) -> NoReturn:
+    """Refuse `copy.copy` of what holds pages of a pool."""
+    name = type(self).__name__
+    text = "two would hold the same pages; copy.deepcopy takes the pool along"
+    raise SnapshotError(f"a {name} cannot be copied without its pool: {text}")
+
+
+def check_step(found: int, expected: int) -> None:
+    """Raise where a pool is not at the step of what was pickled or copied with it."""
+    if found != expected:
+        text = f"the pool is at step {found}, what stands on it at {expected}"
+        raise SnapshotError(f"changed while it was copied or pickled: {text}")
 
 
 def _digest(text: str, arrays: Mapping[str, NDArray[Any]]) -> str:
@@ -109,3 +137,28 @@ def read_state(
     if _digest(text, found) != digest:
         raise SnapshotError(f"{path}: the checksum does not match, the file is damaged")
     return facts, found
+
+
+def text_of_id(seq_id: Hashable) -> str:
+    """Return the id of a sequence, or the name of a namespace, as a Python literal."""
+    if isinstance(seq_id, np.integer):  # as dict keys the two are one: it is found by either
+        return repr(int(seq_id))
+    if type(seq_id) is UUID:
+        return f"{{'uuid': {seq_id.hex!r}}}"  # no id is a dict, for that is not hashable
+    simple = type(seq_id) in SAVED_IDS
+    if type(seq_id) is tuple:
+        return "(" + "".join(text_of_id(part) + "," for part in seq_id) + ")"
+    if not simple or (isinstance(seq_id, float) and not np.isfinite(seq_id)):
+        raise SnapshotError(f"a sequence id of type {type(seq_id).__name__} cannot be saved")
+    return repr(seq_id)
+
+
+def id_of_text(text: str) -> Hashable:
+    """Return the id that `text_of_id` wrote."""
+    return _with_uuids(ast.literal_eval(text))
+
+
+def _with_uuids(value: Any) -> Hashable:
+    if type(value) is tuple:
+        return tuple(_with_uuids(part) for part in value)
+    return UUID(str(value["uuid"])) if type(value) is dict else value

@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import Final, Self
 
 from jitalloc import _jit
+from jitalloc.choices import Device
 from jitalloc.errors import WrongDevice
 from jitalloc.gpu.device import load_kernels
 
@@ -89,7 +90,7 @@ def _missing(names: Iterable[str]) -> list[str]:
     return [name for name in names if not any(folder.glob(f"*/*.{name}-*.nbi"))]
 
 
-def warmup(device: str = "cpu") -> int:
+def warmup(device: Device = "cpu") -> int:
     """Compile every kernel of a device now, or load it from the disk cache.
 
     Parameters

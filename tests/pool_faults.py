@@ -60,6 +60,7 @@ def nest_groups(pool: PagePool) -> None:
 
 POOL_FAULTS = {
     # Counts.
+    "unknown device": Fault(lambda at: PagePool(8, device="gpu"), WrongDevice, "device", "gpu"),
     "runs": Fault(lambda at: at.pool.stats(runs=1), InvalidArgument, "runs", 1),
     "negative": Fault(lambda at: at.pool.alloc(-1), InvalidArgument, "n", -1),
     "past int32": Fault(lambda at: at.pool.alloc(BIG), InvalidArgument, "n", BIG),

@@ -213,3 +213,29 @@ def test_errors_say_what_was_meant(call: Callable[[], Any], text: str) -> None:
     with pytest.raises(InvalidArgument) as caught:
         call()
     assert text in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("call", "text"),
+    [
+        (PagePool, "PagePool() missing 1 required positional argument: 'num_pages'"),
+        (lambda: PagePool(8, pages=3), "PagePool() got an unexpected keyword argument 'pages'"),
+        (SlotAllocator, "SlotAllocator() missing 1 required positional argument: 'max_slots'"),
+        (PrefixCache, "PrefixCache() missing 1 required positional argument: 'pool'"),
+        (lambda: PrefixCache(PagePool(8), size=3), "PrefixCache() got an unexpected keyword"),
+        (PagedKVCache, "PagedKVCache() missing 1 required positional argument: 'pool'"),
+        (lambda: PagedKVCache(PagePool(8)), "PagedKVCache() missing 2 required positional arg"),
+    ],
+    ids=itertools.count(),
+)
+def test_errors_name_what_was_called(call: Callable[..., Any], text: str) -> None:
+    with pytest.raises(TypeError) as caught:
+        call()
+    assert text in str(caught.value)
+
+
+@pytest.mark.parametrize("make", [PagePool, SlotAllocator])
+def test_an_unknown_device_is_told_which_there_are(make: Callable[..., Any]) -> None:
+    for device in ("gpu", None, 3, "CPU", ["cpu"]):
+        with pytest.raises(WrongDevice, match=r"device = .*: must be 'cpu' or 'cuda'"):
+            make(8, device=device)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
+import pickle
 from collections.abc import Callable
 from typing import Any
 
@@ -268,3 +271,33 @@ def test_a_resize_keeps_a_call_that_failed_before(pool: Any) -> None:
     with pytest.raises(jitalloc.PageInUse, match="page 4 is held"):
         pool.resize(4)
     assert pool.num_pages == 20
+
+
+def test_nothing_on_the_gpu_is_copied_or_pickled(pool: Any) -> None:
+    prefix = jitalloc.PrefixCache(pool)
+    cache = jitalloc.PagedKVCache(pool, 2, 4, prefix_cache=prefix)
+    slots = jitalloc.SlotAllocator(4, device="cuda")
+    mirror = jitalloc.PagedKVCache(PagePool(4, 4), 2, 2).mirror()
+    for each in (pool, prefix, cache, cache.tables, slots, mirror):
+        for way in (copy.copy, copy.deepcopy, pickle.dumps):
+            with pytest.raises(jitalloc.SnapshotError, match=f"a {type(each).__name__} cannot be"):
+                way(each)
+    assert pool.alloc(8).tolist() == list(range(8))
+
+
+def test_stats_without_runs(pool: Any) -> None:
+    pool.free(pool.alloc(5)[1:3])
+    stats = pool.stats(runs=False)
+    assert (stats.longest_run, stats.fragmentation) == (None, None)
+    assert stats == dataclasses.replace(pool.stats(), longest_run=None, fragmentation=None)
+    with pytest.raises(InvalidArgument, match="runs = 0"):
+        pool.stats(runs=0)
+
+
+def test_tokens_on_the_gpu_may_be_a_batch_of_one(pool: Any) -> None:
+    cache = jitalloc.PagedKVCache(pool, 2, 4, prefix_cache=jitalloc.PrefixCache(pool))
+    cache.allocate("a", tokens=ids(1, 2, 3, 4, 5)[None])
+    cache.commit("a")
+    assert cache.allocate("b", tokens=ids(1, 2, 3, 4, 6)[None]) == 4
+    with pytest.raises(InvalidArgument, match="shape of tokens = "):
+        cache.allocate("c", tokens=ids(1, 2)[:, None])

@@ -21,7 +21,7 @@ from tests.house import MODULES, PACKAGE, ROOT, imports, name_of, sources
 
 # The flow of data: a module imports only what stands above it, and within its wing only what
 # stands above it there.
-GROUND = ["_sources", "errors", "state", "_jit", "_intrinsics"]
+GROUND = ["_sources", "choices", "errors", "state", "_jit", "_intrinsics"]
 GROUND += ["arguments", "on_device", "interrupts", "snapshot", "forking"]
 WINGS = ["gpu", "pool", "slots", "prefix", "sequences"]
 ORDER = [*GROUND, *WINGS, "cuda", "warming", "__init__", "replay", "info", "cli", "__main__"]

@@ -13,6 +13,7 @@ import jitalloc
 from jitalloc import PagedKVCache, PagePool, PrefixCache, SlotAllocator, SlotPrefixCache
 
 WINGS = ["pool", "prefix", "sequences", "slots"]
+CHOICES = {"Device", "EvictionPolicy", "Order", "PrefixPolicy"}  # types of arguments
 EXCEPTIONS = {name for name in jitalloc.__all__ if hasattr(jitalloc.errors, name)}
 
 
@@ -101,7 +102,7 @@ def test_every_public_name_stands_in_one_wing() -> None:
         name for wing in WINGS for name in importlib.import_module(f"jitalloc.{wing}").__all__
     ]
     assert len(handed) == len(set(handed))
-    assert set(jitalloc.__all__) - set(handed) - EXCEPTIONS == {"NULL", "warmup"}
+    assert set(jitalloc.__all__) - set(handed) - EXCEPTIONS == {"NULL", "warmup", *CHOICES}
 
 
 def test_the_classes_of_the_gpu_stand_in_cuda() -> None:

@@ -8,11 +8,12 @@ import sys
 from pathlib import Path
 from random import Random
 from typing import Any
+from uuid import UUID
 
 import numpy as np
 import pytest
 
-from jitalloc import PagedKVCache, PagePool
+from jitalloc import PagedKVCache, PagePool, PrefixCache
 from jitalloc.errors import InvalidArgument, SnapshotError
 from jitalloc.pool.state import FREE, ORDER, PAGE_SIZE, STEP
 from jitalloc.sequences.state import MAX_PAGES, NUM_ROWS, ROW_PAGE_SIZE
@@ -351,7 +352,7 @@ def test_a_saved_lock_does_not_stop_the_reader(tmp_path: Path) -> None:
     assert done.returncode == 0 or "SnapshotError" in done.stderr
 
 
-@pytest.mark.parametrize("seq_id", [object, float("nan"), np.int64(3), ("a", frozenset()), 1j])
+@pytest.mark.parametrize("seq_id", [object, float("nan"), np.float64(3), ("a", frozenset()), 1j])
 def test_ids_that_a_file_cannot_hold_are_refused(tmp_path: Path, seq_id: Any) -> None:
     cache = PagedKVCache(PagePool(4, 4), 2, 2)
     cache.allocate(seq_id, 1)
@@ -360,3 +361,21 @@ def test_ids_that_a_file_cannot_hold_are_refused(tmp_path: Path, seq_id: Any) ->
     assert os.listdir(tmp_path) == []
     cache.restore(cache.snapshot())  # in memory they can stay
     assert seq_id in cache
+
+
+A_UUID = UUID("12345678123456781234567812345678")
+
+
+@pytest.mark.parametrize(
+    "name", [A_UUID, np.int64(3), np.uint8(3), ("a", A_UUID), ((np.int32(-5),), True, "{'uuid'}")]
+)
+def test_ids_of_requests_and_of_numpy_come_back(tmp_path: Path, name: Any) -> None:
+    pool = PagePool(8, 2)
+    cache = PagedKVCache(pool, 2, 4, prefix_cache=PrefixCache(pool))
+    cache.allocate(name, tokens=[1, 2, 3, 4], namespace=name)
+    cache.commit(name)
+    cache.save(tmp_path / "state")
+    again = PagedKVCache.load(tmp_path / "state")
+    assert name in again
+    assert again.ids == [name]
+    assert again.allocate("b", tokens=[1, 2, 3, 4, 5], namespace=name) == 4

@@ -13,6 +13,7 @@ from jitalloc.errors import CorruptState, JitallocError
 from jitalloc.gpu.device import Device, device
 from jitalloc.gpu.kernel import CudaKernel
 from jitalloc.gpu.record import FAULT_STATUS, FAULT_WANTED, LOWEST, RECORD_SLOTS, TICKET
+from jitalloc.snapshot import uncopied
 from jitalloc.state import HEADER_SLOTS
 
 ITEMS = 4  # elements of a thread before a call takes another block
@@ -32,6 +33,8 @@ class CudaSlab:
     and over what it then fetches. Locks of caches on a pool are taken before it. Who only looks
     waits without it, so that others go on launching meanwhile.
     """
+
+    __reduce_ex__ = uncopied("it lives on the GPU")
 
     __slots__ = ()
 

@@ -50,6 +50,7 @@ from jitalloc.pool.loops.tokens import (
     tokens_total_cpu,
 )
 from jitalloc.pool.upkeep import PoolUpkeep
+from jitalloc.snapshot import uncopied
 from jitalloc.state import INT32, INT64
 
 _empty, _ndarray = np.empty, np.ndarray
@@ -81,6 +82,8 @@ class FreeGroup:
     """
 
     __slots__ = ("__weakref__", "_gathered", "_pool", "_process", "_thread", "released")
+
+    __reduce_ex__ = uncopied("it is part of a `with` statement")
 
     def __init__(self, pool: PagePool) -> None:
         self._pool = pool
@@ -144,7 +147,8 @@ class PagePool(PoolUpkeep):
         `jitalloc[cuda13]`; arrays are then CuPy's, every call is one kernel launch on the current
         stream, and errors come late (`help(jitalloc.cuda.CudaPagePool)`).
     null_page : bool
-        Keep page 0 out of circulation, as a target for padding.
+        Keep page 0 out of circulation, as a target for padding. Without it block tables are padded
+        with -1, which `k[tables]` in NumPy takes for the last page.
     stream : object or int, optional
         With `device="cuda"`: where all calls go, those of caches on the pool too. A stream of CuPy,
         one of torch, or the address of one; None: CuPy's current stream at each call. (torch's
@@ -170,6 +174,10 @@ class PagePool(PoolUpkeep):
     costs a compare-and-swap a call (`bench_pool.Threads`); a call that finds it taken sleeps
     and tries again. Kernels release the GIL. `os.fork` waits until no thread is inside: a child
     may use its copy of a pool on the CPU, and of the caches on it, as if it were the parent.
+
+    `copy.deepcopy` and `pickle` make another pool with the same state; a `PagedKVCache` or a
+    `PrefixCache` takes its pool along, and what is copied or pickled in one go shares it again.
+    Matches, and pools on a GPU, refuse. For files: `save`.
 
     Every allocation decision depends on the calls so far alone: the same calls give the same
     ids in every process.

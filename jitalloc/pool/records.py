@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from jitalloc.choices import Order
+
 
 @dataclass(frozen=True, slots=True)
 class PoolStats:
@@ -71,6 +73,6 @@ class PoolSnapshot:
 
     num_pages: int
     page_size: int
-    order: str
+    order: Order
     null_page: bool
     slab: NDArray[np.int64]

@@ -22,11 +22,12 @@ Invariants, between any two calls::
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
+from jitalloc.choices import Order
 from jitalloc.state import HEADER_SLOTS, INT32, UINT64, words
 
 # Pool header. STEP is the logical clock: each successful call that may change the pool is one tick.
@@ -48,7 +49,7 @@ MERGES: Final = 12
 SORTED: Final = 0
 FIFO: Final = 1
 LIFO: Final = 2
-ORDERS: Final = ("sorted", "fifo", "lifo")
+ORDERS: Final[tuple[Order, ...]] = get_args(Order)
 
 
 @dataclass(frozen=True, slots=True)

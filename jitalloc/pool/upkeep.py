@@ -14,20 +14,20 @@ from numpy.typing import ArrayLike, NDArray
 
 from jitalloc._jit import BUSY_STATUS, Kernel, wait_for_lock
 from jitalloc.arguments import as_choice, as_count, as_pages, check_bool
+from jitalloc.choices import Device, Order
 from jitalloc.errors import (
     CorruptState,
     InvalidArgument,
     InvalidPage,
     PageInUse,
     SnapshotError,
-    WrongDevice,
     corrupt_error,
     page_error,
     unpack_status,
 )
 from jitalloc.forking import keep_quiet
 from jitalloc.interrupts import uninterrupted
-from jitalloc.on_device import OnDevice
+from jitalloc.on_device import OnDevice, called
 from jitalloc.pool.holders import Moves, PageHolder
 from jitalloc.pool.loops import upkeep as kernels
 from jitalloc.pool.loops.owners import owners_count_cpu
@@ -75,32 +75,33 @@ class PoolUpkeep(OnDevice):
         "page_size",
     )
 
+    @called("PagePool")
     def __new__(
         cls,
         num_pages: int,
         page_size: int = 16,
         *,
-        order: str = "sorted",
-        device: str = "cpu",
+        order: Order = "sorted",
+        device: Device = "cpu",
         null_page: bool = False,
         stream: Any = None,
     ) -> Self:
         """Return a pool of the class that manages `device`."""
         return cls._on(device)
 
+    @called("PagePool")
     def __init__(
         self,
         num_pages: int,
         page_size: int = 16,
         *,
-        order: str = "sorted",
-        device: str = "cpu",
+        order: Order = "sorted",
+        device: Device = "cpu",
         null_page: bool = False,
         stream: Any = None,
     ) -> None:
-        order = as_choice("order", order, ORDERS)
-        if not isinstance(device, str) or device != self.device:
-            raise WrongDevice("device", device, f"this pool can live on {self.device!r} only")
+        chosen = as_choice("order", order, ORDERS)
+        self._check_device(device)
         check_bool("null_page", null_page)
         num_pages = as_count("num_pages", num_pages, 1 + null_page)
         page_size = as_count("page_size", page_size, 1)
@@ -109,13 +110,13 @@ class PoolUpkeep(OnDevice):
         slab[NUM_PAGES] = num_pages
         slab[PAGE_SIZE] = page_size
         slab[PAGE_SHIFT] = page_shift(page_size)
-        slab[ORDER] = ORDERS.index(order)
+        slab[ORDER] = ORDERS.index(chosen)
         slab[FIRST_PAGE] = int(null_page)
         slab[FREE] = num_pages - null_page
         kernels.upkeep_clear_cpu.run(slab)
         slab[STEP] = 0
         self.page_size = page_size
-        self.order = order
+        self.order: Order = chosen
         self.null_page = null_page
         self._group: Any = None  # a weak reference to the `FreeGroup` that is open
         self._shape = threading.RLock()  # held by who sizes a buffer by the pool, or resizes it
@@ -496,6 +497,14 @@ class PoolUpkeep(OnDevice):
         """
         _facts, arrays = read_state(path, "PagePool", ("pool",))
         return cls._from_slab(arrays["pool"], path)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self)._revive, (self.snapshot().slab,)
+
+    @classmethod
+    def _revive(cls, slab: NDArray[np.int64]) -> Self:
+        """Return a copy of a pool: what `pickle` and `copy` call."""
+        return cls._from_slab(slab.copy(), "copy")
 
     @classmethod
     def _from_slab(cls, slab: NDArray[Any], path: str | os.PathLike[str]) -> Self:

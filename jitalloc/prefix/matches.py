@@ -21,6 +21,7 @@ from jitalloc.prefix.state import (
     MATCH_PARTIAL_PAGE,
     MATCH_PARTIAL_TOKENS,
 )
+from jitalloc.snapshot import uncopied
 from jitalloc.state import INT32
 
 
@@ -73,6 +74,7 @@ class PrefixMatch:
     """
 
     __slots__ = ("__weakref__", "_cache", "_epoch", "_record", "num_pages", "num_tokens")
+    __reduce_ex__ = uncopied("it locks pages of its cache; copies of the cache know of no match")
     _size = 1
 
     def __init__(self, cache: Holder, epoch: Epoch, room: int) -> None:
@@ -157,6 +159,8 @@ class PrefixBatch:
         "partial_pages",
         "partial_tokens",
     )
+
+    __reduce_ex__ = uncopied("it locks pages of its cache; copies of the cache know of no match")
 
     def __init__(self, cache: Holder, epoch: Epoch, size: int) -> None:
         self._record = np.zeros(size * MATCH_FIELDS, INT32)

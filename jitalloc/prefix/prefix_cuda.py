@@ -25,6 +25,7 @@ from jitalloc.prefix.matches import InsertResult
 from jitalloc.prefix.prefix import PrefixCache
 from jitalloc.prefix.state import UNCACHED, prefix_arrays
 from jitalloc.prefix.upkeep import PrefixSnapshot
+from jitalloc.snapshot import uncopied
 from jitalloc.state import HEADER_SLOTS, INT32, INT64, words
 
 FETCHED = RECORD_SLOTS + HEADER_SLOTS  # words before the rest of what is fetched at once
@@ -53,6 +54,8 @@ class CudaPrefixCache(PrefixCache, device="cuda"):
     The ids of tokens stand on the GPU as well, by the slots of the pool: those of cached pages, and
     those that the sequences of a `PagedKVCache` are known to hold.
     """
+
+    __reduce_ex__ = uncopied("it lives on the GPU; a snapshot() of it can be")
 
     pool: CudaPagePool
     _tokens: Any  # int32[num_pages * page_size] on the GPU

@@ -37,11 +37,12 @@ Invariants, between any two calls::
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
+from jitalloc.choices import PrefixPolicy
 from jitalloc.state import INT32
 
 UNCACHED: Final = -(2**31)
@@ -139,7 +140,7 @@ BY_MRU: Final = 2
 BY_LFU: Final = 3
 BY_SLRU: Final = 4
 BY_PRIORITY: Final = 5
-PREFIX_POLICIES: Final = ("lru", "fifo", "mru", "lfu", "slru", "priority")
+PREFIX_POLICIES: Final[tuple[PrefixPolicy, ...]] = get_args(PrefixPolicy)
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import threading
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
@@ -13,9 +12,10 @@ from numpy.typing import NDArray
 
 from jitalloc._jit import BUSY_STATUS, Kernel, wait_for_lock
 from jitalloc.arguments import as_choice, as_count, as_fraction
+from jitalloc.choices import PrefixPolicy
 from jitalloc.errors import CorruptState, InvalidArgument, WrongDevice, corrupt_error
 from jitalloc.forking import keep_quiet
-from jitalloc.on_device import OnDevice
+from jitalloc.on_device import OnDevice, called
 from jitalloc.pool.holders import Moves, ranks
 from jitalloc.pool.pool import PagePool
 from jitalloc.prefix.loops.upkeep import (
@@ -61,6 +61,7 @@ from jitalloc.prefix.state import (
     prefix_arrays,
     prefix_header,
 )
+from jitalloc.snapshot import check_step, id_of_text, shallow
 from jitalloc.state import INT32, words
 
 
@@ -83,15 +84,17 @@ class PrefixSnapshot:
 class PrefixUpkeep(OnDevice):
     """A prefix cache as a whole: what it does with pages is told by `PrefixCache`."""
 
+    @called("PrefixCache")
     def __new__(cls, pool: PagePool, **_options: Any) -> Self:
         """Return a cache of the class that manages the pool's device."""
         return cls._on(getattr(pool, "device", None))
 
+    @called("PrefixCache")
     def __init__(
         self,
         pool: PagePool,
         *,
-        policy: str = "lru",
+        policy: PrefixPolicy = "lru",
         default_priority: int = 35,
         pin_budget: int | None = None,
         protected_share: float = 0.8,
@@ -319,11 +322,35 @@ class PrefixUpkeep(OnDevice):
             "protected_share": self.protected_share,
         }
 
+    __copy__ = shallow
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        with self.pool._everyone():
+            saved = self.snapshot()
+            facts = self._options(), saved.slab, saved.namespaces, self.pool.step
+        return type(self)._revive, (self.pool, *facts)
+
+    @classmethod
+    def _revive(
+        cls,
+        pool: PagePool,
+        options: dict[str, Any],
+        slab: NDArray[np.int64],
+        namespaces: tuple[tuple[Hashable, int], ...],
+        step: int,
+    ) -> Self:
+        """Return a copy of a cache on a copy of its pool: what `pickle` and `copy` call."""
+        check_step(pool.step, step)
+        cache = cls(pool, **options)
+        with pool._everyone():
+            cache._take_over(PrefixSnapshot(slab, namespaces), alone=True)
+        return cache
+
     @classmethod
     def _from_slab(cls, pool: PagePool, slab: NDArray[Any], facts: dict[str, Any]) -> Self:
         """Return a new cache with a state from a file; ValueError where that makes no sense."""
         facts = dict(facts)
-        names = {ast.literal_eval(text): int(number) for text, number in facts.pop("namespaces")}
+        names = {id_of_text(text): int(number) for text, number in facts.pop("namespaces")}
         cache = cls(pool, **facts)
         if slab.dtype != np.int64 or slab.shape != cache._slab.shape:
             raise ValueError("the prefix cache's array has the wrong shape")

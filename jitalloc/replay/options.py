@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
+from jitalloc.choices import Device, Order, PrefixPolicy
 from jitalloc.errors import InvalidArgument
 from jitalloc.state import INT32_MAX
 
@@ -52,9 +53,9 @@ class ReplayOptions:
     mode: str = "serve"
     num_pages: int = 65_536
     page_size: int = 16
-    order: str = "sorted"
+    order: Order = "sorted"
     policy: str = "lru"
-    device: str = "cpu"
+    device: Device = "cpu"
     max_batch: int = 256
     max_length: int | None = None
     step_tokens: int = 8_192
@@ -82,6 +83,11 @@ class ReplayOptions:
                 self.step_tokens,
                 f"a full batch decodes {self.max_batch} tokens a step",
             )
+
+    @property
+    def prefix_policy(self) -> PrefixPolicy | None:
+        """What the prefix cache is made with; None: nothing is cached."""
+        return None if self.policy == "none" else cast(PrefixPolicy, self.policy)
 
     def _check_count(self, name: str, value: Any) -> None:
         if value is None and name in ("max_length", "limit"):

@@ -37,8 +37,8 @@ def prepare(options: ReplayOptions) -> None:
     cache = PagedKVCache(pools[0], 2, 4)
     with Precompiled(LOOKS if options.device == "cpu" else ()) as elsewhere:
         _change(cache)
-        if options.policy != "none":
-            prefix = PrefixCache(pools[1], policy=options.policy)
+        if options.prefix_policy is not None:
+            prefix = PrefixCache(pools[1], policy=options.prefix_policy)
             sharing = PagedKVCache(pools[1], 2, 4, prefix_cache=prefix)
             _share(sharing)
         elsewhere.wait()

@@ -86,5 +86,6 @@ def _make_meter(options: ReplayOptions) -> Meter:
     pool = PagePool(
         options.num_pages, options.page_size, order=options.order, device=options.device
     )
-    prefix = None if options.policy == "none" else PrefixCache(pool, policy=options.policy)
+    policy = options.prefix_policy
+    prefix = None if policy is None else PrefixCache(pool, policy=policy)
     return Meter(pool, PagedKVCache(pool, rows, options.row_pages, prefix_cache=prefix), prefix)

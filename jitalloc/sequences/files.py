@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import os
 from collections.abc import Hashable
 from dataclasses import dataclass
@@ -11,13 +10,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from jitalloc.errors import SnapshotError
 from jitalloc.pool.records import PoolSnapshot
 from jitalloc.prefix.upkeep import PrefixSnapshot
 from jitalloc.sequences.state import MAX_PAGES, NUM_ROWS, table_slab_words
-from jitalloc.snapshot import read_state, write_state
+from jitalloc.snapshot import id_of_text, read_state, text_of_id, write_state
 
-SAVED_IDS = (int, str, bytes, bool, float, type(None))
 OPTIONS = ("eviction", "eviction_threshold", "sink_tokens", "window_tokens")
 """What a cache of sequences is made with, beside pool and sizes."""
 
@@ -51,11 +48,11 @@ def write_cache(
     prefix_options: dict[str, Any],
 ) -> None:
     """Write a snapshot, and what its cache and its prefix cache were made with."""
-    facts = {"ids": [_id_text(seq_id) for seq_id in snapshot.ids], **options}
+    facts = {"ids": [text_of_id(seq_id) for seq_id in snapshot.ids], **options}
     arrays = {"pool": snapshot.pool.slab, "tables": snapshot.tables}
     if snapshot.prefix is not None:
         arrays["prefix"] = snapshot.prefix.slab
-        names = [[_id_text(name), number] for name, number in snapshot.prefix.namespaces]
+        names = [[text_of_id(name), number] for name, number in snapshot.prefix.namespaces]
         facts["prefix"] = {**prefix_options, "namespaces": names}
     write_state(path, "PagedKVCache", facts, arrays)
 
@@ -67,7 +64,7 @@ def read_cache(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, 
 
 def saved_ids(facts: dict[str, Any]) -> list[Hashable]:
     """Return the id of each row."""
-    return [ast.literal_eval(text) for text in facts["ids"]]
+    return [id_of_text(text) for text in facts["ids"]]
 
 
 def saved_sizes(slab: NDArray[Any], num_ids: int) -> tuple[int, int]:
@@ -78,13 +75,3 @@ def saved_sizes(slab: NDArray[Any], num_ids: int) -> tuple[int, int]:
     if slab.size != table_slab_words(rows, width) or num_ids != rows:
         raise ValueError("the table's array has the wrong length")
     return rows, width
-
-
-def _id_text(seq_id: Hashable) -> str:
-    """Return `seq_id` as a Python literal."""
-    simple = type(seq_id) in SAVED_IDS
-    if type(seq_id) is tuple:
-        return "(" + "".join(_id_text(part) + "," for part in seq_id) + ")"
-    if not simple or (isinstance(seq_id, float) and not np.isfinite(seq_id)):
-        raise SnapshotError(f"a sequence id of type {type(seq_id).__name__} cannot be saved")
-    return repr(seq_id)

@@ -14,6 +14,7 @@ from jitalloc.errors import CorruptState, WrongDevice
 from jitalloc.on_device import OnDevice
 from jitalloc.sequences.loops.mirror import mirror_pack_cpu
 from jitalloc.sequences.state import LENGTH, TableArrays, table_arrays
+from jitalloc.snapshot import uncopied
 
 
 class Mirrored(Protocol):
@@ -52,6 +53,8 @@ class BlockTableMirror(OnDevice):
     1024
     >>> mirror.block_tables(rows_there, out=tables_there)  # doctest: +SKIP
     """
+
+    __reduce_ex__ = uncopied("it follows tables to a GPU; make another one")
 
     __slots__ = ("_anew", "_lock", "_sent", "_tables", "_there")
 

@@ -24,11 +24,12 @@ Invariants::
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
+from jitalloc.choices import EvictionPolicy
 from jitalloc.state import HEADER_SLOTS, INT32, UINT64, words
 
 # Table header.
@@ -68,7 +69,7 @@ LFU: Final = 1  # the one written to least often
 LONGEST: Final = 2
 PRIORITY_FIRST: Final = 3  # the lowest priority
 STREAMING: Final = 4  # the longest, and only what lies between its sinks and its window
-EVICTION_POLICIES: Final = ("lru", "lfu", "longest", "priority", "streaming")
+EVICTION_POLICIES: Final[tuple[EvictionPolicy, ...]] = get_args(EvictionPolicy)
 
 
 @dataclass(frozen=True, slots=True)

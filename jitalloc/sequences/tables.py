@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from jitalloc.arguments import as_count, as_integers, as_lengths, as_out
+from jitalloc.choices import Device
 from jitalloc.errors import (
     CHANGED,
     POSITION_RANGE,
@@ -132,6 +133,19 @@ class BlockTables:
         table_arrays(slab).pages[:] = NULL
         self._install(slab)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        sizes = self.max_sequences, self.max_pages_per_sequence, self.page_size, self.pad
+        return type(self)._revive, (*sizes, self._slab.copy())
+
+    @classmethod
+    def _revive(
+        cls, rows: int, width: int, page_size: int, pad: int, slab: NDArray[np.int64]
+    ) -> Self:
+        """Return a copy of tables: what `pickle` and `copy` call."""
+        tables = cls(rows, width, page_size, pad)
+        tables._install(slab.copy())
+        return tables
+
     def _install(self, slab: NDArray[np.int64]) -> None:
         self.arrays: TableArrays = table_arrays(slab)
         self._slab = slab
@@ -176,6 +190,8 @@ class BlockTables:
         -------
         int32[B, width]
             Padded with `NULL` (-1), or with page 0 where the pool keeps it as null page.
+            To index by it, as in `k[tables]`, make the pool with `null_page=True`: NumPy takes -1
+            for the last page, which some sequence may hold, and says nothing.
 
         Raises
         ------
@@ -382,7 +398,7 @@ class BlockTables:
             if unpack_status(status)[0] != CHANGED:  # another thread wrote to a sequence: again
                 raise attention_error(status, self._slab, self.arrays, rows, counts, made)
 
-    def mirror(self, device: str = "cuda", *, stream: Any = None) -> BlockTableMirror:
+    def mirror(self, device: Device = "cuda", *, stream: Any = None) -> BlockTableMirror:
         """Return a copy on a GPU that follows these tables, for an engine driven by the host.
 
         While another thread calls the cache that writes the tables, use `PagedKVCache.mirror`.

@@ -30,6 +30,7 @@ from jitalloc.sequences.loops.tables_cuda import (
 )
 from jitalloc.sequences.state import TableArrays, table_arrays
 from jitalloc.sequences.tables import BlockTables, PageTableCSR, as_csr
+from jitalloc.snapshot import uncopied
 from jitalloc.state import INT32, INT64
 
 if TYPE_CHECKING:
@@ -49,6 +50,8 @@ class CudaBlockTables(BlockTables):
     - Where a row is refused, all of the result is NULL; the pool keeps the failure like that of
       a call of its own, and raises it later.
     """
+
+    __reduce_ex__ = uncopied("they live on the GPU")
 
     __slots__ = ("_state", "pool")
 

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from jitalloc.arguments import as_choice, as_count, as_fraction
+from jitalloc.choices import Device, EvictionPolicy
 from jitalloc.errors import (
     CorruptState,
     InvalidArgument,
@@ -17,7 +18,7 @@ from jitalloc.errors import (
     WrongDevice,
 )
 from jitalloc.forking import keep_quiet
-from jitalloc.on_device import OnDevice
+from jitalloc.on_device import OnDevice, called
 from jitalloc.pool.holders import Moves, ranks
 from jitalloc.pool.pool import PagePool
 from jitalloc.prefix.prefix import PrefixCache
@@ -56,7 +57,8 @@ from jitalloc.sequences.state import (
     USES,
 )
 from jitalloc.sequences.tables import BlockTables, PageTableCSR
-from jitalloc.state import INT64, NULL
+from jitalloc.snapshot import check_step, shallow
+from jitalloc.state import INT32, INT64, NULL
 
 
 class SequenceUpkeep(OnDevice):
@@ -65,17 +67,19 @@ class SequenceUpkeep(OnDevice):
     To its pool it is a `PageHolder`.
     """
 
+    @called("PagedKVCache")
     def __new__(cls, pool: PagePool, *_sizes: int, **_options: Any) -> Self:
         """Return a cache of the class that manages the pool's device."""
         return cls._on(getattr(pool, "device", None))
 
+    @called("PagedKVCache")
     def __init__(
         self,
         pool: PagePool,
         max_sequences: int,
         max_pages_per_sequence: int,
         *,
-        eviction: str = "lru",
+        eviction: EvictionPolicy = "lru",
         eviction_threshold: float = 0.9,
         sink_tokens: int = 4,
         window_tokens: int = 1024,
@@ -264,7 +268,10 @@ class SequenceUpkeep(OnDevice):
         width: int | None = None,
         out: NDArray[np.int32] | None = None,
     ) -> NDArray[np.int32]:
-        """Return padded page ids, `int32[B, width]`; see `BlockTables.block_tables`."""
+        """Return padded page ids, `int32[B, width]`; see `BlockTables.block_tables`.
+
+        To index arrays of NumPy by it, give the pool a `null_page`: -1 is its last page there.
+        """
         with self.lock:
             return self.tables.block_tables(rows, width=width, out=out)
 
@@ -329,6 +336,7 @@ class SequenceUpkeep(OnDevice):
             return self.tables.attention_batch(rows, num_new, dtype=dtype, out=out)
 
     def mirror(self, device: str = "cuda", *, stream: Any = None) -> BlockTableMirror:
+    def mirror(self, device: Device = "cuda", *, stream: Any = None) -> BlockTableMirror:
         """Return a copy of the block tables on a GPU, which follows them by its `refresh`.
 
         Reads them under the lock of this cache; see `BlockTables.mirror`.
@@ -433,6 +441,34 @@ class SequenceUpkeep(OnDevice):
         """Return what another cache like this one is made with."""
         return {name: getattr(self, name) for name in OPTIONS}
 
+    __copy__ = shallow
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        with self.pool._everyone():
+            facts = self.tables._slab.copy(), tuple(self._ids.by_row), self.pool.step
+        return type(self)._revive, (self.pool, self.prefix_cache, self._options(), *facts)
+
+    @classmethod
+    def _revive(
+        cls,
+        pool: PagePool,
+        prefix_cache: PrefixCache | None,
+        options: dict[str, Any],
+        slab: NDArray[np.int64],
+        ids: tuple[Hashable, ...],
+        step: int,
+    ) -> Self:
+        """Return a copy of a cache on copies of what it stands on, for `pickle` and `copy`."""
+        check_step(pool.step, step)
+        sizes = saved_sizes(slab, len(ids))
+        cache = cls(pool, *sizes, prefix_cache=prefix_cache, **options)
+        cache.tables._install(slab.copy())
+        if prefix_cache is not None:
+            cache._rows.relock()
+        cache._ids.by_row = list(ids)
+        cache._ids.reconcile()
+        return cache
+
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the complete state, pool and prefix cache included, to one `.npz` file.
 
@@ -446,8 +482,8 @@ class SequenceUpkeep(OnDevice):
         Raises
         ------
         SnapshotError
-            A sequence id or a namespace is something else than an int, str, bytes, float, bool,
-            None or a tuple of these.
+            A sequence id or a namespace is something else than an int (one of NumPy comes back as
+            Python's), str, bytes, float, bool, UUID, None or a tuple of these.
         """
         prefix = {} if self.prefix_cache is None else self.prefix_cache._options()
         write_cache(path, self.snapshot(), self._options(), prefix)

@@ -24,10 +24,13 @@ from jitalloc.sequences.sequences import PagedKVCache
 from jitalloc.sequences.state import LOCKED, NAMESPACE
 from jitalloc.sequences.tables_cuda import CudaBlockTables
 from jitalloc.sequences.upkeep import SequenceUpkeep
+from jitalloc.snapshot import uncopied
 
 
 class CudaSequenceUpkeep(SequenceUpkeep):
     """`SequenceUpkeep` of sequences whose block table lives on the GPU."""
+
+    __reduce_ex__ = uncopied("it lives on the GPU; a snapshot() of it can be")
 
     pool: Any
     tables: Any

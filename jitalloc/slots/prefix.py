@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -23,7 +23,7 @@ from jitalloc.errors import (
     corrupt_error,
     unpack_status,
 )
-from jitalloc.forking import keep_quiet
+from jitalloc.forking import keep_quiet, stand_still
 from jitalloc.slots.loops.slot_entries import (
     slot_entries_evict_cpu,
     slot_entries_insert_cpu,
@@ -56,7 +56,7 @@ from jitalloc.slots.prefix_state import (
 )
 from jitalloc.slots.records import SlotEntry, SlotMatch, SlotPrefixStats
 from jitalloc.slots.slots import as_slot
-from jitalloc.state import INT32_MAX, INT64
+from jitalloc.state import INT32_MAX, INT64, LOCK
 
 _empty = np.empty
 MOST_ENTRIES = 2**29  # twice as many nodes, and the key of a slot behind them, fit int32
@@ -143,9 +143,25 @@ class SlotPrefixCache:
         slab[TABLE_BITS] = table_bits(self.capacity)
         slab[OLDEST] = NIL
         slot_table_clear_cpu.run(slab, np.empty(1, np.int32))  # of no entry no slot is told
+        self._install(slab)
+        keep_quiet(self, slab="_slab")
+
+    def _install(self, slab: NDArray[np.int64]) -> None:
         self._slab = slab
         self.arrays: SlotPrefixArrays = slot_prefix_arrays(slab, self.capacity, self.max_tokens)
-        keep_quiet(self, slab="_slab")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        with stand_still(self, "_slab") as slab:
+            saved = slab.copy()
+        return type(self)._revive, (self.capacity, self.max_tokens, saved)
+
+    @classmethod
+    def _revive(cls, capacity: int, max_tokens: int, slab: NDArray[np.int64]) -> Self:
+        """Return a copy of a cache, its pins included: what `pickle` and `copy` call."""
+        cache = cls(capacity, max_tokens)
+        cache._install(slab.copy())
+        cache._slab[LOCK] = 0  # it was taken to be copied
+        return cache
 
     def _run(self, kernel: Kernel, *args: Any) -> int:
         """Run `kernel` on the slab, waiting while another thread holds its lock."""

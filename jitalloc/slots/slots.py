@@ -10,6 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from jitalloc._jit import BUSY_STATUS, Kernel, wait_for_lock
 from jitalloc.arguments import as_count, as_integers, as_out
+from jitalloc.choices import Device
 from jitalloc.errors import (
     SLOT_FREE,
     CorruptState,
@@ -18,12 +19,11 @@ from jitalloc.errors import (
     OutOfSlots,
     SlotFree,
     SlotTaken,
-    WrongDevice,
     corrupt_error,
     unpack_status,
 )
-from jitalloc.forking import keep_quiet
-from jitalloc.on_device import OnDevice
+from jitalloc.forking import keep_quiet, stand_still
+from jitalloc.on_device import OnDevice, called
 from jitalloc.slots.loops.slots import (
     slots_alloc_batch_cpu,
     slots_alloc_cpu,
@@ -43,7 +43,7 @@ from jitalloc.slots.state import (
     slot_arrays,
     slot_slab_words,
 )
-from jitalloc.state import INT32, INT32_MAX
+from jitalloc.state import INT32, INT32_MAX, LOCK
 
 
 def as_slot(name: str, value: Any, num_slots: int) -> int:
@@ -119,14 +119,14 @@ class SlotAllocator(OnDevice):
 
     __slots__ = ("__weakref__", "_slab", "arrays", "num_slots")
 
-    def __new__(cls, max_slots: int, *, device: str = "cpu") -> Self:
+    @called("SlotAllocator")
+    def __new__(cls, max_slots: int, *, device: Device = "cpu") -> Self:
         """Return an allocator of the class that manages `device`."""
         return cls._on(device)
 
-    def __init__(self, max_slots: int, *, device: str = "cpu") -> None:
-        if not isinstance(device, str) or device != self.device:
-            expected = f"this allocator can live on {self.device!r} only"
-            raise WrongDevice("device", device, expected)
+    @called("SlotAllocator")
+    def __init__(self, max_slots: int, *, device: Device = "cpu") -> None:
+        self._check_device(device)
         self.num_slots = as_count("max_slots", max_slots, 1)
         slab = np.zeros(slot_slab_words(self.num_slots), np.int64)
         slab[NUM_SLOTS] = self.num_slots
@@ -134,6 +134,19 @@ class SlotAllocator(OnDevice):
         self._install(slab)
         if self.device == "cpu":
             keep_quiet(self, slab="_slab")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        with stand_still(self, "_slab") as slab:
+            saved = slab.copy()
+        return type(self)._revive, (self.num_slots, saved)
+
+    @classmethod
+    def _revive(cls, num_slots: int, slab: NDArray[np.int64]) -> Self:
+        """Return a copy of an allocator: what `pickle` and `copy` call."""
+        slots = cls(num_slots)
+        slots._install(slab.copy())
+        slots._slab[LOCK] = 0  # it was taken to be copied
+        return slots
 
     def _install(self, slab: NDArray[np.int64]) -> None:
         self._slab = slab
