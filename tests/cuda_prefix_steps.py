@@ -142,6 +142,8 @@ WITHOUT_TWIN = dict.fromkeys(
         "prefix_upkeep_roots_cpu",
         "prefix_upkeep_unlock_cpu",
         "reclaim_choose_cpu",
+        "reclaim_count_cpu",
+        "reclaim_room_cpu",
     ),
     "runs on the index, which lives on the host",
 )

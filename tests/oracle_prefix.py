@@ -154,6 +154,15 @@ class Prefixes:
         leaves.sort(key=lambda node: (node.cls, node.pos), reverse=self.policy == "mru")
         return leaves
 
+    def is_alone(self, node: Node) -> bool:
+        """Whether the cache is the page's only owner, so that it goes free with it."""
+        return self.pool.owners[node.page] == 1
+
+    def reclaimable(self, besides: Sequence[Node] = ()) -> int:
+        """How many pages eviction would free: nobody else owns them, nobody locks them."""
+        free = (each for each in self.nodes.values() if not each.locks and each not in besides)
+        return sum(map(self.is_alone, free))
+
     # What changes it.
 
     def match(self, tokens: Sequence[int], namespace: Hashable = None) -> Match:
@@ -308,6 +317,36 @@ class Prefixes:
         while len(gone) < n and (victims := self.victims()):
             del self.nodes[victims[0].key]
             gone.append(victims[0].page)
-        self.pool.give_back(gone)
-        self.evicted[reason] += len(gone)
+        self._give_up(gone, reason)
         return len(gone)
+
+    def _give_up(self, pages: list[int], reason: str) -> int:
+        self.evicted[reason] += len(pages)
+        return self.pool.give_back(pages)
+
+    def reclaim(self, n: int) -> int:
+        """Let pages give way until `n` have gone free; there are so many. Return how many did.
+
+        A page that somebody else owns goes only where nothing else is left, and only if it stands
+        behind one that will go free.
+        """
+        gone: list[int] = []
+        freed = 0
+        while freed < n:
+            leaves = self.victims()
+            useful = [each for each in leaves if self.is_alone(each)]
+            useful = useful or [each for each in leaves if self._hides_one(each)]
+            del self.nodes[useful[0].key]
+            gone.append(useful[0].page)
+            freed += self.is_alone(useful[0])
+        assert self._give_up(gone, "pressure") == n
+        return len(gone)
+
+    def _hides_one(self, node: Node) -> bool:
+        """Whether a page before it would go free, were it not for this one."""
+        before = self.parent(node)
+        while before is not None and not before.locks:
+            if self.is_alone(before):
+                return True
+            before = self.parent(before)
+        return False

@@ -41,7 +41,7 @@ class SharingCache(Cache):
 
     @property
     def reclaimable(self) -> int:
-        return len(self.prefix.nodes) - self.prefix.count("locks")
+        return self.prefix.reclaimable()
 
     @property
     def held(self) -> int:
@@ -61,14 +61,14 @@ class SharingCache(Cache):
 
     def _make_room(self, need: int, locked: Sequence[Node] = ()) -> None:
         available = self.pool.available
-        reclaimable = self.reclaimable - sum(node.locks == 0 for node in locked)
+        reclaimable = self.prefix.reclaimable(besides=locked)
         if need > available + reclaimable:
             raise OutOfPages(need + len(locked), available + reclaimable + len(locked))
         for node in locked:
             node.locks += 1
         if need > available:
             self.prefix._expire()
-            self.prefix._evict(need - available, "pressure")
+            self.prefix.reclaim(need - available)
 
     def make_room(self, num_pages: int) -> int:
         if num_pages < 0:

@@ -220,6 +220,28 @@ def reclaim(pair: SharingPair, random: Random) -> None:
     pair.compare(lambda: pair.prefix.evict(n), lambda: pair.prefix_model.evict(n))
 
 
+def own(pair: SharingPair, random: Random) -> None:
+    """The user becomes owner of cached pages too, or of those that it lets the cache adopt."""
+    if random.random() < 0.5:
+        cached = [node.page for node in pair.prefix_model.nodes.values()]
+        pair.call("share", random.sample(cached, min(len(cached), random.randrange(1, 4))))
+        return
+    size = pair.pool.page_size
+    tokens = prompt(pair, random, 3 * size)
+    got = pair.call("alloc", min(len(tokens) // size, pair.model.available))
+    if got[0] == "returned":
+        own = got[1], tokens[: len(got[1]) * size]
+        pair.compare(
+            lambda: pair.prefix.insert(own[1], own[0]),
+            lambda: pair.prefix_model.insert(own[1], own[0]),
+        )
+
+
+def disown(pair: SharingPair, random: Random) -> None:
+    held = pair.held()
+    pair.call("free", random.sample(held, random.randrange(len(held) + 1)))
+
+
 def room(pair: SharingPair, random: Random) -> None:
     pair.do("make_room", random.randrange(-1, pair.pool.num_pages + 2))
 
@@ -250,6 +272,8 @@ STEPS = {
     cut: 1,
     evict: 1,
     reclaim: 1,
+    own: 0.5,
+    disown: 1,
     room: 0.5,
     look_up: 1,
     defragment: 0.3,

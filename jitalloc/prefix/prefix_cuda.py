@@ -173,13 +173,16 @@ class CudaPrefixCache(PrefixCache, device="cuda"):
 
     def _choose(self, n: int, reason: int) -> int:
         """Let `n` pages give way, and launch their free; return how many did, or a status word."""
-        gpu, pool = self._gpu, self.pool
-        released = gpu.empty(1, INT64)  # nobody asks, but a free tells
-        victims = np.empty(min(n, pool.num_pages), INT32)
+        victims = np.empty(min(n, self.pool.num_pages), INT32)
         count = self._run(reclaim_choose_cpu, n, reason, victims)
         if count > 0:
-            pool._free(gpu.upload(victims[:count]), released, 0)
+            self._free(victims[:count])
         return count
+
+    def _free(self, pages: NDArray[np.int32]) -> None:
+        """Launch the free of pages that have left the cache."""
+        released = self._gpu.empty(1, INT64)  # nobody asks, but a free tells
+        self.pool._free(self._gpu.upload(pages), released, 0)
 
     def _follow(self) -> None:
         """Let the index lock what sequences on the GPU lock by now; waits where there are any."""

@@ -197,7 +197,10 @@ class SequenceUpkeep(OnDevice):
         )
 
     def stats(self) -> SequenceStats:
-        """Return totals and counters, in O(max_sequences); `pool.stats()` has those of pages."""
+        """Return totals and counters; `pool.stats()` has those of pages.
+
+        In O(max_sequences), and in O(num_pages) behind a prefix cache.
+        """
         with self.lock:
             header, tokens = self._rows.totals()
             free, reclaimable, held = self._rows.page_counts()
@@ -223,7 +226,7 @@ class SequenceUpkeep(OnDevice):
 
     @property
     def num_reclaimable(self) -> int:
-        """Pages that the prefix cache holds and nobody locks: they give way on demand."""
+        """Pages that only the prefix cache holds and nobody locks: on demand they go free."""
         return self._rows.page_counts()[1]
 
     @property
