@@ -143,6 +143,7 @@ WITHOUT_TWIN = dict.fromkeys(
         "prefix_upkeep_unlock_cpu",
         "reclaim_choose_cpu",
         "reclaim_count_cpu",
+        "reclaim_past_cpu",
         "reclaim_room_cpu",
     ),
     "runs on the index, which lives on the host",

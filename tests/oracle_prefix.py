@@ -251,7 +251,37 @@ class Prefixes:
         self._evict(len(self.nodes), "cleared")
         self.pool.step += 1
 
+    # A pool that shrinks.
+
+    def merely_cached(self, page: int) -> bool:
+        """Whether nobody but the cache holds the page, nor a lock on it."""
+        return any(
+            node.page == page and not node.locks and self.is_alone(node)
+            for node in self.nodes.values()
+        )
+
+    def give_up_past(self, num_pages: int) -> None:
+        """Pages at or past the new end give way, and all that follow them."""
+        past = [node for node in self.nodes.values() if node.page >= num_pages]
+        self._drop_behind(past, "pressure")
+
     # What the calls above are made of.
+
+    def _drop_behind(self, first: Sequence[Node], reason: str) -> tuple[int, int]:
+        """Drop these and all that follow them, but what is locked; how many, and how many free."""
+        gone = [
+            node
+            for node in self.nodes.values()
+            if not node.locks and any(self._follows(node, each) for each in first)
+        ]
+        for node in gone:
+            del self.nodes[node.key]
+        return len(gone), self._give_up(sorted(node.page for node in gone), reason)
+
+    def _follows(self, node: Node, other: Node) -> bool:
+        """Whether `node` is `other`, or follows it."""
+        (mine, tokens), (theirs, start) = node.key, other.key
+        return mine == theirs and tokens[: len(start)] == start
 
     def _walk(self, tokens: Sequence[int], namespace: Hashable) -> Match:
         tokens = tuple(tokens)

@@ -221,6 +221,7 @@ SHARING_STEPS: dict[str, Step] = {
     "reclaim_clear_cpu": clear,
     "reclaim_count_cpu": shown,
     "reclaim_evict_cpu": reclaim,
+    "reclaim_past_cpu": resize,
     "reclaim_room_cpu": shown,
     "rows_allocate_tokens_cpu": rows_with_tokens,
     "sharing_check_cpu": append,

@@ -42,6 +42,13 @@ class Epoch:
         self.moves: Moves | None = None
         self.after: Epoch | None = None
 
+    def is_void(self, now: Epoch) -> bool:
+        """Return whether nothing made in it is valid any more, `now` being the last epoch."""
+        epoch: Epoch | None = self
+        while epoch is not None and epoch is not now:
+            epoch = epoch.after
+        return epoch is None
+
     def end(self, moves: Moves | None) -> Epoch:
         """End by `moves` (None: nothing stays valid) and return the next epoch."""
         following = Epoch(self.number + 1)
@@ -52,6 +59,8 @@ class Epoch:
 
 class Holder(Protocol):
     """The cache of a match, as far as the match needs it."""
+
+    _epoch: Epoch
 
     def release(self, match: PrefixMatch | PrefixBatch) -> None:
         """Give locks back."""
@@ -101,13 +110,14 @@ class PrefixMatch:
 
     @property
     def locked(self) -> bool:
-        """Whether the match still holds its locks."""
-        return bool(self._record[MATCH_HELD] != HELD_NOT)
+        """Whether the match still holds its locks; a `restore` of the cache takes them away."""
+        held = bool(self._record[MATCH_HELD] != HELD_NOT)
+        return held and not self._epoch.is_void(self._cache._epoch)
 
     @property
     def pinned(self) -> bool:
         """Whether the match holds pins too, so that `unpin` gives it back."""
-        return bool(self._record[MATCH_HELD] == HELD_PIN)
+        return bool(self._record[MATCH_HELD] == HELD_PIN) and self.locked
 
     @property
     def _records(self) -> NDArray[np.int32]:
@@ -179,8 +189,9 @@ class PrefixBatch:
 
     @property
     def locked(self) -> bool:
-        """Whether the batch still holds its locks."""
-        return bool((self._records[:, MATCH_HELD] != HELD_NOT).any())
+        """Whether the batch still holds its locks; a `restore` of the cache takes them away."""
+        held = bool((self._records[:, MATCH_HELD] != HELD_NOT).any())
+        return held and not self._epoch.is_void(self._cache._epoch)
 
     def __len__(self) -> int:
         return self._size

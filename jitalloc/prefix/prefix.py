@@ -66,7 +66,8 @@ class PrefixCache(PrefixUpkeep):
     Parameters
     ----------
     pool : PagePool
-        Whose pages are cached. On the GPU the cache is a `jitalloc.cuda.CudaPrefixCache`.
+        Whose pages are cached; it has no other prefix cache. On the GPU the cache is a
+        `jitalloc.cuda.CudaPrefixCache`.
     policy : {"lru", "fifo", "mru", "lfu", "slru", "priority"}
         Which page gives way first: the one used longest ago; inserted longest ago; used last;
         used least often; used longest ago among those not used since they were inserted, then
@@ -90,7 +91,7 @@ class PrefixCache(PrefixUpkeep):
     Raises
     ------
     InvalidArgument
-        An option is out of range.
+        An option is out of range, or the pool has a prefix cache that somebody still holds.
 
     Notes
     -----

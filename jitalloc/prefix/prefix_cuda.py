@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from jitalloc.pool.holders import Moves
 from jitalloc.pool.pool_cuda import CudaPagePool
 from jitalloc.pool.shadow_cuda import PoolShadow
 from jitalloc.prefix.loops.prefix_cuda import prefix_fetch_cuda, prefix_insert_cuda
-from jitalloc.prefix.loops.reclaim import reclaim_choose_cpu
+from jitalloc.prefix.loops.reclaim import reclaim_choose_cpu, reclaim_past_cpu
 from jitalloc.prefix.loops.upkeep import prefix_upkeep_check_cpu
 from jitalloc.prefix.loops.upkeep_cuda import prefix_upkeep_rename_cuda
 from jitalloc.prefix.matches import InsertResult
@@ -184,6 +185,16 @@ class CudaPrefixCache(PrefixCache, device="cuda"):
         released = self._gpu.empty(1, INT64)  # nobody asks, but a free tells
         self.pool._free(self._gpu.upload(pages), released, 0)
 
+    @contextmanager
+    def _all_owners(self) -> Iterator[None]:
+        """Let loops see how many owners each page has. Waits."""
+        owners = self._shadow.owners
+        owners[:] = self._gpu.download(self.pool.arrays.refcount)
+        try:
+            yield
+        finally:
+            owners[:] = 0
+
     def _follow(self) -> None:
         """Let the index lock what sequences on the GPU lock by now; waits where there are any."""
         for each in self._sequences():
@@ -280,6 +291,15 @@ class CudaPrefixCache(PrefixCache, device="cuda"):
             arrays = [gpu.wrap(each) for each in (self._tokens, *moves)]
             blocks = blocks_for(gpu, elements)
             gpu.launch(prefix_upkeep_rename_cuda, blocks, gpu.threads, *arrays, self.page_size)
+
+    def _give_up_past(self, num_pages: int) -> None:
+        self._follow()
+        gone = np.empty(self.pool.num_pages, INT32)
+        with self._all_owners():
+            count = self._run(reclaim_past_cpu, num_pages, gone, 0)
+        if count > 0:
+            self._free(gone[:count])
+            self._shadow.advance(-1)  # part of the resize
 
     def _resize_pages(self, num_pages: int) -> Callable[[], None]:
         resized = super()._resize_pages(num_pages)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import numpy as np
@@ -112,18 +111,8 @@ class HostIndex:
 
     def reclaimable(self) -> int:
         """Return how many cached pages would go free: unlocked, as the host last saw. Waits."""
-        with self._all_owners():
+        with self.prefix._all_owners():
             return self.prefix._run(reclaim_count_cpu)
-
-    @contextmanager
-    def _all_owners(self) -> Iterator[None]:
-        """Let loops see how many owners each page has. Waits."""
-        owners = self.pool._shadow.owners
-        owners[:] = self.pool._gpu.download(self.pool.arrays.refcount)
-        try:
-            yield
-        finally:
-            owners[:] = 0
 
     def evict_for(self, need: int) -> int:
         """Let cached pages give way until `need` are available; how many, or a status word.
@@ -135,7 +124,7 @@ class HostIndex:
         if need <= available:
             return 0
         victims = np.empty(self.pool.num_pages, INT32)
-        with self._all_owners():
+        with self.prefix._all_owners():
             short = need - available
             gone = self.prefix._run(reclaim_room_cpu, short, available, victims)
         if gone > 0:

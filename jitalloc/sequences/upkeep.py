@@ -295,6 +295,9 @@ class SequenceUpkeep(OnDevice):
     def _resize_pages(self, num_pages: int) -> Callable[[], None]:
         return lambda: None  # block tables do not depend on the size of the pool
 
+    def _give_up_past(self, num_pages: int) -> None:
+        """Sequences give no page up."""
+
     def _holds_locks(self) -> bool:
         return bool(self.tables.arrays.columns[LOCKED].any())
 

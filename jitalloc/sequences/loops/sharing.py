@@ -20,6 +20,7 @@ from jitalloc.errors import (
 )
 from jitalloc.pool.loops.pool import pool_take, pool_views
 from jitalloc.pool.state import FIRST_PAGE, FREE, NUM_PAGES, RELEASED, STEP
+from jitalloc.prefix.loops.freeing import reclaimable
 from jitalloc.prefix.loops.nodes import following_column, node_records
 from jitalloc.prefix.loops.paths import (
     NO_PAGE,
@@ -32,7 +33,7 @@ from jitalloc.prefix.loops.paths import (
     path_unlock,
 )
 from jitalloc.prefix.loops.prefix import count_lookup, negative_token
-from jitalloc.prefix.loops.reclaim import reclaim, reclaimable
+from jitalloc.prefix.loops.reclaim import reclaim
 from jitalloc.prefix.loops.search import find
 from jitalloc.prefix.loops.split_join import split_after
 from jitalloc.prefix.state import NODE_LOCKS, NUM_CACHED, PREFIX_PAGE_SIZE, UNCACHED
