@@ -40,7 +40,13 @@ from jitalloc.errors import (
 from jitalloc.pool.holders import Moves
 from jitalloc.pool.pool import FreeGroup, PageBatch, PagePool
 from jitalloc.pool.records import PoolSnapshot, PoolStats
-from jitalloc.prefix.matches import InsertResult, PrefixBatch, PrefixMatch
+from jitalloc.prefix.matches import (
+    InsertResult,
+    InvalidateResult,
+    PrefixBatch,
+    PrefixLookup,
+    PrefixMatch,
+)
 from jitalloc.prefix.prefix import PrefixCache
 from jitalloc.prefix.records import PrefixStats
 from jitalloc.prefix.upkeep import PrefixSnapshot
@@ -97,6 +103,7 @@ __all__ = [
     "InvalidArgument",
     "InvalidPage",
     "InvalidSlot",
+    "InvalidateResult",
     "JitallocError",
     "Moves",
     "NestedFreeGroup",
@@ -116,6 +123,7 @@ __all__ = [
     "PoolStats",
     "PrefixBatch",
     "PrefixCache",
+    "PrefixLookup",
     "PrefixMatch",
     "PrefixSnapshot",
     "PrefixStats",

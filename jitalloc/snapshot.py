@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from jitalloc.errors import SnapshotError
 
 FORMAT: Final = "jitalloc"
-VERSION: Final = 2
+VERSION: Final = 3
 
 
 def _digest(text: str, arrays: Mapping[str, NDArray[Any]]) -> str:

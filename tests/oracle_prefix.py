@@ -8,7 +8,6 @@ smallest of a list. A call looks at everything before it changes anything.
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 from jitalloc.errors import (
@@ -20,54 +19,11 @@ from jitalloc.errors import (
     PinBudget,
 )
 from tests import oracle
+from tests.oracle_nodes import NEVER, Hidden, Key, Match, Node, Tokens
 
-Tokens = tuple[int, ...]
-Key = tuple[Hashable, Tokens]
 PREFIX_POLICIES = ("lru", "fifo", "mru", "lfu", "slru", "priority")
-NEVER = float("inf")
 MOST_USES = 255
 PARTIAL_CHILDREN, PARTIAL_TOP = 32, 64  # how many are looked at for a partial match
-
-
-@dataclass(eq=False)
-class Node:
-    """A cached page."""
-
-    key: Key
-    page: int
-    seen: int = 0  # the last walk (match, pin or insert) that came through
-    locks: int = 0
-    pins: int = 0
-    uses: int = 0
-    cls: int = 0
-    pos: int = 0
-    priority: int = 0
-    expiry: float = NEVER
-    armed: int = 0
-
-    @property
-    def pages(self) -> list[int]:
-        """The page as a row of one, which is how the model of the pool renames it."""
-        return [self.page]
-
-    @pages.setter
-    def pages(self, pages: list[int]) -> None:
-        (self.page,) = pages
-
-
-@dataclass(eq=False)
-class Match:
-    """What was found: the nodes of the path, and how the next page begins."""
-
-    cache: Prefixes
-    path: list[Node]
-    partial: tuple[int, int]  # page and tokens
-    pinned: bool = False
-    locked: bool = True
-    pages: list[int] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        self.pages = [node.page for node in self.path]
 
 
 class Prefixes:
@@ -100,15 +56,27 @@ class Prefixes:
         """How many pages have `locks` or `pins`."""
         return sum(getattr(node, name) > 0 for node in self.nodes.values())
 
-    def path(self, tokens: Tokens, namespace: Hashable) -> list[Node]:
-        """The nodes of the longest cached prefix, root first."""
-        found, size = [], self.pool.page_size
-        for end in range(size, len(tokens) + 1, size):
-            node = self.nodes.get((namespace, tokens[:end]))
+    def path(self, tokens: Tokens, namespace: Hashable, behind: Sequence[Node] = ()) -> list[Node]:
+        """The nodes of the longest cached prefix, root first; `behind`: those it begins with."""
+        found, size = [*behind], self.pool.page_size
+        for start in range(len(found) * size, len(tokens) - size + 1, size):
+            node = self.nodes.get(self.key_behind(found, tokens[start : start + size], namespace))
             if node is None:
                 break
             found.append(node)
         return found
+
+    def key_behind(self, path: Sequence[Node], tokens: Tokens, namespace: Hashable) -> Key:
+        """The key of a page with these tokens that follows a path."""
+        return (namespace, path[-1].key[1] + tokens) if path else (namespace, tokens)
+
+    def lookup(
+        self, tokens: Sequence[int], namespace: Hashable = None
+    ) -> tuple[int, list[int], int, int]:
+        tokens = tuple(tokens)
+        pages = [node.page for node in self.path(tokens, namespace)]
+        found = len(pages) * self.pool.page_size
+        return (found, pages, *self.partial(tokens, namespace, found))
 
     def parent(self, node: Node) -> Node | None:
         namespace, tokens = node.key
@@ -165,8 +133,16 @@ class Prefixes:
 
     # What changes it.
 
-    def match(self, tokens: Sequence[int], namespace: Hashable = None) -> Match:
-        match = self._walk(tokens, namespace)
+    def match(
+        self,
+        tokens: Sequence[int],
+        namespace: Hashable = None,
+        *,
+        max_tokens: int | None = None,
+    ) -> Match:
+        if max_tokens is not None and max_tokens < 0:
+            raise InvalidArgument("max_tokens", max_tokens, "negative")
+        match = self._walk(tokens[:max_tokens], namespace)
         for node in match.path:
             node.uses = min(node.uses + 1, MOST_USES)
         self._lock(match)
@@ -236,6 +212,57 @@ class Prefixes:
         self.inserted += new
         self.pool.step += 1
         return [node.page for node in path], present, new
+
+    def touch(self, tokens: Sequence[int], namespace: Hashable = None) -> int:
+        """What a match and its release do, without a look-up being counted."""
+        path = self.path(tuple(tokens), namespace)
+        self._see(path)
+        self._expire()
+        for node in path:
+            node.uses = min(node.uses + 1, MOST_USES)
+        if self.policy != "fifo":
+            self._touch(path)
+        self._demote()
+        self.pool.step += 1
+        return len(path) * self.pool.page_size
+
+    def invalidate(
+        self,
+        tokens: Sequence[int] | None = None,
+        namespace: Hashable = None,
+        *,
+        start: int = 0,
+        pages: Sequence[int] | None = None,
+    ) -> tuple[int, int]:
+        if tokens is not None:
+            bad = self.path(tuple(tokens), namespace)[start // self.pool.page_size :][:1]
+        else:
+            for i, page in enumerate(pages or ()):
+                if not self.pool.first <= page < self.pool.num_pages:
+                    raise InvalidPage("pages", page, "no page of the pool", i)
+            bad = [node for node in self.nodes.values() if node.page in (pages or ())]
+        answer = self._drop_behind(bad, "cleared")
+        for node in bad:
+            if node.locks:
+                self._hide(node)
+        self.pool.step += 1
+        return answer
+
+    def _hide(self, node: Node) -> None:
+        """Let the page, and what follows it, not be found any more."""
+        at, found = len(node.key[1]) - self.pool.page_size, []
+        if isinstance(node.key[1][at], Hidden):
+            return
+        hidden = Hidden(node.key[1][at])
+        for each in list(self.nodes.values()):
+            if self._follows(each, node):
+                found.append(each)
+        for each in found:
+            del self.nodes[each.key]
+        for each in found:
+            namespace, tokens = each.key
+            each.key = (namespace, (*tokens[:at], hidden, *tokens[at + 1 :]))
+            self.nodes[each.key] = each
 
     def evict(self, n: int) -> int:
         if n < 0:

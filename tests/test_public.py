@@ -35,6 +35,7 @@ def records() -> dict[str, Any]:
     slots.insert([1, 2, 3], allocator.alloc(), 0)
     found = slots.find([1, 2])
     made = [batch, appended, table, info, inserted, *snapshots, *stats, found, slots.stats()]
+    made += [prefix.lookup([7, 7, 7, 7]), prefix.invalidate([7, 7, 7, 7])]
     made += [pool.defragment(), cache.evict("a"), slots.evict()]
     return {type(each).__name__: each for each in made}
 

@@ -349,3 +349,18 @@ def test_what_goes_free_beside_the_model(policy: str, seed: int) -> None:
         reclaim(pair, random.randrange(1, 3))
     pair.call("free", pair.held())
     pair.drain()
+
+
+@every_policy
+def test_who_gives_way_is_told(policy: str) -> None:
+    pair = made(policy, "ab", "cd", "abx", "ef")
+    expected = []
+    while pair.cache_model.nodes:
+        expected += [pair.cache_model.victims()[0].page]
+        pair.cache_model._evict(1, "requested")
+    out = np.full(32, -7, np.int32)
+    assert pair.cache.evict(2, out=out) == 2
+    assert out[2] == -7
+    rest = np.full(32, -7, np.int32)
+    assert pair.cache.evict(10**6, out=rest) == len(expected) - 2
+    assert [*out[:2].tolist(), *rest[: len(expected) - 2].tolist()] == expected

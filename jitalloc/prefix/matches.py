@@ -232,6 +232,42 @@ def bring_up_to_date(match: PrefixMatch | PrefixBatch, now: Epoch) -> None:
     match._epoch = now
 
 
+class PrefixLookup(NamedTuple):
+    """The longest cached prefix of some tokens, which nobody has locked: it may be gone again.
+
+    Attributes
+    ----------
+    num_tokens : int
+        Length of the prefix; whole pages.
+    pages : int32[P]
+        Pages of the prefix.
+    partial_page : int
+        A cached page that begins like the tokens behind the prefix, or -1.
+    partial_tokens : int
+        How many of those tokens agree with the beginning of `partial_page`.
+    """
+
+    num_tokens: int
+    pages: NDArray[np.int32]
+    partial_page: int
+    partial_tokens: int
+
+
+class InvalidateResult(NamedTuple):
+    """What became of pages that turned out bad.
+
+    Attributes
+    ----------
+    num_dropped : int
+        Pages that have left the cache; the others that are not found any more are locked.
+    num_released : int
+        How many of them went free.
+    """
+
+    num_dropped: int
+    num_released: int
+
+
 class InsertResult(NamedTuple):
     """What an insertion did.
 

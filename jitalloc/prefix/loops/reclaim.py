@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import numpy as np
 
-from jitalloc._intrinsics import fail, try_lock, unlock
+from jitalloc._intrinsics import fail, int32_column, try_lock, unlock
 from jitalloc._jit import counting, helper, kernel
 from jitalloc.errors import BUSY, OUT_OF_PAGES, STILL_LOCKED
-from jitalloc.pool.loops.owners import pool_release
+from jitalloc.pool.loops.owners import page_fault, pool_release
 from jitalloc.pool.loops.pool import pool_views
-from jitalloc.pool.state import STEP
+from jitalloc.pool.state import FIRST_PAGE, NUM_PAGES, STEP
 from jitalloc.prefix.loops.dropping import drop_behind, drop_pages_of, sort_dropped
 from jitalloc.prefix.loops.freeing import (
     give_way_freeing,
@@ -24,15 +24,20 @@ from jitalloc.prefix.loops.freeing import (
     reclaimable_at_once,
 )
 from jitalloc.prefix.loops.nodes import following_column, node_records, previous_column
+from jitalloc.prefix.loops.prefix import negative_token
 from jitalloc.prefix.loops.queues import expire, next_victim
+from jitalloc.prefix.loops.search import peek
 from jitalloc.prefix.state import (
     CLEARED,
     EVICTED,
+    HIDDEN,
     NODE_LENGTH,
     NODE_LOCKS,
+    NODE_STATE,
     NUM_CACHED,
     NUM_LOCKED,
     PAGES,
+    PREFIX_PAGE_SIZE,
     PRESSURE,
     UNCACHED,
 )
@@ -57,9 +62,13 @@ def give_way(prefix, victims, reason):
 
 
 @counting
-def evict(pool, prefix, n, reason):
-    """Evict `n` pages, or as many as can be; return how many, or a status word."""
-    victims = np.empty(min(n, prefix_evictable(prefix)), np.int32)
+def evict(pool, prefix, n, reason, out):
+    """Evict `n` pages, or as many as can be; return how many, or a status word.
+
+    They are written to `out`, which has room for all of them or for none.
+    """
+    count = min(n, prefix_evictable(prefix))
+    victims = out[:count] if out.size > 0 else np.empty(count, np.int32)
     give_way(prefix, victims, reason)
     status = pool_release(pool, victims)
     return status if status < 0 else np.int64(victims.size)
@@ -183,15 +192,16 @@ def reclaim_past_cpu(pool, prefix, num_pages, out, frees):
 # What a caller asks for.
 
 
-@kernel("int64(int64[::1], int64[::1], int64, int64)")
-def reclaim_evict_cpu(pool, prefix, n, reason):
-    """Mutates the prefix cache, which loses up to `n` pages, and the pool, which gets them.
-    Reads order and locks of the nodes, requires a `reason`: REQUESTED or PRESSURE.
+@kernel("int64(int64[::1], int64[::1], int64, int64, int32[::1])")
+def reclaim_evict_cpu(pool, prefix, n, reason, out):
+    """Mutates the prefix cache, which loses up to `n` pages, the pool, which gets them, and `out`.
+    Reads order and locks of the nodes, requires a `reason`, REQUESTED or PRESSURE, and room in
+    `out` for the pages that go, or for none.
     """
     if not try_lock(pool):
         return fail(BUSY, 0)
     expire(prefix, pool[STEP])
-    count = evict(pool, prefix, n, reason)
+    count = evict(pool, prefix, n, reason, out)
     if count >= 0:
         pool[STEP] += 1
     unlock(pool)
@@ -214,7 +224,8 @@ def reclaim_clear_cpu(pool, prefix):
         return fail(BUSY, 0)
     status = clear_fault(prefix)
     if status == 0:
-        status = evict(pool, prefix, prefix[NUM_CACHED], np.int64(CLEARED))
+        nowhere = int32_column(prefix, 0, 0)
+        status = evict(pool, prefix, prefix[NUM_CACHED], np.int64(CLEARED), nowhere)
     if status >= 0:
         pool[STEP] += 1
     unlock(pool)
@@ -240,5 +251,65 @@ def reclaim_choose_cpu(pool, prefix, n, reason, out):
         if count == 0:
             pool[STEP] += 1  # nothing to free
         status = count
+    unlock(pool)
+    return status
+
+
+# What turned out bad.
+
+
+@helper
+def invalidate_page(prefix, page, victims, put):
+    """Let a cached page, and all that follows it, not be found any more; what is unlocked goes.
+
+    Returns how many pages are dropped, and written to `victims[put:]`.
+    """
+    dropped, kept = drop_behind(prefix, page, victims, put)
+    if kept > 0:
+        node_records(prefix)[page, NODE_STATE] |= HIDDEN
+    return dropped
+
+
+@helper
+def invalid_fault(pool, tokens, pages):
+    """Return the status word of the first negative token or page out of range, or 0."""
+    status = negative_token(tokens, np.int64(0))
+    for i in range(pages.size):
+        if status == 0 and not pool[FIRST_PAGE] <= pages[i] < pool[NUM_PAGES]:
+            status = fail(page_fault(pool, pages[i]), i)
+    return status
+
+
+@kernel(
+    "int64(int64[::1], int64[::1], int64, int32[::1], int64, int32[::1], int32[::1], int64[::1])"
+)
+def reclaim_invalidate_cpu(pool, prefix, root, tokens, start, pages, out, released):
+    """Mutates the prefix cache, in which the cached page of `tokens` that holds the one at `start`
+    is not found any more, nor are `pages` and whatever follows; `out`: the pages that have gone,
+    ascending; the pool, which gets them, and `released`, how many went free, where that has room.
+    Reads the locks of the nodes, requires room in `out` for every page. Returns how many are gone;
+    fails at a negative token, and at a page out of range.
+    """
+    if not try_lock(pool):
+        return fail(BUSY, 0)
+    done, status = np.int64(0), invalid_fault(pool, tokens, pages)
+    if status == 0:
+        at, size = start // prefix[PREFIX_PAGE_SIZE], prefix[PREFIX_PAGE_SIZE]
+        found, end = peek(prefix, root, tokens[: (at + 1) * size], out)
+        if found > at:
+            done += invalidate_page(prefix, end, out, done)
+        for i in range(pages.size):
+            if following_column(prefix)[pages[i]] != UNCACHED:
+                done += invalidate_page(prefix, np.int64(pages[i]), out, done)
+        sort_dropped(prefix, out[:done])
+        prefix[NUM_CACHED] -= done
+        prefix[EVICTED + CLEARED] += done
+        status = done
+        if released.size > 0:
+            released[0] = pool_release(pool, out[:done])
+            if released[0] < 0:
+                status = released[0]
+    if status >= 0 and (released.size > 0 or done == 0):
+        pool[STEP] += 1  # else the free of another device is the step
     unlock(pool)
     return status
