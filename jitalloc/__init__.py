@@ -75,6 +75,7 @@ for _record in (
         PageTableCSR,
         PoolSnapshot,
     ),
+    *(InvalidateResult, PrefixLookup),
     *(PoolStats, PrefixSnapshot, PrefixStats, SequenceInfo, SequenceStats, SlotEntry, SlotMatch),
     SlotPrefixStats,
 ):

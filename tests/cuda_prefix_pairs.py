@@ -76,9 +76,8 @@ class PrefixView:
     def invalidate(
         self, tokens: Any = None, namespace: Hashable = None, *, start: int = 0, pages: Any = None
     ) -> Any:
-        if pages is not None:
-            return self.device_cache.invalidate(pages=self.up(pages))
-        return self.device_cache.invalidate(self.up(tokens), namespace, start=start)
+        tokens, pages = (each if each is None else self.up(each) for each in (tokens, pages))
+        return self.device_cache.invalidate(tokens, namespace, start=start, pages=pages)
 
     def pin(self, tokens: Any, namespace: Hashable = None) -> PrefixMatch:
         return self.device_cache.pin(self.up(tokens), namespace)

@@ -9,6 +9,7 @@ from typing import Any
 Tokens = tuple[int, ...]
 Key = tuple[Hashable, Tokens]
 NEVER = float("inf")
+PARTIAL_CHILDREN, PARTIAL_TOP = 32, 64  # how many are looked at for a partial match
 
 
 class Hidden(int):
@@ -68,3 +69,26 @@ class Match:
 
     def __post_init__(self) -> None:
         self.pages = [node.page for node in self.path]
+
+
+def best_partial(
+    nodes: list[Node], tokens: Tokens, namespace: Hashable, matched: int, size: int
+) -> tuple[int, int]:
+    """The page that continues `tokens[:matched]` furthest, and by how many tokens."""
+    length = len(tokens[:matched]) + size  # of a child's whole prefix
+    children = [node for node in nodes if len(node.key[1]) == length]
+    children.sort(key=lambda node: -node.seen)
+    if not matched:  # the tops of all namespaces share one list
+        children = children[:PARTIAL_TOP]
+    children = [node for node in children if node.key[0] == namespace]
+    children = [node for node in children if node.key[1][:matched] == tokens[:matched]]
+    best = (-1, 0)
+    for node in children[:PARTIAL_CHILDREN]:
+        agree = 0
+        for mine, theirs in zip(tokens[matched:], node.key[1][matched:-1], strict=False):
+            if mine != theirs:
+                break
+            agree += 1
+        if agree > best[1]:
+            best = (node.page, agree)
+    return best

@@ -19,11 +19,10 @@ from jitalloc.errors import (
     PinBudget,
 )
 from tests import oracle
-from tests.oracle_nodes import NEVER, Hidden, Key, Match, Node, Tokens
+from tests.oracle_nodes import NEVER, Hidden, Key, Match, Node, Tokens, best_partial
 
 PREFIX_POLICIES = ("lru", "fifo", "mru", "lfu", "slru", "priority")
 MOST_USES = 255
-PARTIAL_CHILDREN, PARTIAL_TOP = 32, 64  # how many are looked at for a partial match
 
 
 class Prefixes:
@@ -84,24 +83,7 @@ class Prefixes:
 
     def partial(self, tokens: Tokens, namespace: Hashable, matched: int) -> tuple[int, int]:
         """The page that continues `tokens[:matched]` furthest, and by how many tokens."""
-        size = self.pool.page_size
-        length = len(tokens[:matched]) + size  # of a child's whole prefix
-        children = [node for node in self.nodes.values() if len(node.key[1]) == length]
-        children.sort(key=lambda node: -node.seen)
-        if not matched:  # the tops of all namespaces share one list
-            children = children[:PARTIAL_TOP]
-        children = [node for node in children if node.key[0] == namespace]
-        children = [node for node in children if node.key[1][:matched] == tokens[:matched]]
-        best = (-1, 0)
-        for node in children[:PARTIAL_CHILDREN]:
-            agree = 0
-            for mine, theirs in zip(tokens[matched:], node.key[1][matched:-1], strict=False):
-                if mine != theirs:
-                    break
-                agree += 1
-            if agree > best[1]:
-                best = (node.page, agree)
-        return best
+        return best_partial([*self.nodes.values()], tokens, namespace, matched, self.pool.page_size)
 
     def stats(self) -> dict[str, int]:
         """What was counted since the cache was made."""

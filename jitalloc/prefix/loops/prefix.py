@@ -97,15 +97,15 @@ def match_one(prefix, root, tokens, most, record, out):
     return np.int64(0)
 
 
-@kernel("int64(int64[::1], int64[::1], int64, int32[::1], int64, int32[::1])")
-def prefix_match_cpu(pool, prefix, root, tokens, most, record):
+@kernel("int64(int64[::1], int64[::1], int64, int32[::1], int32[::1])")
+def prefix_match_cpu(pool, prefix, root, tokens, record):
     """Mutates the prefix cache (locks, uses, counters, where nodes end), the pool's step, `record`.
-    Reads `tokens`, of which at most `most` are matched, requires a `root` (`-2 - namespace`) and
-    `record` to have MATCH_FIELDS elements and one more for each whole page of `tokens`: there the
-    pages go. Fails at a negative token.
+    Reads `tokens`, requires a `root` (`-2 - namespace`) and `record` to have MATCH_FIELDS elements
+    and one more for each whole page of `tokens`: there the pages go. Fails at a negative token.
     """
     if not try_lock(pool):
         return fail(BUSY, 0)
+    most = np.int64(tokens.size)
     status = match_one(prefix, root, tokens, most, record, record[MATCH_FIELDS:])
     if status == 0:
         pool[STEP] += 1
