@@ -41,7 +41,13 @@ from jitalloc.errors import (
 from jitalloc.pool.holders import Moves
 from jitalloc.pool.pool import FreeGroup, PageBatch, PagePool
 from jitalloc.pool.records import PoolSnapshot, PoolStats
-from jitalloc.prefix.matches import InsertResult, PrefixBatch, PrefixMatch
+from jitalloc.prefix.matches import (
+    InsertResult,
+    InvalidateResult,
+    PrefixBatch,
+    PrefixLookup,
+    PrefixMatch,
+)
 from jitalloc.prefix.prefix import PrefixCache
 from jitalloc.prefix.records import PrefixStats
 from jitalloc.prefix.upkeep import PrefixSnapshot
@@ -72,6 +78,7 @@ for _record in (
         PageTableCSR,
         PoolSnapshot,
     ),
+    *(InvalidateResult, PrefixLookup),
     *(PoolStats, PrefixSnapshot, PrefixStats, SequenceInfo, SequenceStats, SlotEntry, SlotMatch),
     SlotPrefixStats,
 ):
@@ -103,6 +110,7 @@ __all__ = [
     "InvalidArgument",
     "InvalidPage",
     "InvalidSlot",
+    "InvalidateResult",
     "JitallocError",
     "Moves",
     "NestedFreeGroup",
@@ -123,6 +131,7 @@ __all__ = [
     "PoolStats",
     "PrefixBatch",
     "PrefixCache",
+    "PrefixLookup",
     "PrefixMatch",
     "PrefixPolicy",
     "PrefixSnapshot",

@@ -64,15 +64,29 @@ class PrefixView:
     def arrays(self) -> PrefixArrays:
         return prefix_arrays(self.words)
 
-    def match(self, tokens: Any, namespace: Hashable = None) -> PrefixMatch:
-        return self.device_cache.match(self.up(tokens), namespace)
+    def match(self, tokens: Any, namespace: Hashable = None, **options: Any) -> PrefixMatch:
+        return self.device_cache.match(self.up(tokens), namespace, **options)
+
+    def lookup(self, tokens: Any, namespace: Hashable = None) -> Any:
+        return self.device_cache.lookup(self.up(tokens), namespace)
+
+    def touch(self, tokens: Any, namespace: Hashable = None) -> int:
+        return self.device_cache.touch(self.up(tokens), namespace)
+
+    def invalidate(
+        self, tokens: Any = None, namespace: Hashable = None, *, start: int = 0, pages: Any = None
+    ) -> Any:
+        tokens, pages = (each if each is None else self.up(each) for each in (tokens, pages))
+        return self.device_cache.invalidate(tokens, namespace, start=start, pages=pages)
 
     def pin(self, tokens: Any, namespace: Hashable = None) -> PrefixMatch:
         return self.device_cache.pin(self.up(tokens), namespace)
 
-    def match_batch(self, tokens: Any, indptr: Any, namespaces: Any = None) -> PrefixBatch:
+    def match_batch(
+        self, tokens: Any, indptr: Any, namespaces: Any = None, **options: Any
+    ) -> PrefixBatch:
         bounds = self.up(indptr, INT64)
-        return self.device_cache.match_batch(self.up(tokens), bounds, namespaces)
+        return self.device_cache.match_batch(self.up(tokens), bounds, namespaces, **options)
 
     def insert(self, tokens: Any, pages: Any, namespace: Hashable = None, **options: Any) -> Any:
         return self.device_cache.insert(self.up(tokens), self.up(pages), namespace, **options)

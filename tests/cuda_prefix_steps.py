@@ -28,7 +28,25 @@ def a_namespace(random: Random) -> Any:
 
 
 def match(pair: CudaPrefixPair, random: Random) -> None:
-    pair.look_up(prompt(pair, random), a_namespace(random))
+    most = random.choice((None, random.randrange(12)))
+    pair.look_up(prompt(pair, random), a_namespace(random), max_tokens=most)
+
+
+def lookup(pair: CudaPrefixPair, random: Random) -> None:
+    pair.do("lookup", prompt(pair, random), a_namespace(random))
+
+
+def touch(pair: CudaPrefixPair, random: Random) -> None:
+    pair.do("touch", prompt(pair, random), a_namespace(random))
+
+
+def invalidate(pair: CudaPrefixPair, random: Random) -> None:
+    if random.random() < 0.5:
+        start = random.randrange(6) * random.randrange(2)
+        pair.do("invalidate", prompt(pair, random), a_namespace(random), start=start)
+    else:
+        pages = [random.randrange(pair.model.num_pages + 1) for _ in range(2)]
+        pair.do("invalidate", pages=pages)
 
 
 def pin(pair: CudaPrefixPair, random: Random) -> None:
@@ -54,9 +72,13 @@ def match_batch(pair: CudaPrefixPair, random: Random) -> None:
     tokens = [token for each in prompts for token in each]
     bounds = [sum(map(len, prompts[:i])) for i in range(len(prompts) + 1)]
     step = pair.model.step
-    models = [pair.cache_model.match(*each) for each in zip(prompts, spaces, strict=True)]
+    most = [random.randrange(20) for _ in prompts]
+    models = [
+        pair.cache_model.match(*each, max_tokens=cap)
+        for *each, cap in zip(prompts, spaces, most, strict=True)
+    ]
     pair.model.step = step + 1  # one call is one step
-    batch = pair.cache.match_batch(tokens, bounds, spaces)
+    batch = pair.cache.match_batch(tokens, bounds, spaces, max_tokens=most)
     assert [page for each in models for page in each.pages] == batch.pages.tolist()
     assert [each.partial[0] for each in models] == batch.partial_pages.tolist()
     pair.agree()
@@ -120,6 +142,9 @@ CUDA_STEPS: dict[str, Step] = {
 }
 # What runs on the host alone, or is told the pool by a kernel of its own.
 HOST_STEPS: dict[str, Step] = {
+    "lookup": lookup,
+    "touch": touch,
+    "invalidate": invalidate,
     "match_batch": match_batch,
     "pin": pin,
     "release": release,
@@ -132,16 +157,22 @@ BACKGROUND: tuple[Step, ...] = (insert, insert, match, pin, release, release, ev
 # Kernels of the CPU that have no twin, and why a cache on a pool of the GPU does without.
 WITHOUT_TWIN = dict.fromkeys(
     (
+        "prefix_lookup_cpu",
         "prefix_match_cpu",
         "prefix_match_batch_cpu",
         "prefix_pin_cpu",
         "prefix_release_cpu",
+        "prefix_touch_cpu",
         "prefix_upkeep_check_cpu",
         "prefix_upkeep_copy_cpu",
         "prefix_upkeep_resize_cpu",
         "prefix_upkeep_roots_cpu",
         "prefix_upkeep_unlock_cpu",
         "reclaim_choose_cpu",
+        "reclaim_count_cpu",
+        "reclaim_invalidate_cpu",
+        "reclaim_past_cpu",
+        "reclaim_room_cpu",
     ),
     "runs on the index, which lives on the host",
 )

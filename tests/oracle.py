@@ -215,9 +215,12 @@ class Pool:
     def resize(self, num_pages: int) -> None:
         if num_pages <= self.first:
             raise InvalidArgument("num_pages", num_pages, "at least one page")
+        prefixes = [cache for cache in self.caches if hasattr(cache, "merely_cached")]
         for page in range(num_pages, self.num_pages):
-            if self.owners[page]:
+            if self.owners[page] and not any(each.merely_cached(page) for each in prefixes):
                 raise PageInUse("num_pages", num_pages, "a page is held, and past the new end")
+        for each in prefixes:
+            each.give_up_past(num_pages)
         self.free_list = [page for page in self.free_list if page < num_pages]
         self.released = {page for page in self.released if page < num_pages}
         self.free_list += range(self.num_pages, num_pages)

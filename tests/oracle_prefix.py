@@ -8,7 +8,6 @@ smallest of a list. A call looks at everything before it changes anything.
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 from jitalloc.errors import (
@@ -20,54 +19,10 @@ from jitalloc.errors import (
     PinBudget,
 )
 from tests import oracle
+from tests.oracle_nodes import NEVER, Hidden, Key, Match, Node, Tokens, best_partial
 
-Tokens = tuple[int, ...]
-Key = tuple[Hashable, Tokens]
 PREFIX_POLICIES = ("lru", "fifo", "mru", "lfu", "slru", "priority")
-NEVER = float("inf")
 MOST_USES = 255
-PARTIAL_CHILDREN, PARTIAL_TOP = 32, 64  # how many are looked at for a partial match
-
-
-@dataclass(eq=False)
-class Node:
-    """A cached page."""
-
-    key: Key
-    page: int
-    seen: int = 0  # the last walk (match, pin or insert) that came through
-    locks: int = 0
-    pins: int = 0
-    uses: int = 0
-    cls: int = 0
-    pos: int = 0
-    priority: int = 0
-    expiry: float = NEVER
-    armed: int = 0
-
-    @property
-    def pages(self) -> list[int]:
-        """The page as a row of one, which is how the model of the pool renames it."""
-        return [self.page]
-
-    @pages.setter
-    def pages(self, pages: list[int]) -> None:
-        (self.page,) = pages
-
-
-@dataclass(eq=False)
-class Match:
-    """What was found: the nodes of the path, and how the next page begins."""
-
-    cache: Prefixes
-    path: list[Node]
-    partial: tuple[int, int]  # page and tokens
-    pinned: bool = False
-    locked: bool = True
-    pages: list[int] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        self.pages = [node.page for node in self.path]
 
 
 class Prefixes:
@@ -100,15 +55,27 @@ class Prefixes:
         """How many pages have `locks` or `pins`."""
         return sum(getattr(node, name) > 0 for node in self.nodes.values())
 
-    def path(self, tokens: Tokens, namespace: Hashable) -> list[Node]:
-        """The nodes of the longest cached prefix, root first."""
-        found, size = [], self.pool.page_size
-        for end in range(size, len(tokens) + 1, size):
-            node = self.nodes.get((namespace, tokens[:end]))
+    def path(self, tokens: Tokens, namespace: Hashable, behind: Sequence[Node] = ()) -> list[Node]:
+        """The nodes of the longest cached prefix, root first; `behind`: those it begins with."""
+        found, size = [*behind], self.pool.page_size
+        for start in range(len(found) * size, len(tokens) - size + 1, size):
+            node = self.nodes.get(self.key_behind(found, tokens[start : start + size], namespace))
             if node is None:
                 break
             found.append(node)
         return found
+
+    def key_behind(self, path: Sequence[Node], tokens: Tokens, namespace: Hashable) -> Key:
+        """The key of a page with these tokens that follows a path."""
+        return (namespace, path[-1].key[1] + tokens) if path else (namespace, tokens)
+
+    def lookup(
+        self, tokens: Sequence[int], namespace: Hashable = None
+    ) -> tuple[int, list[int], int, int]:
+        tokens = tuple(tokens)
+        pages = [node.page for node in self.path(tokens, namespace)]
+        found = len(pages) * self.pool.page_size
+        return (found, pages, *self.partial(tokens, namespace, found))
 
     def parent(self, node: Node) -> Node | None:
         namespace, tokens = node.key
@@ -116,24 +83,7 @@ class Prefixes:
 
     def partial(self, tokens: Tokens, namespace: Hashable, matched: int) -> tuple[int, int]:
         """The page that continues `tokens[:matched]` furthest, and by how many tokens."""
-        size = self.pool.page_size
-        length = len(tokens[:matched]) + size  # of a child's whole prefix
-        children = [node for node in self.nodes.values() if len(node.key[1]) == length]
-        children.sort(key=lambda node: -node.seen)
-        if not matched:  # the tops of all namespaces share one list
-            children = children[:PARTIAL_TOP]
-        children = [node for node in children if node.key[0] == namespace]
-        children = [node for node in children if node.key[1][:matched] == tokens[:matched]]
-        best = (-1, 0)
-        for node in children[:PARTIAL_CHILDREN]:
-            agree = 0
-            for mine, theirs in zip(tokens[matched:], node.key[1][matched:-1], strict=False):
-                if mine != theirs:
-                    break
-                agree += 1
-            if agree > best[1]:
-                best = (node.page, agree)
-        return best
+        return best_partial([*self.nodes.values()], tokens, namespace, matched, self.pool.page_size)
 
     def stats(self) -> dict[str, int]:
         """What was counted since the cache was made."""
@@ -154,10 +104,27 @@ class Prefixes:
         leaves.sort(key=lambda node: (node.cls, node.pos), reverse=self.policy == "mru")
         return leaves
 
+    def is_alone(self, node: Node) -> bool:
+        """Whether the cache is the page's only owner, so that it goes free with it."""
+        return self.pool.owners[node.page] == 1
+
+    def reclaimable(self, besides: Sequence[Node] = ()) -> int:
+        """How many pages eviction would free: nobody else owns them, nobody locks them."""
+        free = (each for each in self.nodes.values() if not each.locks and each not in besides)
+        return sum(map(self.is_alone, free))
+
     # What changes it.
 
-    def match(self, tokens: Sequence[int], namespace: Hashable = None) -> Match:
-        match = self._walk(tokens, namespace)
+    def match(
+        self,
+        tokens: Sequence[int],
+        namespace: Hashable = None,
+        *,
+        max_tokens: int | None = None,
+    ) -> Match:
+        if max_tokens is not None and max_tokens < 0:
+            raise InvalidArgument("max_tokens", max_tokens, "negative")
+        match = self._walk(tokens[:max_tokens], namespace)
         for node in match.path:
             node.uses = min(node.uses + 1, MOST_USES)
         self._lock(match)
@@ -228,6 +195,57 @@ class Prefixes:
         self.pool.step += 1
         return [node.page for node in path], present, new
 
+    def touch(self, tokens: Sequence[int], namespace: Hashable = None) -> int:
+        """What a match and its release do, without a look-up being counted."""
+        path = self.path(tuple(tokens), namespace)
+        self._see(path)
+        self._expire()
+        for node in path:
+            node.uses = min(node.uses + 1, MOST_USES)
+        if self.policy != "fifo":
+            self._touch(path)
+        self._demote()
+        self.pool.step += 1
+        return len(path) * self.pool.page_size
+
+    def invalidate(
+        self,
+        tokens: Sequence[int] | None = None,
+        namespace: Hashable = None,
+        *,
+        start: int = 0,
+        pages: Sequence[int] | None = None,
+    ) -> tuple[int, int]:
+        if tokens is not None:
+            bad = self.path(tuple(tokens), namespace)[start // self.pool.page_size :][:1]
+        else:
+            for i, page in enumerate(pages or ()):
+                if not self.pool.first <= page < self.pool.num_pages:
+                    raise InvalidPage("pages", page, "no page of the pool", i)
+            bad = [node for node in self.nodes.values() if node.page in (pages or ())]
+        answer = self._drop_behind(bad, "cleared")
+        for node in bad:
+            if node.locks:
+                self._hide(node)
+        self.pool.step += 1
+        return answer
+
+    def _hide(self, node: Node) -> None:
+        """Let the page, and what follows it, not be found any more."""
+        at, found = len(node.key[1]) - self.pool.page_size, []
+        if isinstance(node.key[1][at], Hidden):
+            return
+        hidden = Hidden(node.key[1][at])
+        for each in list(self.nodes.values()):
+            if self._follows(each, node):
+                found.append(each)
+        for each in found:
+            del self.nodes[each.key]
+        for each in found:
+            namespace, tokens = each.key
+            each.key = (namespace, (*tokens[:at], hidden, *tokens[at + 1 :]))
+            self.nodes[each.key] = each
+
     def evict(self, n: int) -> int:
         if n < 0:
             raise InvalidArgument("n", n, "negative")
@@ -242,7 +260,37 @@ class Prefixes:
         self._evict(len(self.nodes), "cleared")
         self.pool.step += 1
 
+    # A pool that shrinks.
+
+    def merely_cached(self, page: int) -> bool:
+        """Whether nobody but the cache holds the page, nor a lock on it."""
+        return any(
+            node.page == page and not node.locks and self.is_alone(node)
+            for node in self.nodes.values()
+        )
+
+    def give_up_past(self, num_pages: int) -> None:
+        """Pages at or past the new end give way, and all that follow them."""
+        past = [node for node in self.nodes.values() if node.page >= num_pages]
+        self._drop_behind(past, "pressure")
+
     # What the calls above are made of.
+
+    def _drop_behind(self, first: Sequence[Node], reason: str) -> tuple[int, int]:
+        """Drop these and all that follow them, but what is locked; how many, and how many free."""
+        gone = [
+            node
+            for node in self.nodes.values()
+            if not node.locks and any(self._follows(node, each) for each in first)
+        ]
+        for node in gone:
+            del self.nodes[node.key]
+        return len(gone), self._give_up(sorted(node.page for node in gone), reason)
+
+    def _follows(self, node: Node, other: Node) -> bool:
+        """Whether `node` is `other`, or follows it."""
+        (mine, tokens), (theirs, start) = node.key, other.key
+        return mine == theirs and tokens[: len(start)] == start
 
     def _walk(self, tokens: Sequence[int], namespace: Hashable) -> Match:
         tokens = tuple(tokens)
@@ -308,6 +356,36 @@ class Prefixes:
         while len(gone) < n and (victims := self.victims()):
             del self.nodes[victims[0].key]
             gone.append(victims[0].page)
-        self.pool.give_back(gone)
-        self.evicted[reason] += len(gone)
+        self._give_up(gone, reason)
         return len(gone)
+
+    def _give_up(self, pages: list[int], reason: str) -> int:
+        self.evicted[reason] += len(pages)
+        return self.pool.give_back(pages)
+
+    def reclaim(self, n: int) -> int:
+        """Let pages give way until `n` have gone free; there are so many. Return how many did.
+
+        A page that somebody else owns goes only where nothing else is left, and only if it stands
+        behind one that will go free.
+        """
+        gone: list[int] = []
+        freed = 0
+        while freed < n:
+            leaves = self.victims()
+            useful = [each for each in leaves if self.is_alone(each)]
+            useful = useful or [each for each in leaves if self._hides_one(each)]
+            del self.nodes[useful[0].key]
+            gone.append(useful[0].page)
+            freed += self.is_alone(useful[0])
+        assert self._give_up(gone, "pressure") == n
+        return len(gone)
+
+    def _hides_one(self, node: Node) -> bool:
+        """Whether a page before it would go free, were it not for this one."""
+        before = self.parent(node)
+        while before is not None and not before.locks:
+            if self.is_alone(before):
+                return True
+            before = self.parent(before)
+        return False

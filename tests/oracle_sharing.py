@@ -12,7 +12,8 @@ from typing import Any
 
 from jitalloc.errors import InvalidArgument, OutOfPages, SequenceTooLong
 from tests.oracle import Moves, Pool, pages_of
-from tests.oracle_prefix import Node, Prefixes
+from tests.oracle_nodes import Node
+from tests.oracle_prefix import Prefixes
 from tests.oracle_rows import Eviction, Row
 from tests.oracle_sequences import Cache
 
@@ -41,7 +42,7 @@ class SharingCache(Cache):
 
     @property
     def reclaimable(self) -> int:
-        return len(self.prefix.nodes) - self.prefix.count("locks")
+        return self.prefix.reclaimable()
 
     @property
     def held(self) -> int:
@@ -64,14 +65,14 @@ class SharingCache(Cache):
 
     def _make_room(self, need: int, locked: Sequence[Node] = ()) -> None:
         available = self.pool.available
-        reclaimable = self.reclaimable - sum(node.locks == 0 for node in locked)
+        reclaimable = self.prefix.reclaimable(besides=locked)
         if need > available + reclaimable:
             raise OutOfPages(need + len(locked), available + reclaimable + len(locked))
         for node in locked:
             node.locks += 1
         if need > available:
             self.prefix._expire()
-            self.prefix._evict(need - available, "pressure")
+            self.prefix.reclaim(need - available)
 
     def make_room(self, num_pages: int) -> int:
         if num_pages < 0:
@@ -194,7 +195,7 @@ class SharingCache(Cache):
         wanted.compute(num_tokens, tokens)
         if tokens is not None:
             size = self.pool.page_size
-            told = {node.page: node.key[1][-size:] for node in self.prefix.nodes.values()}
+            told = {node.page: node.tokens[-size:] for node in self.prefix.nodes.values()}
             common = [self._alike(at, other) for other in self.rows.values()]
             for i, mine in enumerate(tokens):
                 known = at.tokens[i : i + 1] or told.get(at.pages[i // size], ())[i % size :][:1]
@@ -235,7 +236,7 @@ class SharingCache(Cache):
         if full <= len(old) or self._is_cut(at):
             return 0
         tokens = tuple(at.tokens[: full * size])
-        path = prefix.path(tokens, at.namespace)
+        path = prefix.path(tokens, at.namespace, old)
         present = len(path)
         mine = [node.page for node in path] + at.pages[present:full]
         shared = {row: self._common(at, mine, row) for row in self.rows if self.rows[row] is not at}
@@ -248,7 +249,8 @@ class SharingCache(Cache):
             return 0
         prefix._expire()
         for i in range(present, full):
-            node = Node((at.namespace, tokens[: (i + 1) * size]), at.pages[i])
+            page = tokens[i * size : (i + 1) * size]
+            node = Node(prefix.key_behind(path, page, at.namespace), at.pages[i])
             prefix.nodes[node.key] = node
             self.pool.owners[node.page] += 1
             path.append(node)

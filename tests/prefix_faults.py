@@ -200,6 +200,85 @@ PREFIX_FAULTS = {
     "match of another cache": Fault(lambda at: at.prefix.release(at.match), NotLocked),
     "clear of what is locked": Fault(lambda at: at.timed.clear(), PagesLocked),
     "pins over budget": Fault(lambda at: at.prefix.pin(range(8)), PinBudget),
+    "evict into too little": Fault(
+        lambda at: at.prefix.evict(3, out=np.empty(2, np.int32)), InvalidArgument, "out", 2
+    ),
+    "evict into int64": Fault(
+        lambda at: at.prefix.evict(1, out=np.empty(2, np.int64)), InvalidArgument, "out"
+    ),
+    "evict into a list": Fault(lambda at: at.prefix.evict(1, out=[0]), InvalidArgument, "out"),
+    "evict into a GPU": Fault(lambda at: at.prefix.evict(1, out=CudaArray()), WrongDevice, "out"),
+    # Looks, touches, and what turned out bad.
+    "negative token looked up": Fault(
+        lambda at: at.prefix.lookup([0, 1, 2, 3, -5]), InvalidArgument, "tokens", -5, 4
+    ),
+    "negative token touched": Fault(
+        lambda at: at.prefix.touch(negative(30, 29)), InvalidArgument, "tokens", -5, 29
+    ),
+    "unhashable namespace looked up": Fault(
+        lambda at: at.prefix.lookup([0], []), InvalidArgument, "namespace", []
+    ),
+    "unhashable namespace touched": Fault(
+        lambda at: at.prefix.touch([0], []), InvalidArgument, "namespace", []
+    ),
+    "cap below none": Fault(
+        lambda at: at.prefix.match(range(8), max_tokens=-1), InvalidArgument, "max_tokens", -1
+    ),
+    "half a token as cap": Fault(
+        lambda at: at.prefix.match(range(8), max_tokens=0.5), InvalidArgument, "max_tokens", 0.5
+    ),
+    "caps of a match": Fault(
+        lambda at: at.prefix.match(range(8), max_tokens=[1, 2]), InvalidArgument, "max_tokens"
+    ),
+    "caps that are too few": Fault(
+        lambda at: at.prefix.match_batch(range(12), [0, 4, 12], max_tokens=[3]),
+        InvalidArgument,
+        "max_tokens",
+        1,
+    ),
+    "a cap below none among others": Fault(
+        lambda at: at.prefix.match_batch(range(12), [0, 4, 12], max_tokens=[3, -2]),
+        InvalidArgument,
+        "max_tokens",
+        -2,
+        1,
+    ),
+    "one cap below none for all": Fault(
+        lambda at: at.prefix.match_batch(range(12), [0, 12], max_tokens=-2),
+        InvalidArgument,
+        "max_tokens",
+        -2,
+    ),
+    "nothing that is bad": Fault(lambda at: at.prefix.invalidate(), InvalidArgument, "pages"),
+    "bad tokens and pages": Fault(
+        lambda at: at.prefix.invalidate(range(4), pages=[1]), InvalidArgument, "pages"
+    ),
+    "bad pages of a namespace": Fault(
+        lambda at: at.prefix.invalidate(namespace="a", pages=[1]),
+        InvalidArgument,
+        "namespace",
+        "a",
+    ),
+    "bad pages from somewhere on": Fault(
+        lambda at: at.prefix.invalidate(start=4, pages=[1]), InvalidArgument, "start", 4
+    ),
+    "bad from below none on": Fault(
+        lambda at: at.prefix.invalidate(range(4), start=-1), InvalidArgument, "start", -1
+    ),
+    "bad tokens that are none": Fault(
+        lambda at: at.prefix.invalidate([0, 1, 2, 3, -5]), InvalidArgument, "tokens", -5, 4
+    ),
+    "bad page out of range": Fault(
+        lambda at: at.prefix.invalidate(pages=[1, 16]), InvalidPage, "pages", 16, 1
+    ),
+    "bad page below none": Fault(
+        lambda at: at.prefix.invalidate(pages=[1, -1]), InvalidPage, "pages", -1, 1
+    ),
+    "bad null page": Fault(lambda at: at.prefix.invalidate(pages=[0]), InvalidPage, "pages", 0, 0),
+    "float pages that are bad": Fault(
+        lambda at: at.prefix.invalidate(pages=[1.0]), InvalidArgument, "pages", "float64"
+    ),
+    "a second cache": Fault(lambda at: PrefixCache(at.prefix.pool), InvalidArgument, "pool"),
     "negative pages to evict": Fault(lambda at: at.prefix.evict(-1), InvalidArgument, "n", -1),
     "half a page to evict": Fault(lambda at: at.prefix.evict(0.5), InvalidArgument, "n", 0.5),
     # Batches.

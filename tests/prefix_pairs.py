@@ -14,6 +14,7 @@ from jitalloc.pool import state
 from jitalloc.prefix.matches import PrefixMatch
 from jitalloc.prefix.state import (
     HASH_MASK,
+    HIDDEN,
     MOST_USES,
     NODE_LENGTH,
     NODE_LOCKS,
@@ -22,10 +23,10 @@ from jitalloc.prefix.state import (
     UNCACHED,
     USES_SHIFT,
 )
-from tests import oracle_prefix
+from tests import oracle_nodes, oracle_prefix
 from tests.pairs import PoolPair
 
-Both = tuple[PrefixMatch, oracle_prefix.Match]
+Both = tuple[PrefixMatch, oracle_nodes.Match]
 
 
 def spell(text: str, page_size: int) -> list[int]:
@@ -33,7 +34,7 @@ def spell(text: str, page_size: int) -> list[int]:
     return [ord(letter) * 1000 + i for letter in text for i in range(page_size)]
 
 
-def facts(match: PrefixMatch | oracle_prefix.Match) -> tuple[Any, ...]:
+def facts(match: PrefixMatch | oracle_nodes.Match) -> tuple[Any, ...]:
     """What a match says, of either side."""
     if isinstance(match, PrefixMatch):
         assert match.pages.dtype == np.int32
@@ -44,14 +45,14 @@ def facts(match: PrefixMatch | oracle_prefix.Match) -> tuple[Any, ...]:
     return match.pages, tokens, match.partial, match.locked, match.pinned
 
 
-def cached(cache: PrefixCache) -> dict[Any, tuple[int, ...]]:
-    """Every cached page by namespace and tokens up to its end, and all that is known of it."""
+def cached(cache: PrefixCache) -> dict[int, tuple[Any, ...]]:
+    """Every cached page: its namespace and tokens up to its end, and all that is known of it."""
     arrays, names = cache.arrays, {each: name for name, each in cache._namespaces.numbers.items()}
     names[0] = None
     following, previous, nodes = (
         each.tolist() for each in (arrays.following_pages, arrays.previous_pages, arrays.nodes)
     )
-    found: dict[Any, tuple[int, ...]] = {}
+    found: dict[int, tuple[Any, ...]] = {}
     keys: dict[int, Any] = {}
 
     def key(page: int) -> Any:
@@ -69,19 +70,22 @@ def cached(cache: PrefixCache) -> dict[Any, tuple[int, ...]]:
         state, stamp = record[NODE_STATE], int(arrays.stamps[first])
         uses, pins = state >> USES_SHIFT & MOST_USES, state >> PINS_SHIFT
         for i in range(record[NODE_LENGTH]):
-            found[key(page)] = (page, record[NODE_LOCKS], pins, uses, state & 255, stamp - i)
+            known = key(page), record[NODE_LOCKS], pins, uses, state & 255, stamp - i
+            found[page] = (*known, i == 0 and state & HIDDEN != 0)
             page = following[page]
         assert page == ~first
     assert len(found) == sum(each != UNCACHED for each in following)
     return found
 
 
-def cached_model(model: oracle_prefix.Prefixes) -> dict[Any, tuple[int, ...]]:
+def cached_model(model: oracle_prefix.Prefixes) -> dict[int, tuple[Any, ...]]:
     """The same of the model."""
-    return {
-        key: (node.page, node.locks, node.pins, node.uses, node.cls, node.pos)
-        for key, node in model.nodes.items()
-    }
+    found: dict[int, tuple[Any, ...]] = {}
+    for (namespace, tokens), node in model.nodes.items():
+        known = node.locks, node.pins, node.uses, node.cls, node.pos
+        hidden = isinstance(tokens[-model.pool.page_size], oracle_nodes.Hidden)
+        found[node.page] = ((namespace, node.tokens), *known, hidden)
+    return found
 
 
 class PrefixPair(PoolPair):
@@ -116,14 +120,14 @@ class PrefixPair(PoolPair):
         return got[1]
 
     def look_up(
-        self, tokens: Any, namespace: Hashable = None, name: str = "match"
+        self, tokens: Any, namespace: Hashable = None, name: str = "match", **options: Any
     ) -> tuple[Any, ...]:
         """`match` or `pin` on both sides; what was found joins `matches`."""
         found: list[Any] = []
 
         def call(cache: Any) -> Callable[[], tuple[Any, ...]]:
             def run() -> tuple[Any, ...]:
-                found.append(getattr(cache, name)(tokens, namespace))
+                found.append(getattr(cache, name)(tokens, namespace, **options))
                 return facts(found[-1])
 
             return run

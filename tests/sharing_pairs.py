@@ -234,6 +234,52 @@ def reclaim(pair: SharingPair, random: Random) -> None:
     pair.compare(lambda: pair.prefix.evict(n), lambda: pair.prefix_model.evict(n))
 
 
+def look(pair: SharingPair, random: Random) -> None:
+    tokens = prompt(pair, random)
+    pair.compare(lambda: pair.prefix.lookup(tokens), lambda: pair.prefix_model.lookup(tokens))
+
+
+def touch(pair: SharingPair, random: Random) -> None:
+    tokens = prompt(pair, random)
+    pair.compare(lambda: pair.prefix.touch(tokens), lambda: pair.prefix_model.touch(tokens))
+
+
+def invalidate(pair: SharingPair, random: Random) -> None:
+    """By tokens, from somewhere on, or by the pages of a running sequence, or any."""
+    dice, rows = random.random(), pair.cache_model.rows
+    asked: dict[str, Any] = {"tokens": prompt(pair, random), "start": random.randrange(9)}
+    if dice < 0.7:
+        pages = range(pair.model.first, pair.model.num_pages)
+        if dice < 0.4 and rows:
+            pages = rows[random.choice(sorted(rows))].pages or pages
+        asked = {"pages": random.choices(pages, k=random.randrange(3))}
+    pair.compare(
+        lambda: pair.prefix.invalidate(**asked), lambda: pair.prefix_model.invalidate(**asked)
+    )
+
+
+def own(pair: SharingPair, random: Random) -> None:
+    """The user becomes owner of cached pages too, or of those that it lets the cache adopt."""
+    if random.random() < 0.5:
+        cached = [node.page for node in pair.prefix_model.nodes.values()]
+        pair.call("share", random.sample(cached, min(len(cached), random.randrange(1, 4))))
+        return
+    size = pair.pool.page_size
+    tokens = prompt(pair, random, 3 * size)
+    got = pair.call("alloc", min(len(tokens) // size, pair.model.available))
+    if got[0] == "returned":
+        own = got[1], tokens[: len(got[1]) * size]
+        pair.compare(
+            lambda: pair.prefix.insert(own[1], own[0]),
+            lambda: pair.prefix_model.insert(own[1], own[0]),
+        )
+
+
+def disown(pair: SharingPair, random: Random) -> None:
+    held = pair.held()
+    pair.call("free", random.sample(held, random.randrange(len(held) + 1)))
+
+
 def room(pair: SharingPair, random: Random) -> None:
     """How much there is, and then it is made."""
     live = sorted(pair.cache_model.rows)
@@ -269,6 +315,11 @@ STEPS = {
     cut: 1,
     evict: 1,
     reclaim: 1,
+    look: 0.3,
+    touch: 0.5,
+    invalidate: 0.2,
+    own: 0.3,
+    disown: 1,
     room: 0.5,
     look_up: 1,
     defragment: 0.3,

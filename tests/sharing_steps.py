@@ -10,7 +10,7 @@ import numpy as np
 
 from jitalloc import errors
 from jitalloc.pool.loops.upkeep import upkeep_advance_cpu
-from jitalloc.prefix.loops.reclaim import reclaim_choose_cpu
+from jitalloc.prefix.loops.reclaim import reclaim_choose_cpu, reclaim_count_cpu, reclaim_room_cpu
 from jitalloc.prefix.namespaces import MAIN_ROOT
 from jitalloc.prefix.state import REQUESTED
 from jitalloc.sequences.loops.sharing import (
@@ -28,11 +28,15 @@ from tests.sharing_pairs import (
     commit,
     defragment,
     free,
+    invalidate,
+    look,
     look_up,
+    own,
     prompt,
     reclaim,
     room,
     some_rows,
+    touch,
     truncate,
 )
 
@@ -153,6 +157,23 @@ def leave(pair: SharingPair, random: Random) -> None:
     pair.agree()
 
 
+def shown(pair: SharingPair, random: Random) -> None:
+    """What a pool of another device is told to free, and how much it could be."""
+    own(pair, random)
+    assert pair.prefix._run(reclaim_count_cpu) == pair.cache_model.reclaimable
+    available, most = pair.model.available, pair.cache_model.reclaimable
+    n, victims = random.randrange(1, most + 3), np.empty(pair.pool.num_pages, np.int32)
+    status = pair.prefix._run(reclaim_room_cpu, n, available, victims)
+    if n > most:
+        assert errors.unpack_status(status) == (errors.OUT_OF_PAGES, available + most)
+    else:
+        pair.prefix_model._expire()
+        assert pair.prefix_model.reclaim(n) == status
+        pair.pool.free(victims[:status])
+        pair.model.step += 1
+    pair.agree()
+
+
 def clear(pair: SharingPair, random: Random) -> None:
     if random.random() < 0.3:
         pair.do("clear")
@@ -189,10 +210,12 @@ def rows_with_tokens(pair: SharingPair, random: Random) -> None:
 SHARING_STEPS: dict[str, Step] = {
     "upkeep_advance_cpu": advance,
     "prefix_insert_cpu": insert,
+    "prefix_lookup_cpu": look,
     "prefix_match_batch_cpu": match_batch,
     "prefix_match_cpu": look_up,
     "prefix_pin_cpu": pin,
     "prefix_release_cpu": look_up,
+    "prefix_touch_cpu": touch,
     "prefix_upkeep_check_cpu": allocate,
     "prefix_upkeep_copy_cpu": restore,
     "prefix_upkeep_rename_cpu": defragment,
@@ -201,7 +224,11 @@ SHARING_STEPS: dict[str, Step] = {
     "prefix_upkeep_unlock_cpu": restore,
     "reclaim_choose_cpu": choose,
     "reclaim_clear_cpu": clear,
+    "reclaim_count_cpu": shown,
     "reclaim_evict_cpu": reclaim,
+    "reclaim_invalidate_cpu": invalidate,
+    "reclaim_past_cpu": resize,
+    "reclaim_room_cpu": shown,
     "rows_allocate_tokens_cpu": rows_with_tokens,
     "sharing_check_cpu": append,
     "sharing_find_cpu": share_elsewhere,

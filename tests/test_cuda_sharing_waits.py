@@ -64,7 +64,7 @@ CALLS: dict[str, Call] = {
         run=lambda c, at: c.allocate("x", 24), down=4, up=2, starts=5
     ),
     "make_room": Call(run=lambda c, at: c.make_room(1), down=1),
-    "num_reclaimable": Call(run=lambda c, at: c.num_reclaimable, down=1),
+    "num_reclaimable": Call(run=lambda c, at: c.num_reclaimable, down=2),
 }
 
 

@@ -28,7 +28,7 @@ ORDER = {
         """,
         "prefix": """
             nodes children expiries queues split_join paths compare search insertion
-            prefix reclaim check_nodes check_lists upkeep prefix_cuda upkeep_cuda
+            prefix dropping freeing reclaim check_nodes check_lists upkeep prefix_cuda upkeep_cuda
         """,
         "sequences": """
             tables attention mirror row_locks committing sharing rows commits appending
@@ -42,8 +42,8 @@ ORDER = {
 FILES = sorted(path for path in PACKAGE.glob("*/loops/*.py") if path.stem != "__init__")
 # Helpers that several nouns are built from: no kernel, so no tests or benchmarks of that name.
 SHARED = {"nodes", "children", "expiries", "queues", "split_join", "paths", "compare", "search"}
-SHARED |= {"insertion", "check_nodes", "check_lists", "row_locks", "committing"}
-SHARED |= {"appending"}
+SHARED |= {"insertion", "dropping", "freeing", "check_nodes", "check_lists", "row_locks"}
+SHARED |= {"committing", "appending"}
 SHARED |= {"batches_cuda", "merging_cuda", "releasing_cuda", "page_frees_cuda", "slot_frees_cuda"}
 SHARED |= {"extends_cuda", "row_facts_cuda", "row_batches_cuda", "leading_cuda", "dropping_cuda"}
 SHARED |= {"appends_cuda", "append_writes_cuda", "forking_cuda"}

@@ -12,7 +12,8 @@ import pytest
 from jitalloc import PagePool, PrefixCache
 from jitalloc._jit import JIT_DISABLED
 from jitalloc.state import INT32_MAX
-from tests.prefix_pairs import PrefixPair, random_turn, spell, stored
+from tests.oracle_prefix import PREFIX_POLICIES
+from tests.prefix_pairs import PrefixPair, cached, random_turn, spell, stored
 
 SIZES = (1, 2, 3, 5, 16, 64)
 WALKS = 25 if JIT_DISABLED else 120
@@ -283,3 +284,108 @@ def test_any_history_agrees_with_the_model(page_size: int, order: str) -> None:
     for _ in range(WALKS):
         random_turn(pair, random)
     pair.drain()
+
+
+# Looks without locks.
+
+
+every_policy = pytest.mark.parametrize("policy", PREFIX_POLICIES)
+
+
+@page_sizes
+def test_a_lookup_says_what_a_match_finds_and_changes_nothing(page_size: int) -> None:
+    pair = stored(page_size, "abcd", "abxy", "q")
+    for text in ("abcd", "abxyz", "abc", "ab", "abq", "q", "qa", "zab", ""):
+        tokens = spell(text, page_size)
+        for some in (tokens, tokens[:-1], [*tokens[:-1], 1], [*tokens, 97001]):
+            before = pair.cache._slab.copy()
+            found = pair.must("lookup", some)
+            assert np.array_equal(pair.cache._slab, before)  # no node is split either
+            pair.look_up(some)
+            assert found == (found[0], pair.matches[-1][1].pages, *pair.matches[-1][1].partial)
+            pair.give_back()
+
+
+# By the policy priority the step of the call counts too, and a match and its release are two.
+@pytest.mark.parametrize("policy", [each for each in PREFIX_POLICIES if each != "priority"])
+@pytest.mark.parametrize("seed", range(3))
+def test_a_touch_is_a_match_that_is_released_at_once(policy: str, seed: int) -> None:
+    pairs = [PrefixPair(24, 2, policy=policy, protected_share=0.4) for _ in range(2)]
+    randoms = [Random(seed) for _ in pairs]
+    for _ in range(WALKS):
+        for pair, random in zip(pairs, randoms, strict=True):
+            random_turn(pair, random, "ab", 6)
+            tokens = spell("".join(random.choices("ab", k=4)), 2)
+            if pair is pairs[0]:
+                pair.must("touch", tokens)
+                pair.call("free", pair.result("alloc", 0))  # two steps more, as the other takes
+            else:
+                pair.look_up(tokens)
+                pair.give_back()
+        assert cached(pairs[0].cache) == cached(pairs[1].cache)
+    assert pairs[0].drain() == pairs[1].drain()
+
+
+def test_a_match_is_capped() -> None:
+    pair = stored(4, "abc")
+    tokens = spell("abc", 4)
+    for most, pages, partial in (
+        (12, 3, 0),
+        (11, 2, 3),
+        (8, 2, 0),
+        (3, 0, 3),
+        (0, 0, 0),
+        (99, 3, 0),
+    ):
+        pair.look_up(tokens, max_tokens=most)
+        match = pair.matches[-1][0]
+        assert (match.num_pages, match.partial_tokens) == (pages, partial)
+        pair.give_back()
+    stats = pair.cache.stats()
+    assert (stats.tokens, stats.hit_pages) == (6 * 12, 10)  # all of them were asked for
+    with pair.cache.match_batch(tokens * 2, [0, 12, 24], max_tokens=[11, 5]) as batch:
+        assert batch.num_tokens.tolist() == [8, 4]
+        assert batch.partial_tokens.tolist() == [3, 1]
+    with pair.cache.match_batch(tokens * 2, [0, 12, 24], max_tokens=4) as batch:
+        assert batch.num_tokens.tolist() == [4, 4]
+
+
+# Pages that turned out bad.
+
+
+@every_policy
+def test_bad_pages_go_with_all_that_follow_them(policy: str) -> None:
+    pair = stored(4, "abcd", "abxy", "qr", policy=policy)
+    (bad,) = (each.page for each in pair.cache_model.nodes.values() if each.tokens[-4] == 98000)
+    pair.call("share", [bad])
+    assert pair.must("invalidate", pages=[bad]) == (5, 4)  # the user still has that one
+    assert pair.must("lookup", spell("abcd", 4))[0] == 4
+    assert pair.must("invalidate", spell("qr", 4), start=4) == (1, 1)
+    assert pair.must("invalidate", spell("qr", 4), start=4) == (0, 0)
+    assert pair.must("invalidate", spell("a", 4)[:3]) == (0, 0)
+    assert pair.must("invalidate", spell("azz", 4), "elsewhere") == (0, 0)
+    assert pair.must("invalidate", spell("azz", 4)) == (1, 1)
+    assert pair.must("invalidate", pages=[]) == (0, 0)
+    assert pair.cache.num_cached == 1
+
+
+@every_policy
+def test_bad_pages_that_are_locked_are_not_found_any_more(policy: str) -> None:
+    pair = stored(4, "abcd", "abx", policy=policy)
+    tokens = spell("abcd", 4)
+    pair.look_up(spell("abc", 4))
+    path = pair.matches[-1][0].pages.tolist()
+    assert pair.must("invalidate", pages=[path[1], path[2]]) == (2, 2)  # d and x
+    assert pair.must("lookup", tokens) == (4, path[:1], -1, 0)
+    assert pair.must("touch", tokens) == 4
+    pair.store(tokens)  # computed again
+    again = pair.pages_of(tokens)
+    assert not {*again[1:]} & {*path}
+    assert pair.must("invalidate", tokens, start=4) == (0, 0)
+    pair.store(tokens)
+    assert pair.must("lookup", tokens)[1][1:] not in (again[1:], path[1:])
+    pair.call("defragment")
+    pair.give_back(0)
+    pair.give_back()
+    assert pair.must("lookup", tokens)[0] == 16
+    assert len(pair.drain()) == 9

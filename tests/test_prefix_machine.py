@@ -59,9 +59,44 @@ class PrefixMachine(RuleBasedStateMachine):
         change=st.none() | st.integers(0, 20),
         namespace=namespaces,
         name=st.sampled_from(("match", "match", "pin")),
+        most=st.sampled_from((None, None, 0, 1, 3, 8, -1)),
     )
-    def look_up(self, text: str, cut: int, change: int | None, namespace: Any, name: str) -> None:
-        self.pair.look_up(self.tokens(text, cut, change), namespace, name)
+    def look_up(
+        self,
+        text: str,
+        cut: int,
+        change: int | None,
+        namespace: Any,
+        name: str,
+        most: int | None,
+    ) -> None:
+        options = {"max_tokens": most} if name == "match" else {}
+        self.pair.look_up(self.tokens(text, cut, change), namespace, name, **options)
+
+    @rule(
+        text=texts,
+        cut=st.integers(0, 3),
+        change=st.none() | st.integers(0, 20),
+        namespace=namespaces,
+        name=st.sampled_from(("lookup", "touch")),
+    )
+    def look(self, text: str, cut: int, change: int | None, namespace: Any, name: str) -> None:
+        self.pair.do(name, self.tokens(text, cut, change), namespace)
+
+    @rule(text=texts, cut=st.integers(0, 3), namespace=namespaces, start=st.integers(0, 9))
+    def invalidate_tokens(self, text: str, cut: int, namespace: Any, start: int) -> None:
+        self.pair.do("invalidate", self.tokens(text, cut, None), namespace, start=start)
+
+    @rule(pages=st.lists(st.integers(-1, 14), max_size=3))
+    def invalidate_pages(self, pages: list[int]) -> None:
+        self.pair.do("invalidate", pages=pages)
+
+    @rule(data=st.data())
+    def share(self, data: st.DataObject) -> None:
+        """The caller owns cached pages too."""
+        pages = sorted(node.page for node in self.pair.cache_model.nodes.values())
+        if pages:
+            self.pair.call("share", data.draw(st.lists(st.sampled_from(pages), max_size=3)))
 
     @rule(
         text=texts,
@@ -119,7 +154,7 @@ class PrefixMachine(RuleBasedStateMachine):
         self.pair.call("defragment")
 
     @rule()
-    def look(self) -> None:
+    def figures(self) -> None:
         self.pair.agree_on_figures()
 
     def teardown(self) -> None:

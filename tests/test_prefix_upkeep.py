@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from random import Random
 
 import pytest
@@ -69,14 +70,37 @@ def test_options_that_follow_the_size_of_the_pool() -> None:
 
 def test_a_pool_is_not_cut_off_below_a_cached_page() -> None:
     pair = stored(4, "abcdef")
-    assert pair.call("resize", 5)[0] is PageInUse
-    pair.call("resize", 6)
-    pair.must("evict", 3)
+    pair.call("share", [5])
+    assert pair.call("resize", 5)[0] is PageInUse  # the user holds it too
+    pair.call("free", [5])
+    pair.look_up(spell("abcdef", 4))
+    assert pair.call("resize", 5)[0] is PageInUse  # it is locked
+    pair.give_back()
+    assert pair.call("resize", 5) == ("returned", None)
+    pair.call("share", [1])
     pair.call("resize", 3)
     assert pair.pages_of(spell("abcdef", 4)) == [0, 1, 2]
     pair.give_back()
+    pair.call("free", [1])
     pair.call("resize", 64)
     pair.store(spell("abcxyz" * 5, 4))
+    pair.drain()
+
+
+@every_policy
+def test_what_follows_a_page_past_the_end_goes_with_it(policy: str) -> None:
+    pair = stored(4, "abc", policy=policy)
+    pair.store(spell("abxyz", 4))
+    pair.call("defragment")
+    pages = pair.result("alloc", 6)
+    pair.must("insert", spell("qrstuv", 4), pages[::-1])  # the last page first
+    pair.call("free", pages[1:])
+    assert pair.call("resize", 10) == ("returned", None)
+    assert (pair.cache.num_cached, pair.pool.refcount(pages[:1]).tolist()) == (6, [1])
+    pair.call("resize", 4)
+    assert pair.call("resize", 4) == ("returned", None) or pair.cache.num_cached == 6
+    pair.call("free", pair.held())
+    pair.call("resize", 1)
     pair.drain()
 
 
@@ -118,18 +142,16 @@ def test_sequences_and_prefixes_on_one_pool() -> None:
         assert match.num_pages == 2
 
 
-def test_two_caches_on_one_pool() -> None:
-    pair = stored(4, "abc")
-    other = PrefixCache(pair.pool, policy="mru")
-    with pair.cache.match(spell("abc", 4)) as match:
-        assert other.insert(spell("xyz", 4), match.pages).num_new == 3
-    assert pair.pool.refcount([0, 1, 2]).tolist() == [2, 2, 2]
-    pair.pool.defragment()
-    pair.pool.resize(100)
-    assert (pair.cache.evict(9), other.evict(1)) == (3, 1)
-    other.check()
-    pair.cache.check()
-    pair.pool.check(held=[])
+def test_a_second_cache_on_one_pool_is_refused() -> None:
+    pool = PagePool(8, 4)
+    cache = PrefixCache(pool)
+    with pytest.raises(InvalidArgument, match="has a prefix cache"):
+        PrefixCache(pool, policy="mru")
+    del cache
+    gc.collect()
+    again = PrefixCache(pool, policy="mru")
+    again.insert(range(8), pool.alloc(2))
+    pool.check(held=[0, 1])
 
 
 def test_a_cache_that_is_gone_leaves_its_pages_behind() -> None:
@@ -175,6 +197,26 @@ def test_matches_of_before_are_void_in_a_restored_cache() -> None:
     with pytest.raises(NotLocked):
         pair.cache.release(match)
     assert not match.locked
+    pair.cache.check()
+
+
+@pytest.mark.parametrize("name", ["match", "pin"])
+def test_a_cache_is_restored_while_a_match_is_held(name: str) -> None:
+    pair = stored(4, "abcd")
+    snapshot, tokens = pair.cache.snapshot(), spell("abc", 4)
+    with getattr(pair.cache, name)(tokens) as match:
+        assert match.locked
+        pair.pool.defragment()
+        assert match.locked  # pages that move take their locks along
+        pair.cache.restore(pair.cache.snapshot())
+        assert (match.locked, match.pinned) == (False, False)
+        assert "released" in repr(match)
+    with pair.cache.match_batch(tokens, [0, len(tokens)]) as batch:
+        pair.cache.restore(snapshot)
+        assert not batch.locked
+    with pytest.raises(NotLocked):
+        pair.cache.release(batch)
+    assert pair.cache.num_locked == 0
     pair.cache.check()
 
 

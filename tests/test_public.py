@@ -36,18 +36,8 @@ def records() -> dict[str, Any]:
     allocator = SlotAllocator(4)
     slots.insert([1, 2, 3], allocator.alloc(), 0)
     found = slots.find([1, 2])
-    made = [
-        batch,
-        appended,
-        table,
-        attention,
-        info,
-        inserted,
-        *snapshots,
-        *stats,
-        found,
-        slots.stats(),
-    ]
+    made = [batch, appended, table, attention, info, inserted, *snapshots, *stats, found]
+    made += [slots.stats(), prefix.lookup([7, 7, 7, 7]), prefix.invalidate([7, 7, 7, 7])]
     made += [pool.defragment(), cache.evict("a"), slots.evict()]
     return {type(each).__name__: each for each in made}
 

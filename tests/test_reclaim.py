@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 
 from jitalloc._jit import JIT_DISABLED
+from jitalloc.errors import OUT_OF_PAGES, unpack_status
 from jitalloc.pool import state
+from jitalloc.sequences.loops.sharing import sharing_room_cpu
 from tests.oracle_prefix import PREFIX_POLICIES
-from tests.prefix_pairs import PrefixPair, freed, random_turn, spell
+from tests.prefix_pairs import PrefixPair, cached, freed, random_turn, spell
 
 TURNS = 40 if JIT_DISABLED else 250
 every_policy = pytest.mark.parametrize("policy", PREFIX_POLICIES)
@@ -254,3 +256,111 @@ def test_pages_with_other_locks_stay_apart_when_their_uses_are_equal() -> None:
     assert pair.must("evict", 9) == 2
     pair.give_back()
     pair.drain()
+
+
+# What an eviction would free.
+
+
+def held_too(pair: PrefixPair, letters: str) -> list[int]:
+    """The user owns the pages of these letters too."""
+    nodes = pair.cache_model.nodes.values()
+    pages = [each.page for each in nodes if chr(each.key[1][-1] // 1000) in letters]
+    pair.call("share", pages)
+    return pages
+
+
+def reclaim(pair: PrefixPair, n: int) -> str:
+    """Make room for `n` pages more than are free; return the letters whose pages gave way."""
+    letters = {node.page: chr(node.key[1][-1] // 1000) for node in pair.cache_model.nodes.values()}
+    need = pair.model.available + n
+    victims: list[int] = []
+
+    def model() -> int:
+        if n > pair.cache_model.reclaimable():
+            return -1
+        before = dict(pair.cache_model.nodes)
+        pair.cache_model._expire()
+        gone = pair.cache_model.reclaim(n)
+        pair.model.step += 1
+        victims.extend(
+            node.page for key, node in before.items() if key not in pair.cache_model.nodes
+        )
+        return gone
+
+    def library() -> int:
+        status = pair.cache._run(sharing_room_cpu, need)
+        if status < 0:
+            assert unpack_status(status) == (
+                OUT_OF_PAGES,
+                pair.model.available + pair.cache_model.reclaimable(),
+            )
+        return max(status, -1)
+
+    pair.compare(library, model)
+    return "".join(sorted(letters[page] for page in victims))
+
+
+@every_policy
+def test_pages_that_somebody_else_owns_stay_while_others_go_free(policy: str) -> None:
+    pair = made(policy, "ab", "cd", "ef")
+    held_too(pair, "bdf")
+    assert pair.cache_model.reclaimable() == 3  # each behind one that stays if it can
+    pair.store(spell("gh", 2))
+    assert reclaim(pair, 2) == "gh"
+    assert len(reclaim(pair, 1)) == 2
+    assert len(reclaim(pair, 2)) == 4
+    assert pair.cache.num_cached == 0
+
+
+@every_policy
+def test_what_cannot_be_made_room_for_stays_as_it_was(policy: str) -> None:
+    pair = made(policy, "abc", "abd", "ef")
+    pages = held_too(pair, "be")
+    before = cached(pair.cache)
+    assert reclaim(pair, 5) == ""
+    assert cached(pair.cache) == before
+    pair.call("free", pages)
+    assert reclaim(pair, 6) == "abcdef"
+
+
+@every_policy
+def test_what_hides_nothing_stays_to_the_end(policy: str) -> None:
+    pair = made(policy, "ab", "cd")
+    held_too(pair, "cbd")
+    assert reclaim(pair, 1) == "ab"
+    assert reclaim(pair, 1) == ""
+    assert pair.cache.num_cached == 2
+
+
+@every_policy
+@pytest.mark.parametrize("seed", range(3))
+def test_what_goes_free_beside_the_model(policy: str, seed: int) -> None:
+    random, pair = Random(f"{policy} {seed}"), PrefixPair(30, 2, policy=policy, protected_share=0.3)
+    for _ in range(TURNS):
+        random_turn(pair, random, "ab" if seed else "abcd", 8)
+        if random.random() < 0.2:
+            held_too(pair, random.choice("abcd"))
+        elif random.random() < 0.2:
+            held = pair.held()
+            pair.call("free", random.sample(held, random.randrange(len(held) + 1)))
+        elif random.random() < 0.3:
+            reclaim(pair, random.randrange(1, 6))
+    while pair.cache_model.reclaimable():
+        reclaim(pair, random.randrange(1, 3))
+    pair.call("free", pair.held())
+    pair.drain()
+
+
+@every_policy
+def test_who_gives_way_is_told(policy: str) -> None:
+    pair = made(policy, "ab", "cd", "abx", "ef")
+    expected = []
+    while pair.cache_model.nodes:
+        expected += [pair.cache_model.victims()[0].page]
+        pair.cache_model._evict(1, "requested")
+    out = np.full(32, -7, np.int32)
+    assert pair.cache.evict(2, out=out) == 2
+    assert out[2] == -7
+    rest = np.full(32, -7, np.int32)
+    assert pair.cache.evict(10**6, out=rest) == len(expected) - 2
+    assert [*out[:2].tolist(), *rest[: len(expected) - 2].tolist()] == expected

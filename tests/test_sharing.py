@@ -247,6 +247,25 @@ def test_room_is_made_when_it_is_asked_for() -> None:
         alone.make_room(5)
 
 
+def test_a_call_that_is_refused_evicts_nothing() -> None:
+    both = SharingPair(num_pages=8)
+    pages = both.result("alloc", 4)
+    both.compare(
+        lambda: both.prefix.insert(range(16), pages),
+        lambda: both.prefix_model.insert(range(16), pages),
+    )  # the user owns them too, so evicting them would free nothing
+    assert (both.cache.num_reclaimable, both.cache.num_held) == (0, 4)
+    assert both.do("allocate", "x", 28) == (OutOfPages, 7, 4, None)
+    both.must("allocate", "y", 16)
+    assert both.do("append", "y", 1)[0] is OutOfPages
+    assert both.do("make_room", 1)[0] is OutOfPages
+    assert both.prefix.num_cached == 4
+    both.call("free", pages[2:])
+    assert both.cache.num_reclaimable == 2
+    both.must("append", "y", 8)
+    assert both.prefix.num_cached == 2
+
+
 def test_evict_to_counts_what_is_held(both: SharingPair) -> None:
     for i in range(4):
         both.must("allocate", i, tokens=[i] * 16)

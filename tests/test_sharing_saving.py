@@ -28,6 +28,7 @@ def used(policy: str = "lru", **options: Any) -> SharingPair:
     random = Random(policy)
     for _ in range(60):
         random_turn(pair, random)
+    pair.call("free", pair.held())
     for seq_id in list(pair.cache_model.ids):
         pair.must("free", seq_id)
     for i, name in enumerate(NAMES):
@@ -68,6 +69,7 @@ def test_a_loaded_cache_goes_on_as_the_saved_one(tmp_path: Path, policy: str) ->
     random = Random(3)
     for _ in range(100):
         random_turn(pair, random)
+    pair.call("free", pair.held())
     pair.do("clear")
     pair.compare(pair.prefix.clear, pair.prefix_model.clear)
     assert pair.pool.num_used == 0

@@ -44,6 +44,9 @@ class PageHolder(Protocol):
     def _resize_pages(self, num_pages: int) -> Callable[[], None]:
         """Prepare for another size of the pool; the result takes it over, and cannot fail."""
 
+    def _give_up_past(self, num_pages: int) -> None:
+        """Let pages from `num_pages` on go, if nobody holds any of them for more than a cache."""
+
     def _holds_locks(self) -> bool:
         """Return whether it locks paths of a prefix cache on the pool."""
 

@@ -355,7 +355,9 @@ class PoolUpkeep(OnDevice):
     def resize(self, num_pages: int) -> None:
         """Grow or shrink the pool while it is in use; no page changes its id.
 
-        New pages join the freelist behind all others. `arrays` is made anew.
+        New pages join the freelist behind all others. Pages at or past the new end that only a
+        prefix cache holds, unlocked, give way, with the cached pages that follow them. `arrays` is
+        made anew.
 
         Parameters
         ----------
@@ -365,7 +367,8 @@ class PoolUpkeep(OnDevice):
         Raises
         ------
         PageInUse
-            Somebody holds a page at or past the new end (`defragment` packs them to the front).
+            Somebody else holds a page at or past the new end (`defragment` packs them to the
+            front). Nothing has given way.
         InvalidArgument
             `num_pages` is no size for a pool.
         """
@@ -374,6 +377,7 @@ class PoolUpkeep(OnDevice):
         slab[NUM_PAGES] = num_pages
 
         def work() -> int:
+            self._cut_off(num_pages)
             followers = [holder._resize_pages(num_pages) for holder in self._holders]
             status = self._run(kernels.upkeep_resize_cpu, slab)
             if status == 0:
@@ -387,6 +391,12 @@ class PoolUpkeep(OnDevice):
         if status < 0:
             page = unpack_status(status)[1]
             raise PageInUse("num_pages", num_pages, f"page {page} is held and would be cut off")
+
+    def _cut_off(self, num_pages: int) -> None:
+        """Let cached pages past the end of a smaller pool give way, if it can be had by that."""
+        if num_pages < self.num_pages:
+            for holder in self._holders:
+                holder._give_up_past(num_pages)
 
     def defragment(self) -> Moves:
         """Pack the used pages to the lowest ids; block tables on this pool follow.

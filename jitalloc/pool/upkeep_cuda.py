@@ -234,6 +234,7 @@ class CudaPoolUpkeep(CudaSlab, PoolUpkeep):
 
         def change() -> None:
             self._settled()
+            self._cut_off(num_pages)
             followers = [holder._resize_pages(num_pages) for holder in self._holders]
             new = self._gpu.keep(words)
             self._start(upkeep_resize_cuda, 0, new[RECORD_SLOTS:])

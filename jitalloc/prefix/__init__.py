@@ -5,15 +5,23 @@
 `prefix_cuda` the same above a pool of the GPU.
 """
 
-from jitalloc.prefix.matches import InsertResult, PrefixBatch, PrefixMatch
+from jitalloc.prefix.matches import (
+    InsertResult,
+    InvalidateResult,
+    PrefixBatch,
+    PrefixLookup,
+    PrefixMatch,
+)
 from jitalloc.prefix.prefix import PrefixCache
 from jitalloc.prefix.records import PrefixStats
 from jitalloc.prefix.upkeep import PrefixSnapshot
 
 __all__ = [
     "InsertResult",
+    "InvalidateResult",
     "PrefixBatch",
     "PrefixCache",
+    "PrefixLookup",
     "PrefixMatch",
     "PrefixSnapshot",
     "PrefixStats",

@@ -43,6 +43,13 @@ class Epoch:
         self.moves: Moves | None = None
         self.after: Epoch | None = None
 
+    def is_void(self, now: Epoch) -> bool:
+        """Return whether nothing made in it is valid any more, `now` being the last epoch."""
+        epoch: Epoch | None = self
+        while epoch is not None and epoch is not now:
+            epoch = epoch.after
+        return epoch is None
+
     def end(self, moves: Moves | None) -> Epoch:
         """End by `moves` (None: nothing stays valid) and return the next epoch."""
         following = Epoch(self.number + 1)
@@ -53,6 +60,8 @@ class Epoch:
 
 class Holder(Protocol):
     """The cache of a match, as far as the match needs it."""
+
+    _epoch: Epoch
 
     def release(self, match: PrefixMatch | PrefixBatch) -> None:
         """Give locks back."""
@@ -103,13 +112,14 @@ class PrefixMatch:
 
     @property
     def locked(self) -> bool:
-        """Whether the match still holds its locks."""
-        return bool(self._record[MATCH_HELD] != HELD_NOT)
+        """Whether the match still holds its locks; a `restore` of the cache takes them away."""
+        held = bool(self._record[MATCH_HELD] != HELD_NOT)
+        return held and not self._epoch.is_void(self._cache._epoch)
 
     @property
     def pinned(self) -> bool:
         """Whether the match holds pins too, so that `unpin` gives it back."""
-        return bool(self._record[MATCH_HELD] == HELD_PIN)
+        return bool(self._record[MATCH_HELD] == HELD_PIN) and self.locked
 
     @property
     def _records(self) -> NDArray[np.int32]:
@@ -183,8 +193,9 @@ class PrefixBatch:
 
     @property
     def locked(self) -> bool:
-        """Whether the batch still holds its locks."""
-        return bool((self._records[:, MATCH_HELD] != HELD_NOT).any())
+        """Whether the batch still holds its locks; a `restore` of the cache takes them away."""
+        held = bool((self._records[:, MATCH_HELD] != HELD_NOT).any())
+        return held and not self._epoch.is_void(self._cache._epoch)
 
     def __len__(self) -> int:
         return self._size
@@ -223,6 +234,42 @@ def bring_up_to_date(match: PrefixMatch | PrefixBatch, now: Epoch) -> None:
         records[of_it, MATCH_EPOCH] = epoch.after.number
         epoch = epoch.after
     match._epoch = now
+
+
+class PrefixLookup(NamedTuple):
+    """The longest cached prefix of some tokens, which nobody has locked: it may be gone again.
+
+    Attributes
+    ----------
+    num_tokens : int
+        Length of the prefix; whole pages.
+    pages : int32[P]
+        Pages of the prefix.
+    partial_page : int
+        A cached page that begins like the tokens behind the prefix, or -1.
+    partial_tokens : int
+        How many of those tokens agree with the beginning of `partial_page`.
+    """
+
+    num_tokens: int
+    pages: NDArray[np.int32]
+    partial_page: int
+    partial_tokens: int
+
+
+class InvalidateResult(NamedTuple):
+    """What became of pages that turned out bad.
+
+    Attributes
+    ----------
+    num_dropped : int
+        Pages that have left the cache; the others that are not found any more are locked.
+    num_released : int
+        How many of them went free.
+    """
+
+    num_dropped: int
+    num_released: int
 
 
 class InsertResult(NamedTuple):

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from jitalloc._jit import BUSY_STATUS
-from jitalloc.arguments import as_count, as_lengths, as_pages, as_tokens
+from jitalloc.arguments import as_count, as_lengths, as_out, as_pages, as_tokens
 from jitalloc.errors import (
     NEGATIVE_TOKEN,
     NOT_LOCKED,
@@ -25,28 +26,46 @@ from jitalloc.errors import (
 )
 from jitalloc.prefix.loops.prefix import (
     prefix_insert_cpu,
+    prefix_lookup_cpu,
     prefix_match_batch_cpu,
     prefix_match_cpu,
     prefix_pin_cpu,
     prefix_release_cpu,
+    prefix_touch_cpu,
 )
-from jitalloc.prefix.loops.reclaim import reclaim_clear_cpu, reclaim_evict_cpu
-from jitalloc.prefix.matches import InsertResult, PrefixBatch, PrefixMatch, bring_up_to_date
+from jitalloc.prefix.loops.reclaim import (
+    reclaim_clear_cpu,
+    reclaim_evict_cpu,
+    reclaim_invalidate_cpu,
+)
+from jitalloc.prefix.matches import (
+    InsertResult,
+    InvalidateResult,
+    PrefixBatch,
+    PrefixLookup,
+    PrefixMatch,
+    bring_up_to_date,
+)
 from jitalloc.prefix.namespaces import MAIN_ROOT
 from jitalloc.prefix.state import (
     CLEARED,
     HELD_LOCK,
     HELD_NOT,
     HELD_PIN,
+    MATCH_FIELDS,
     MATCH_HELD,
     MATCH_PAGES,
+    MATCH_PARTIAL_PAGE,
+    MATCH_PARTIAL_TOKENS,
     MOST_PRIORITY,
     NEVER,
     PIN_BUDGET,
     REQUESTED,
 )
 from jitalloc.prefix.upkeep import PrefixUpkeep
-from jitalloc.state import INT32
+from jitalloc.state import INT32, INT32_MAX, NO_TOKENS
+
+NO_PAGES: Final = np.empty(0, INT32)
 
 
 def reclaim_error(status: int) -> JitallocError:
@@ -66,7 +85,8 @@ class PrefixCache(PrefixUpkeep):
     Parameters
     ----------
     pool : PagePool
-        Whose pages are cached. On the GPU the cache is a `jitalloc.cuda.CudaPrefixCache`.
+        Whose pages are cached; it has no other prefix cache. On the GPU the cache is a
+        `jitalloc.cuda.CudaPrefixCache`.
     policy : {"lru", "fifo", "mru", "lfu", "slru", "priority"}
         Which page gives way first: the one used longest ago; inserted longest ago; used last;
         used least often; used longest ago among those not used since they were inserted, then
@@ -90,7 +110,7 @@ class PrefixCache(PrefixUpkeep):
     Raises
     ------
     InvalidArgument
-        An option is out of range.
+        An option is out of range, or the pool has a prefix cache that somebody still holds.
 
     Notes
     -----
@@ -109,7 +129,13 @@ class PrefixCache(PrefixUpkeep):
     (4, array([0], dtype=int32), 1, 2)
     """
 
-    def match(self, tokens: ArrayLike, namespace: Hashable = None) -> PrefixMatch:
+    def match(
+        self,
+        tokens: ArrayLike,
+        namespace: Hashable = None,
+        *,
+        max_tokens: int | None = None,
+    ) -> PrefixMatch:
         """Find the longest cached prefix in whole pages, and lock it until `release`.
 
         Parameters
@@ -118,6 +144,9 @@ class PrefixCache(PrefixUpkeep):
             Token ids from 0 to 2**31 - 1.
         namespace : Hashable, optional
             Where to look: namespaces never share.
+        max_tokens : int, optional
+            No more of the tokens are matched, though all count as asked for. One less than there
+            are leaves one to compute, so that there are logits.
 
         Returns
         -------
@@ -128,7 +157,17 @@ class PrefixCache(PrefixUpkeep):
         Raises
         ------
         InvalidArgument, WrongDevice
-            `tokens` is no flat array of token ids on the CPU, or `namespace` is not hashable.
+            `tokens` is no flat array of token ids on the CPU, `namespace` is not hashable, or
+            `max_tokens` is no count.
+
+        Examples
+        --------
+        >>> pool = jitalloc.PagePool(8, page_size=4)
+        >>> cache = jitalloc.PrefixCache(pool)
+        >>> _ = cache.insert(range(8), pool.alloc(2))
+        >>> with cache.match(range(8), max_tokens=7) as match:
+        ...     match.num_tokens, match.partial_page, match.partial_tokens
+        (4, 1, 3)
         """
         try:
             fast = tokens.dtype is INT32 and tokens.ndim == 1  # type: ignore[union-attr]
@@ -137,10 +176,16 @@ class PrefixCache(PrefixUpkeep):
         if not fast or type(tokens) is not np.ndarray or not tokens.flags.c_contiguous:
             tokens = self._as_tokens(tokens)
         root = MAIN_ROOT if namespace is None else self._namespaces.root(namespace)
+        most = None if max_tokens is None else self._caps(max_tokens, None)
         match = PrefixMatch(self, self._epoch, tokens.size // self.page_size)
         record = match._record
         try:
-            status: int = prefix_match_cpu.run(self.pool._host, self._slab, root, tokens, record)
+            if most is None:
+                run = prefix_match_cpu.run
+                status: int = run(self.pool._host, self._slab, root, tokens, record)
+            else:  # a batch of one: another argument here would cost every match 0.05 us
+                ends = np.array([root]), tokens, np.array([0, tokens.size]), most
+                status = self._run(prefix_match_batch_cpu, *ends, record, record[MATCH_FIELDS:])
             if status < 0:
                 if status == BUSY_STATUS:
                     status = self._run(prefix_match_cpu, root, tokens, record)
@@ -159,6 +204,8 @@ class PrefixCache(PrefixUpkeep):
         tokens: ArrayLike,
         indptr: ArrayLike,
         namespaces: Sequence[Hashable] | None = None,
+        *,
+        max_tokens: ArrayLike | None = None,
     ) -> PrefixBatch:
         """Find and lock the longest cached prefixes of B prompts, in order.
 
@@ -170,6 +217,8 @@ class PrefixCache(PrefixUpkeep):
             Prompt `i` is `tokens[indptr[i] : indptr[i + 1]]`; from 0 to n.
         namespaces : sequence of Hashable, optional
             One for each prompt; by default None for all.
+        max_tokens : int or array_like of int64[B], optional
+            No more of each prompt are matched: see `match`.
 
         Returns
         -------
@@ -179,16 +228,18 @@ class PrefixCache(PrefixUpkeep):
         Raises
         ------
         InvalidArgument, WrongDevice
-            As in `match`, or `indptr` or `namespaces` do not fit.
+            As in `match`, or `indptr`, `namespaces` or `max_tokens` do not fit.
         """
         flat = self._as_tokens(tokens)
         bounds = self._bounds(indptr, flat.size)
         roots = self._roots(namespaces, bounds.size - 1)
+        most = self._caps(max_tokens, roots.size)
         room = int((np.diff(bounds) // self.page_size).sum())
         pages = np.empty(room, INT32)
         batch = PrefixBatch(self, self._epoch, roots.size)
         try:
-            status = self._run(prefix_match_batch_cpu, roots, flat, bounds, batch._record, pages)
+            arrays = roots, flat, bounds, most, batch._record, pages
+            status = self._run(prefix_match_batch_cpu, *arrays)
             if status < 0:
                 raise argument_error(status, "tokens", flat)
             batch._fill(pages[:status], self.page_size)
@@ -218,6 +269,22 @@ class PrefixCache(PrefixUpkeep):
             raise InvalidArgument("indptr", int(bounds[-1]), f"must end with {size}", position)
         return bounds
 
+    def _caps(self, max_tokens: ArrayLike | None, size: int | None) -> NDArray[np.int64]:
+        """Return how many tokens of each prompt may be matched; `size` None: of one match."""
+        if max_tokens is None:
+            return np.full(size or 0, INT32_MAX, np.int64)
+        if size is None or np.ndim(max_tokens) == 0:
+            return np.full(
+                1 if size is None else size, as_count("max_tokens", max_tokens), np.int64
+            )
+        most = np.ascontiguousarray(as_lengths("max_tokens", max_tokens))
+        if most.size != size:
+            raise InvalidArgument("max_tokens", most.size, f"must be {size}, one a prompt")
+        if most.size and most.min() < 0:
+            position = int(np.argmax(most < 0))
+            raise InvalidArgument("max_tokens", int(most[position]), "is negative", position)
+        return most
+
     def _roots(self, namespaces: Sequence[Hashable] | None, size: int) -> NDArray[np.int64]:
         if namespaces is None:
             return np.full(size, MAIN_ROOT, np.int64)
@@ -246,6 +313,88 @@ class PrefixCache(PrefixUpkeep):
             The match was released before, is of another cache, or is pinned (`unpin`).
         """
         self._give_back(match, HELD_LOCK)
+
+    def lookup(self, tokens: ArrayLike, namespace: Hashable = None) -> PrefixLookup:
+        """Find the longest cached prefix in whole pages, and change nothing.
+
+        Nothing is locked, counted or renewed: a look for who plans. What is found may give way to
+        the next call that evicts.
+
+        Parameters
+        ----------
+        tokens : array_like of int32[n]
+        namespace : Hashable, optional
+
+        Returns
+        -------
+        PrefixLookup
+
+        Raises
+        ------
+        InvalidArgument, WrongDevice
+            As in `match`.
+
+        Examples
+        --------
+        >>> pool = jitalloc.PagePool(8, page_size=4)
+        >>> cache = jitalloc.PrefixCache(pool)
+        >>> _ = cache.insert(range(8), pool.alloc(2))
+        >>> cache.lookup([0, 1, 2, 3, 4, 5, 9])
+        PrefixLookup(num_tokens=4, pages=array([0], dtype=int32), partial_page=1, partial_tokens=2)
+        >>> cache.stats().lookups, cache.num_locked
+        (0, 0)
+        """
+        tokens = self._as_tokens(tokens)
+        record = np.empty(MATCH_FIELDS + tokens.size // self.page_size, INT32)
+        count = self._run(prefix_lookup_cpu, self._namespaces.root(namespace), tokens, record)
+        if count < 0:
+            raise argument_error(count, "tokens", tokens)
+        partial = int(record[MATCH_PARTIAL_PAGE]), int(record[MATCH_PARTIAL_TOKENS])
+        pages = record[MATCH_FIELDS : MATCH_FIELDS + count]
+        return PrefixLookup(count * self.page_size, pages, *partial)
+
+    def touch(self, tokens: ArrayLike, namespace: Hashable = None) -> int:
+        """Use the longest cached prefix now, as a match that is released at once does.
+
+        That is one use more of each page, and recency renewed, with nothing locked; the statistics
+        of look-ups stay as they are.
+
+        Parameters
+        ----------
+        tokens : array_like of int32[n]
+        namespace : Hashable, optional
+
+        Returns
+        -------
+        int
+            How many tokens are cached; whole pages.
+
+        Raises
+        ------
+        InvalidArgument, WrongDevice
+            As in `match`.
+
+        Examples
+        --------
+        >>> pool = jitalloc.PagePool(8, page_size=4)
+        >>> cache = jitalloc.PrefixCache(pool)
+        >>> for prompt in ([1] * 4, [2] * 4):
+        ...     pages = pool.alloc(1)
+        ...     _ = cache.insert(prompt, pages)
+        ...     pool.free(pages)
+        0
+        0
+        >>> cache.touch([1] * 6)  # so that the other page goes first
+        4
+        >>> cache.evict(1), cache.lookup([1] * 4).num_tokens
+        (1, 4)
+        """
+        tokens = self._as_tokens(tokens)
+        out = np.empty(tokens.size // self.page_size, INT32)
+        count = self._run(prefix_touch_cpu, self._namespaces.root(namespace), tokens, out)
+        if count < 0:
+            raise argument_error(count, "tokens", tokens)
+        return count * self.page_size
 
     def pin(self, tokens: ArrayLike, namespace: Hashable = None) -> PrefixMatch:
         """Lock the longest cached prefix for long, within the budget for pins.
@@ -330,10 +479,11 @@ class PrefixCache(PrefixUpkeep):
         priority: int | None = None,
         lifetime: int | None = None,
     ) -> InsertResult:
-        """Keep pages by the tokens that they hold; pages used on the way count as used now.
+        """Keep pages by the tokens that they hold; those used on the way were used last now.
 
         Where the tokens are cached already, the page that holds them is the canonical one;
-        the rest is adopted: the cache becomes one owner more of each.
+        the rest is adopted: the cache becomes one owner more of each. To the policies `lfu` and
+        `slru` an insertion is no use: it renews recency only, while look-ups (and `touch`) count.
 
         Parameters
         ----------
@@ -392,7 +542,7 @@ class PrefixCache(PrefixUpkeep):
         )
         return own, -1 if lifetime is None else as_count("lifetime", lifetime, 0, NEVER // 2)
 
-    def evict(self, n: int) -> int:
+    def evict(self, n: int, out: NDArray[np.int32] | None = None) -> int:
         """Let the `n` least valuable unlocked pages give way, leaves before what they follow.
 
         Their tokens are forgotten, and each page has one owner less: those that nobody else
@@ -401,6 +551,9 @@ class PrefixCache(PrefixUpkeep):
         Parameters
         ----------
         n : int
+        out : int32[any], optional
+            Buffer for the pages, in the order in which they give way; room for `n` of them, or for
+            the whole pool.
 
         Returns
         -------
@@ -409,8 +562,8 @@ class PrefixCache(PrefixUpkeep):
 
         Raises
         ------
-        InvalidArgument
-            `n` is no count.
+        InvalidArgument, WrongDevice
+            `n` is no count, or `out` no buffer for so many pages.
 
         Notes
         -----
@@ -428,10 +581,94 @@ class PrefixCache(PrefixUpkeep):
         >>> cache.evict(2), cache.match(range(12)).num_tokens, cache.evict(9)
         (2, 4, 0)
         """
-        status = self._give_way(as_count("n", n), REQUESTED)
+        n, buffer = as_count("n", n), NO_PAGES
+        if out is not None:
+            buffer, least = as_out(out, INT32, None), min(n, self.pool.num_pages)
+            if buffer.size < least:
+                raise InvalidArgument("out", buffer.size, f"must hold at least {least} elements")
+        status = self._give_way(n, REQUESTED, buffer)
         if status < 0:
             raise reclaim_error(status)
         return status
+
+    def invalidate(
+        self,
+        tokens: ArrayLike | None = None,
+        namespace: Hashable = None,
+        *,
+        start: int = 0,
+        pages: ArrayLike | None = None,
+    ) -> InvalidateResult:
+        """Let pages that turned out bad not be found any more, nor what was computed upon them.
+
+        That is, by tokens, the cached page that holds the token at `start`, by ids each of the
+        pages, and all cached pages that follow. What is unlocked of them leaves the cache at
+        once. What is locked by matches, pins or running sequences cannot be found by others
+        either, whatever these still insert behind it, but stays with them; unlocked again, it gives
+        way like any other page.
+
+        Parameters
+        ----------
+        tokens : array_like of int32[n], optional
+            Where these are cached; those that fill no whole page are ignored.
+        namespace : Hashable, optional
+            That of `tokens`.
+        start : int
+            From which of `tokens` on they are bad; by default all, and with them every prompt that
+            begins with the same page.
+        pages : array_like of int32[n], optional
+            Instead of `tokens`: pages of the pool. Those that are not cached are passed over.
+
+        Returns
+        -------
+        InvalidateResult
+
+        Raises
+        ------
+        InvalidPage
+            A page is out of range or reserved. Nothing was done.
+        InvalidArgument, WrongDevice
+            Neither or both of `tokens` and `pages` are given, or what belongs to `tokens` without
+            them; or as in `match`.
+
+        Examples
+        --------
+        >>> pool = jitalloc.PagePool(8, page_size=4)
+        >>> cache = jitalloc.PrefixCache(pool)
+        >>> pages = pool.alloc(3)
+        >>> _ = cache.insert(range(12), pages)
+        >>> pool.free(pages)
+        0
+        >>> cache.invalidate(pages=[1])
+        InvalidateResult(num_dropped=2, num_released=2)
+        >>> cache.lookup(range(12)).num_tokens
+        4
+        """
+        if (tokens is None) == (pages is None):
+            raise InvalidArgument("pages", pages, "must be given, or tokens, and not both")
+        if tokens is None and namespace is not None:
+            raise InvalidArgument("namespace", namespace, "belongs to tokens, which are not given")
+        start = as_count("start", start)
+        if tokens is None and start != 0:
+            raise InvalidArgument("start", start, "belongs to tokens, which are not given")
+        prompt = NO_TOKENS if tokens is None else self._as_tokens(tokens)
+        named = NO_PAGES if pages is None else self._as_pages(pages)
+        out, counts = np.empty(self.pool.num_pages, INT32), np.zeros(1, np.int64)
+        root = self._namespaces.root(namespace)
+        status = self._forget((root, prompt, start, named, out), counts)
+        if status < 0:
+            if unpack_status(status)[0] == NEGATIVE_TOKEN:
+                raise argument_error(status, "tokens", prompt)
+            raise self.pool._page_error(status, named)
+        return InvalidateResult(status, int(counts[0]))
+
+    def _as_pages(self, pages: ArrayLike) -> NDArray[np.int32]:
+        """Return page ids as a contiguous `int32[n]` on the host."""
+        return np.ascontiguousarray(as_pages(pages))
+
+    def _forget(self, asked: tuple[Any, ...], released: NDArray[np.int64]) -> int:
+        """Run `reclaim_invalidate_cpu`; return how many pages are gone, or a status word."""
+        return self._run(reclaim_invalidate_cpu, *asked, released)
 
     def clear(self) -> None:
         """Forget every page; nothing may be locked.
@@ -441,12 +678,15 @@ class PrefixCache(PrefixUpkeep):
         PagesLocked
             Matches, pins or sequences hold locks. Nothing was forgotten.
         """
-        status = self._give_way(self.num_cached, CLEARED)
+        status = self._give_way(self.num_cached, CLEARED, NO_PAGES)
         if status < 0:
             raise reclaim_error(status)
 
-    def _give_way(self, n: int, reason: int) -> int:
-        """Let `n` pages give way, or all of them for the reason CLEARED; return how many did."""
+    def _give_way(self, n: int, reason: int, out: NDArray[np.int32]) -> int:
+        """Let `n` pages give way, or all of them for the reason CLEARED; return how many did.
+
+        They are written to `out`, where that has room for any.
+        """
         if reason == CLEARED:
             return self._run(reclaim_clear_cpu)
-        return self._run(reclaim_evict_cpu, n, reason)
+        return self._run(reclaim_evict_cpu, n, reason, out)

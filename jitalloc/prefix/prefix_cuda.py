@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,11 @@ from jitalloc.pool.holders import Moves
 from jitalloc.pool.pool_cuda import CudaPagePool
 from jitalloc.pool.shadow_cuda import PoolShadow
 from jitalloc.prefix.loops.prefix_cuda import prefix_fetch_cuda, prefix_insert_cuda
-from jitalloc.prefix.loops.reclaim import reclaim_choose_cpu
+from jitalloc.prefix.loops.reclaim import (
+    reclaim_choose_cpu,
+    reclaim_invalidate_cpu,
+    reclaim_past_cpu,
+)
 from jitalloc.prefix.loops.upkeep import prefix_upkeep_check_cpu
 from jitalloc.prefix.loops.upkeep_cuda import prefix_upkeep_rename_cuda
 from jitalloc.prefix.matches import InsertResult
@@ -41,10 +46,12 @@ class CudaPrefixCache(PrefixCache, device="cuda"):
     - Tokens and pages come from the host, as on the CPU, or as `int32` arrays on the GPU, which
       are copied from there: then the call waits for the GPU. Page ids of results are known on the
       host, and are arrays of NumPy; so are those of a batch.
-    - `match`, `match_batch`, `release`, `pin`, `unpin`, and what tells of the cache alone (`stats`,
-      `num_cached`) launch nothing and wait for nothing: they cost what they cost on the CPU.
+    - `match`, `match_batch`, `lookup`, `touch`, `release`, `pin`, `unpin`, and what tells of the
+      cache alone (`stats`, `num_cached`) launch nothing and wait for nothing: they cost what they
+      cost on the CPU.
     - `evict` and `clear` launch the free of what gives way, in the order of the stream, and do not
-      wait. A page that its user has freed too often shows later: see `CudaPagePool`.
+      wait. A page that its user has freed too often shows later: see `CudaPagePool`. `out` of
+      `evict` lies on the host. `invalidate` waits, to learn how many pages went free.
     - `insert` waits once, to see that the pages are held, then launches what makes the cache an
       owner. A failure of an earlier call is raised instead, and then nothing was done.
     - `check`, `snapshot` and `restore` wait. `snapshot` gives copies for caches of any device.
@@ -166,23 +173,49 @@ class CudaPrefixCache(PrefixCache, device="cuda"):
 
         return self.pool._uninterrupted(work)
 
-    def _give_way(self, n: int, reason: int) -> int:
+    def _give_way(self, n: int, reason: int, out: NDArray[np.int32]) -> int:
         def work() -> int:
             with self.pool._everyone(), self.pool._calls:
                 self._follow()
-                return self._choose(n, reason)
+                victims = out if out.size else np.empty(min(n, self.pool.num_pages), INT32)
+                count = self._run(reclaim_choose_cpu, n, reason, victims)
+                if count > 0:
+                    self._free(victims[:count])
+                return count
 
         return self.pool._uninterrupted(work)
 
-    def _choose(self, n: int, reason: int) -> int:
-        """Let `n` pages give way, and launch their free; return how many did, or a status word."""
-        gpu, pool = self._gpu, self.pool
-        released = gpu.empty(1, INT64)  # nobody asks, but a free tells
-        victims = np.empty(min(n, pool.num_pages), INT32)
-        count = self._run(reclaim_choose_cpu, n, reason, victims)
-        if count > 0:
-            pool._free(gpu.upload(victims[:count]), released, 0)
-        return count
+    def _free(self, pages: NDArray[np.int32]) -> Any:
+        """Launch the free of pages that have left the cache; return where it tells how many."""
+        released = self._gpu.empty(1, INT64)
+        self.pool._free(self._gpu.upload(pages), released, 0)
+        return released
+
+    def _as_pages(self, pages: Any) -> NDArray[np.int32]:
+        there = self._there("pages", pages)
+        return super()._as_pages(pages if there is None else self._gpu.download(there))
+
+    def _forget(self, asked: tuple[Any, ...], released: NDArray[np.int64]) -> int:
+        def work() -> int:
+            with self.pool._everyone(), self.pool._calls:
+                self._follow()
+                count = self._run(reclaim_invalidate_cpu, *asked, np.empty(0, INT64))
+                if count > 0:
+                    freed = self._free(asked[-1][:count])
+                    released[:] = self._gpu.download(freed)
+                return count
+
+        return self.pool._uninterrupted(work)
+
+    @contextmanager
+    def _all_owners(self) -> Iterator[None]:
+        """Let loops see how many owners each page has. Waits."""
+        owners = self._shadow.owners
+        owners[:] = self._gpu.download(self.pool.arrays.refcount)
+        try:
+            yield
+        finally:
+            owners[:] = 0
 
     def _follow(self) -> None:
         """Let the index lock what sequences on the GPU lock by now; waits where there are any."""
@@ -280,6 +313,15 @@ class CudaPrefixCache(PrefixCache, device="cuda"):
             arrays = [gpu.wrap(each) for each in (self._tokens, *moves)]
             blocks = blocks_for(gpu, elements)
             gpu.launch(prefix_upkeep_rename_cuda, blocks, gpu.threads, *arrays, self.page_size)
+
+    def _give_up_past(self, num_pages: int) -> None:
+        self._follow()
+        gone = np.empty(self.pool.num_pages, INT32)
+        with self._all_owners():
+            count = self._run(reclaim_past_cpu, num_pages, gone, 0)
+        if count > 0:
+            self._free(gone[:count])
+            self._shadow.advance(-1)  # part of the resize
 
     def _resize_pages(self, num_pages: int) -> Callable[[], None]:
         resized = super()._resize_pages(num_pages)

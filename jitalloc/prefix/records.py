@@ -18,7 +18,8 @@ class PrefixStats:
     inserted_pages : int
         Pages adopted.
     evicted_requested, evicted_pressure, evicted_cleared : int
-        Pages that gave way to `evict`, to sequences that needed room, and to `clear`.
+        Pages that gave way to `evict`; to sequences that needed room, or a pool that shrank; and
+        to `clear` or `invalidate`.
     """
 
     lookups: int

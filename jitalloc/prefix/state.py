@@ -105,7 +105,7 @@ SIBLING_PREVIOUS: Final = 4
 NODE_LOCKS: Final = 5
 QUEUE_FOLLOWING: Final = 6
 QUEUE_PREVIOUS: Final = 7
-NODE_STATE: Final = 8  # class (8 bits), uses (8 bits), queued (1 bit), pins (14 bits)
+NODE_STATE: Final = 8  # class (8 bits), uses (8 bits), queued, hidden (a bit each), pins (13)
 CHAIN_FOLLOWING: Final = 9  # nodes of the same bucket
 CHAIN_PREVIOUS: Final = 10  # ~bucket where there is none
 NODE_FIELDS: Final = 11
@@ -118,8 +118,9 @@ MOST_USES: Final = 255
 MOST_PRIORITY: Final = 100
 USES_SHIFT: Final = 8
 QUEUED: Final = 1 << 16
-PINS_SHIFT: Final = 17
-MOST_PINS: Final = (1 << 14) - 1
+HIDDEN: Final = 1 << 17  # invalidated while it was locked: nobody finds it, nor what follows it
+PINS_SHIFT: Final = 18
+MOST_PINS: Final = (1 << 13) - 1
 
 # Record of a match: what its caller holds, and the kernel of its release reads.
 MATCH_HELD: Final = 0  # HELD_NOT, HELD_LOCK or HELD_PIN

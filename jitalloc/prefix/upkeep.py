@@ -18,6 +18,7 @@ from jitalloc.forking import keep_quiet
 from jitalloc.on_device import OnDevice, called
 from jitalloc.pool.holders import Moves, ranks
 from jitalloc.pool.pool import PagePool
+from jitalloc.prefix.loops.reclaim import reclaim_past_cpu
 from jitalloc.prefix.loops.upkeep import (
     prefix_upkeep_check_cpu,
     prefix_upkeep_copy_cpu,
@@ -114,6 +115,10 @@ class PrefixUpkeep(OnDevice):
         self._namespaces = Namespaces()
         self._epoch = Epoch(0)
         with pool._shape:
+            if any(isinstance(holder, PrefixUpkeep) for holder in pool._holders):
+                raise InvalidArgument(
+                    "pool", pool, "has a prefix cache: a second one could not reclaim its pages"
+                )
             self._install(self._new_slab(pool.num_pages))
             pool._holders.add(self)
         keep_quiet(self, -self.rank, self.lock)
@@ -393,6 +398,9 @@ class PrefixUpkeep(OnDevice):
             self._install(slab)
 
         return follow
+
+    def _give_up_past(self, num_pages: int) -> None:
+        self._run(reclaim_past_cpu, num_pages, np.empty(self.pool.num_pages, INT32), 1)
 
     def _holds_locks(self) -> bool:
         return False

@@ -9,13 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jitalloc._jit import BUSY_STATUS, Kernel, wait_for_lock
-from jitalloc.errors import OUT_OF_PAGES, pack_status
-from jitalloc.gpu.record import RECORD_SLOTS
 from jitalloc.gpu.slab import blocks_for
 from jitalloc.pool.holders import Moves
-from jitalloc.pool.state import FREE, RELEASED
+from jitalloc.prefix.loops.reclaim import reclaim_count_cpu, reclaim_room_cpu
 from jitalloc.prefix.prefix_cuda import CudaPrefixCache
-from jitalloc.prefix.state import NUM_CACHED, NUM_LOCKED, PRESSURE, UNCACHED
+from jitalloc.prefix.state import UNCACHED
 from jitalloc.sequences.host_table_cuda import FetchedRows, HostTable
 from jitalloc.sequences.launcher_cuda import SequenceLauncher
 from jitalloc.sequences.loops.sharing import sharing_follow_cpu
@@ -111,30 +109,28 @@ class HostIndex:
 
     # Giving way.
 
-    def evictable(self) -> int:
-        """Return how many cached pages nobody locks, as the host last saw."""
-        header = self.prefix.arrays.header
-        return int(header[NUM_CACHED] - header[NUM_LOCKED])
+    def reclaimable(self) -> int:
+        """Return how many cached pages would go free: unlocked, as the host last saw. Waits."""
+        with self.prefix._all_owners():
+            return self.prefix._run(reclaim_count_cpu)
 
     def evict_for(self, need: int) -> int:
         """Let cached pages give way until `need` are available; how many, or a status word.
 
-        Waits, and once more where some do. Nothing gives way where that could not suffice.
+        Waits, and once more where some have to, for the owners of all pages. Nothing gives way
+        where that could not suffice.
         """
         available = self.follow_all().available
-        gone, evictable = 0, self.evictable()
-        if need > available + evictable:
-            return pack_status(OUT_OF_PAGES, available + evictable)
-        # A page that its user holds without a lock gives way and does not go free: look again.
-        while need > available and evictable > 0:
-            gone += self.prefix._choose(need - available, PRESSURE)
+        if need <= available:
+            return 0
+        victims = np.empty(self.pool.num_pages, INT32)
+        with self.prefix._all_owners():
+            short = need - available
+            gone = self.prefix._run(reclaim_room_cpu, short, available, victims)
+        if gone > 0:
+            self.prefix._free(victims[:gone])
             self.pool._shadow.advance(-1)  # part of the call that needs the room
-            available, evictable = self._available(), self.evictable()
-        return gone if need <= available else pack_status(OUT_OF_PAGES, available)
-
-    def _available(self) -> int:
-        header = self.launcher.wait()[RECORD_SLOTS:]
-        return int(header[FREE] + header[RELEASED])
+        return gone
 
     # What is computed enters the cache.
 

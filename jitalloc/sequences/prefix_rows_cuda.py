@@ -78,9 +78,9 @@ class CudaPrefixRows(CudaSequenceRows):
 
     def page_counts(self) -> tuple[int, int, int]:
         """Return how many pages are free, reclaimable and held, at one moment."""
-        with self.ids.lock:
+        with self.ids.lock, self.pool._shape, self.pool._calls:
             got = self.host.follow_all()
-            reclaimable = self.host.evictable()
+            reclaimable = self.host.reclaimable()
         header = got.words[RECORD_SLOTS:]
         held = int(header[NUM_PAGES] - header[FIRST_PAGE]) - got.available - reclaimable
         return got.available, reclaimable, held

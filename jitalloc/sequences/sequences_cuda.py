@@ -57,12 +57,12 @@ class CudaPagedKVCache(CudaSequenceUpkeep, PagedKVCache, device="cuda"):
     - Behind a prefix cache the batch calls are what they are without one, and wait for nothing, but
       for `commit_batch`, and `free_batch` with `commit`, which wait once. Pages that would give way
       for them on the CPU do not here: `make_room` before. `allocate`, `commit`, `free`, `make_room`
-      and what counts pages fetch once what the loops of the host run on; `allocate` waits three
-      times more where cached pages have to give way, a commit once more where forks hold a page
-      that is to enter. Token ids may lie on the host, where they are looked up. What rows have
-      locked or given back since is locked and given back in the index when one of these calls next
-      looks, in the order of rows: among pages given back meanwhile, who gives way first may differ
-      from the CPU.
+      and what counts pages fetch once what the loops of the host run on. Where cached pages have to
+      give way, `allocate` waits three times more and `make_room` once, for the owners of all pages;
+      so does what counts pages, and a commit where forks hold a page that is to enter.
+      Token ids may lie on the host, where they are looked up. What rows have locked or given back
+      since is locked and given back in the index when one of these calls next looks, in the order
+      of rows: among pages given back meanwhile, who gives way first may differ from the CPU.
     - The ids are known to the host alone. Behind `free_batch` the next call that looks at an id
       waits, to learn which sequences have ended. Those that end in a CUDA graph are forgotten by
       the next call that waits, for example `stats`; until then their rows are not given away. So

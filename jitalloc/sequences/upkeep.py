@@ -58,7 +58,7 @@ from jitalloc.sequences.state import (
 )
 from jitalloc.sequences.tables import BlockTables, PageTableCSR
 from jitalloc.snapshot import check_step, shallow
-from jitalloc.state import INT32, INT64, NULL
+from jitalloc.state import INT64, NULL
 
 
 class SequenceUpkeep(OnDevice):
@@ -213,7 +213,10 @@ class SequenceUpkeep(OnDevice):
         )
 
     def stats(self) -> SequenceStats:
-        """Return totals and counters, in O(max_sequences); `pool.stats()` has those of pages."""
+        """Return totals and counters; `pool.stats()` has those of pages.
+
+        In O(max_sequences), and in O(num_pages) behind a prefix cache.
+        """
         with self.lock:
             header, tokens = self._rows.totals()
             free, reclaimable, held = self._rows.page_counts()
@@ -239,7 +242,7 @@ class SequenceUpkeep(OnDevice):
 
     @property
     def num_reclaimable(self) -> int:
-        """Pages that the prefix cache holds and nobody locks: they give way on demand."""
+        """Pages that only the prefix cache holds and nobody locks: on demand they go free."""
         return self._rows.page_counts()[1]
 
     @property
@@ -335,7 +338,6 @@ class SequenceUpkeep(OnDevice):
         with self.lock:
             return self.tables.attention_batch(rows, num_new, dtype=dtype, out=out)
 
-    def mirror(self, device: str = "cuda", *, stream: Any = None) -> BlockTableMirror:
     def mirror(self, device: Device = "cuda", *, stream: Any = None) -> BlockTableMirror:
         """Return a copy of the block tables on a GPU, which follows them by its `refresh`.
 
@@ -352,6 +354,9 @@ class SequenceUpkeep(OnDevice):
 
     def _resize_pages(self, num_pages: int) -> Callable[[], None]:
         return lambda: None  # block tables do not depend on the size of the pool
+
+    def _give_up_past(self, num_pages: int) -> None:
+        """Sequences give no page up."""
 
     def _holds_locks(self) -> bool:
         return bool(self.tables.arrays.columns[LOCKED].any())

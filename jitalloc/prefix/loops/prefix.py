@@ -23,7 +23,7 @@ from jitalloc.prefix.loops.paths import (
     path_release,
     path_use,
 )
-from jitalloc.prefix.loops.search import find, find_partial
+from jitalloc.prefix.loops.search import find, find_partial, peek, peek_partial
 from jitalloc.prefix.state import (
     EPOCH,
     HELD_LOCK,
@@ -82,16 +82,17 @@ def count_lookup(prefix, end, tokens, count):
 
 
 @helper
-def match_one(prefix, root, tokens, record, out):
-    """Find and lock the longest cached prefix of `tokens`; return 0 or a status word."""
-    count, end = find(prefix, root, tokens, out)
+def match_one(prefix, root, tokens, most, record, out):
+    """Find and lock the longest cached prefix of `tokens[:most]`; return 0 or a status word."""
+    capped = tokens[:most]
+    count, end = find(prefix, root, capped, out)
     # Cached tokens are not negative.
     status = negative_token(tokens, count * prefix[PREFIX_PAGE_SIZE])
     if status < 0:
         return status
     path_lock(prefix, end, NO_PAGE, USED)
     count_lookup(prefix, end, tokens, count)
-    find_partial(prefix, root, end, tokens, count * prefix[PREFIX_PAGE_SIZE], record)
+    find_partial(prefix, root, end, capped, count * prefix[PREFIX_PAGE_SIZE], record)
     write_match(prefix, record, HELD_LOCK, count, end)
     return np.int64(0)
 
@@ -104,18 +105,23 @@ def prefix_match_cpu(pool, prefix, root, tokens, record):
     """
     if not try_lock(pool):
         return fail(BUSY, 0)
-    status = match_one(prefix, root, tokens, record, record[MATCH_FIELDS:])
+    most = np.int64(tokens.size)
+    status = match_one(prefix, root, tokens, most, record, record[MATCH_FIELDS:])
     if status == 0:
         pool[STEP] += 1
     unlock(pool)
     return status
 
 
-@kernel("int64(int64[::1], int64[::1], int64[::1], int32[::1], int64[::1], int32[::1], int32[::1])")
-def prefix_match_batch_cpu(pool, prefix, roots, tokens, indptr, records, out):
+@kernel(
+    "int64(int64[::1], int64[::1], int64[::1], int32[::1], int64[::1], int64[::1], int32[::1],"
+    " int32[::1])"
+)
+def prefix_match_batch_cpu(pool, prefix, roots, tokens, indptr, most, records, out):
     """Mutates the prefix cache as so many matches do, the pool's step, `records`, and `out`.
-    Reads `tokens` and `indptr`, requires that `indptr` ascends within `tokens` and has one element
-    more than `roots`, MATCH_FIELDS of `records` a prompt, and room in `out` for all whole pages.
+    Reads `tokens`, `indptr` and `most`, requires that `indptr` ascends within `tokens` and has one
+    element more than `roots` and `most`, MATCH_FIELDS of `records` a prompt, and room in `out` for
+    all whole pages.
     """
     if not try_lock(pool):
         return fail(BUSY, 0)
@@ -125,10 +131,46 @@ def prefix_match_batch_cpu(pool, prefix, roots, tokens, indptr, records, out):
         for i in range(roots.size):
             prompt = tokens[indptr[i] : indptr[i + 1]]
             record = records[i * MATCH_FIELDS :]
-            match_one(prefix, roots[i], prompt, record, out[put:])
+            match_one(prefix, roots[i], prompt, most[i], record, out[put:])
             put += record[MATCH_PAGES]
         status = put
         pool[STEP] += 1
+    unlock(pool)
+    return status
+
+
+@kernel("int64(int64[::1], int64[::1], int64, int32[::1], int32[::1])")
+def prefix_lookup_cpu(pool, prefix, root, tokens, record):
+    """Mutates `record` alone: the partial page, and the pages of the longest cached prefix.
+    Reads `tokens`, requires what `prefix_match_cpu` does; returns how many pages are found.
+    """
+    if not try_lock(pool):
+        return fail(BUSY, 0)
+    count, end = peek(prefix, root, tokens, record[MATCH_FIELDS:])
+    status = negative_token(tokens, count * prefix[PREFIX_PAGE_SIZE])
+    if status == 0:
+        peek_partial(prefix, root, end, tokens, count * prefix[PREFIX_PAGE_SIZE], record)
+        status = count
+    unlock(pool)
+    return status
+
+
+@kernel("int64(int64[::1], int64[::1], int64, int32[::1], int32[::1])")
+def prefix_touch_cpu(pool, prefix, root, tokens, out):
+    """Mutates the prefix cache (uses, queues, stamps, where nodes end), the pool's step, and `out`.
+    Reads `tokens`, requires room in `out` for each whole page of them. Returns how many pages are
+    found, which have been used now, as by a match that is released at once.
+    """
+    if not try_lock(pool):
+        return fail(BUSY, 0)
+    count, end = find(prefix, root, tokens, out)
+    status = negative_token(tokens, count * prefix[PREFIX_PAGE_SIZE])
+    if status == 0:
+        path_lock(prefix, end, NO_PAGE, USED)
+        path_use(prefix, end)
+        path_release(prefix, end, pool[STEP])
+        pool[STEP] += 1
+        status = count
     unlock(pool)
     return status
 

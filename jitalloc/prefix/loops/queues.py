@@ -153,22 +153,45 @@ def put_in_order(prefix, node):
 
 
 @helper
-def lowest_queue(prefix):
-    """Return the lowest queue that is not empty, or -1."""
-    for word in range(QUEUES // 64):
-        bits = prefix[FILLED_AT + word]
+def first_in_line(prefix, queue):
+    """Return the node that goes first of those in the queues from `queue` on, or -1."""
+    ends = queue_ends(prefix)
+    side = LAST if prefix[POLICY] == BY_MRU else FIRST
+    below = (np.int64(1) << (queue & 63)) - 1  # queues of the first word that are left out
+    for word in range(queue >> 6, QUEUES // 64):
+        bits = prefix[FILLED_AT + word] & ~below
+        below = np.int64(0)
         if bits != 0:
-            return np.int64(word * 64 + trailing_zeros(np.uint64(bits)))
+            return np.int64(ends[side, word * 64 + trailing_zeros(np.uint64(bits))])
     return np.int64(-1)
+
+
+@helper
+def next_in_line(prefix, node):
+    """Return the node that goes next after the queued `node`, or -1."""
+    field = QUEUE_PREVIOUS if prefix[POLICY] == BY_MRU else QUEUE_FOLLOWING
+    following = np.int64(node_records(prefix)[node, field])
+    return following if following >= 0 else first_in_line(prefix, node_class(prefix, node) + 1)
+
+
+@helper
+def goes_before(prefix, node, other):
+    """Return whether `node` goes before `other`, both being queued; -1: there is no other."""
+    if other < 0:
+        return True
+    mine, theirs = node_class(prefix, node), node_class(prefix, other)
+    if mine != theirs:
+        return mine < theirs
+    stamps = node_stamps(prefix)
+    return (stamps[node] < stamps[other]) != (prefix[POLICY] == BY_MRU)
 
 
 @helper
 def next_victim(prefix):
     """Return the node that gives way next, parking those that cannot; there must be one."""
-    nodes, ends = node_records(prefix), queue_ends(prefix)
-    side = LAST if prefix[POLICY] == BY_MRU else FIRST
+    nodes = node_records(prefix)
     while True:
-        node = np.int64(ends[side, lowest_queue(prefix)])
+        node = first_in_line(prefix, np.int64(0))
         if nodes[node, NODE_LOCKS] == 0 and nodes[node, NODE_CHILD] < 0:
             return node
         queue_unlink(prefix, node)

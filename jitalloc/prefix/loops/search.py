@@ -23,9 +23,11 @@ from jitalloc.prefix.loops.split_join import split_node
 from jitalloc.prefix.state import (
     BUCKET_MASK,
     CHAIN_FOLLOWING,
+    HIDDEN,
     MATCH_PARTIAL_PAGE,
     MATCH_PARTIAL_TOKENS,
     NODE_LENGTH,
+    NODE_STATE,
     PREFIX_PAGE_SIZE,
     SIBLING_FOLLOWING,
 )
@@ -36,18 +38,27 @@ PARTIAL_LOOKS = 64  # and nodes at the roots of all namespaces
 
 @helper
 def find_child(prefix, end, tokens, at):
-    """Return the node behind `end` whose first page has the tokens from `tokens[at]` on, or -1."""
+    """Return the node behind `end` whose first page has the tokens from `tokens[at]` on, or -1.
+
+    One that is hidden is not found.
+    """
     nodes = node_records(prefix)
     if end >= 0:
         node = first_child(prefix, end)
-        if node < 0 or page_agrees(prefix, node, tokens, at):
+        if node < 0:
+            return node
+        if nodes[node, NODE_STATE] & HIDDEN == 0 and page_agrees(prefix, node, tokens, at):
             return node
         if nodes[node, SIBLING_FOLLOWING] < 0:
             return np.int64(-1)
     previous_pages = previous_column(prefix)
     code = page_hash(prefix, end, tokens, at)
     node = np.int64(bucket_column(prefix)[code & prefix[BUCKET_MASK]])
-    while node >= 0 and not (previous_pages[node] == end and page_agrees(prefix, node, tokens, at)):
+    while node >= 0 and not (
+        previous_pages[node] == end
+        and nodes[node, NODE_STATE] & HIDDEN == 0
+        and page_agrees(prefix, node, tokens, at)
+    ):
         node = np.int64(nodes[node, CHAIN_FOLLOWING])
     return node
 
@@ -135,8 +146,38 @@ def find_partial(prefix, root, end, tokens, at, record):
         looks += 1
         if end >= 0 or previous_pages[node] == root:
             children += 1
-            same = agreement(column, node * prefix[PREFIX_PAGE_SIZE], tokens, at, size)
+            same = np.int64(0)
+            if nodes[node, NODE_STATE] & HIDDEN == 0:
+                same = agreement(column, node * prefix[PREFIX_PAGE_SIZE], tokens, at, size)
             if same > record[MATCH_PARTIAL_TOKENS]:
                 record[MATCH_PARTIAL_TOKENS] = same
                 record[MATCH_PARTIAL_PAGE] = node
         node = np.int64(nodes[node, SIBLING_FOLLOWING])
+
+
+@helper
+def peek(prefix, root, tokens, out):
+    """Find what `find` does, but split no node; return `(number of pages, last page)`."""
+    rows = int32_column(prefix, 0, 0)  # none
+    size, done, end = tokens.size // prefix[PREFIX_PAGE_SIZE], np.int64(0), root
+    while done < size and (end < 0 or following_column(prefix)[end] < 0):
+        node = find_child(prefix, end, tokens, done * prefix[PREFIX_PAGE_SIZE])
+        if node < 0:
+            break
+        done += follow(prefix, node, tokens, rows, done, size, out)
+        end = np.int64(out[done - 1])
+    return done, end
+
+
+@helper
+def peek_partial(prefix, root, end, tokens, at, record):
+    """Write into `record` what `find_partial` does; `end` may stand within a node."""
+    following = np.int64(following_column(prefix)[end]) if end >= 0 else np.int64(-1)
+    if following < 0:
+        find_partial(prefix, root, end, tokens, at, record)
+    else:
+        size = min(prefix[PREFIX_PAGE_SIZE], tokens.size - at)
+        column, start = token_column(prefix), following * prefix[PREFIX_PAGE_SIZE]
+        same = agreement(column, start, tokens, at, size)
+        record[MATCH_PARTIAL_PAGE] = following if same > 0 else -1
+        record[MATCH_PARTIAL_TOKENS] = same

@@ -21,6 +21,7 @@ from jitalloc.prefix.loops.queues import queue_link, queue_unlink
 from jitalloc.prefix.state import (
     BY_PRIORITY,
     EXPIRY_FOLLOWING,
+    HIDDEN,
     NODE_CHILD,
     NODE_END,
     NODE_LENGTH,
@@ -48,7 +49,7 @@ def split_node(prefix, node, end, kept):
     nodes[tail, SIBLING_FOLLOWING] = -1
     nodes[tail, SIBLING_PREVIOUS] = -1
     nodes[tail, NODE_LOCKS] = nodes[node, NODE_LOCKS]
-    nodes[tail, NODE_STATE] = nodes[node, NODE_STATE] & ~QUEUED
+    nodes[tail, NODE_STATE] = nodes[node, NODE_STATE] & ~(QUEUED | HIDDEN)  # behind one
     nodes[tail, QUEUE_FOLLOWING] = -1
     nodes[tail, QUEUE_PREVIOUS] = -1
     stamps[tail] = stamps[node] - kept
@@ -86,6 +87,7 @@ def may_join(prefix, node, child):
     nodes, stamps = node_records(prefix), node_stamps(prefix)
     if (
         nodes[node, NODE_STATE] != nodes[child, NODE_STATE]
+        or nodes[child, NODE_STATE] & HIDDEN != 0  # which only the first page of a node can be
         or nodes[node, NODE_LOCKS] != nodes[child, NODE_LOCKS]
         or nodes[node, NODE_CHILD] != child
         or nodes[child, SIBLING_FOLLOWING] >= 0

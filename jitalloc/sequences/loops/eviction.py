@@ -218,7 +218,8 @@ def eviction_to_cpu(pool, tables, prefix, owners, out, target, rule):
     # One victim after the other; who would set no page free is passed over.
     victims = 0
     pool[STEP] += 1
-    while pages_held(pool, prefix) > target:
+    held = pages_held(pool, prefix)
+    while held > target:
         row = next_victim(tables, policy, sink_tokens, window_tokens)
         if row < 0:
             break
@@ -235,7 +236,6 @@ def eviction_to_cpu(pool, tables, prefix, owners, out, target, rule):
             continue
         for j in range(start, stop):
             owners[pages[j]] -= np.int32(1)
-        held = pages_held(pool, prefix)
         out[victims, 0] = row
         if policy == STREAMING:
             out[victims, 1] = cut_window(pool, tables, prefix, row, sink_tokens, window_tokens)
@@ -244,7 +244,9 @@ def eviction_to_cpu(pool, tables, prefix, owners, out, target, rule):
             out[victims, 1] = tables_column(tables, LENGTH)[row]
             close_row(pool, tables, prefix, row)
             tables[TOKENS_DROPPED] += out[victims, 1]
-        out[victims, 2] = held - pages_held(pool, prefix)
+        left = pages_held(pool, prefix)
+        out[victims, 2] = held - left
+        held = left
         tables[EVICTIONS] += 1
         victims += 1
     # The marks are scratch: zero again.

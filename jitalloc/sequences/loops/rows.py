@@ -226,7 +226,7 @@ def rows_free_cpu(pool, tables, prefix, rows, commit, evicted):
     status = live_rows(tables, rows)
     if status == 0:
         pool[STEP] += 1
-        held = pages_held(pool, prefix)
+        held = pages_held(pool, prefix) if evicted != 0 else np.int64(0)
         length = tables_column(tables, LENGTH)
         if commit != 0:
             status = commit_rows(pool, tables, prefix, rows)

@@ -19,6 +19,7 @@ from jitalloc.errors import (
 )
 from jitalloc.pool.loops.pool import pool_take, pool_views
 from jitalloc.pool.state import FIRST_PAGE, FREE, NUM_PAGES, RELEASED, STEP
+from jitalloc.prefix.loops.freeing import reclaimable
 from jitalloc.prefix.loops.nodes import following_column, node_records
 from jitalloc.prefix.loops.paths import (
     NO_PAGE,
@@ -31,12 +32,14 @@ from jitalloc.prefix.loops.paths import (
     path_unlock,
 )
 from jitalloc.prefix.loops.prefix import count_lookup, negative_token
-from jitalloc.prefix.loops.queues import expire
-from jitalloc.prefix.loops.reclaim import evict, prefix_evictable
+from jitalloc.prefix.loops.reclaim import reclaim
 from jitalloc.prefix.loops.search import find
 from jitalloc.prefix.loops.split_join import split_after
-from jitalloc.prefix.state import NODE_LOCKS, PREFIX_PAGE_SIZE, PRESSURE, UNCACHED
-from jitalloc.sequences.loops.committing import commit_rows, write_tokens
+from jitalloc.prefix.state import NODE_LOCKS, NUM_CACHED, PREFIX_PAGE_SIZE, UNCACHED
+from jitalloc.sequences.loops.committing import (
+    commit_rows,
+    write_tokens,
+)
 from jitalloc.sequences.loops.row_locks import has_prefix, row_lock_fault
 from jitalloc.sequences.loops.tables import tables_column, tables_pages_of, tables_row
 from jitalloc.sequences.state import (
@@ -55,7 +58,7 @@ from jitalloc.state import INT32_MAX, NULL
 def pages_held(pool, prefix):
     """Return how many pages are neither free nor to be had by evicting cached ones."""
     used = pool[NUM_PAGES] - pool[FIRST_PAGE] - pool[FREE] - pool[RELEASED]
-    return used - prefix_evictable(prefix) if has_prefix(prefix) else used
+    return used - reclaimable(pool, prefix) if has_prefix(prefix) else used
 
 
 @helper
@@ -66,13 +69,7 @@ def make_room(pool, prefix, need):
     """
     available = pool[FREE] + pool[RELEASED]
     if need > available and has_prefix(prefix):
-        if need > available + prefix_evictable(prefix):
-            return fail(OUT_OF_PAGES, available + prefix_evictable(prefix))
-        expire(prefix, pool[STEP])
-        # A page that its user holds without a lock gives way and does not go free: look again.
-        while need > available and prefix_evictable(prefix) > 0:
-            evict(pool, prefix, need - available, np.int64(PRESSURE))
-            available = pool[FREE] + pool[RELEASED]
+        return reclaim(pool, prefix, need - available, available)
     return np.int64(0) if need <= available else fail(OUT_OF_PAGES, available)
 
 
@@ -143,11 +140,11 @@ def sharing_room_cpu(pool, prefix, need):
     """
     if not try_lock(pool):
         return fail(BUSY, 0)
-    before = prefix_evictable(prefix) if has_prefix(prefix) else np.int64(0)
+    before = prefix[NUM_CACHED] if has_prefix(prefix) else np.int64(0)
     status = make_room(pool, prefix, need)
     if status == 0 and has_prefix(prefix):  # else there is nothing that could change
         pool[STEP] += 1
-        status = before - prefix_evictable(prefix)
+        status = before - prefix[NUM_CACHED]
     unlock(pool)
     return status
 
@@ -262,9 +259,10 @@ def sharing_pages_cpu(pool, prefix, out):
     """
     if not try_lock(pool):
         return fail(BUSY, 0)
+    held = pages_held(pool, prefix)
     out[0] = pool[FREE] + pool[RELEASED]
-    out[1] = prefix_evictable(prefix) if has_prefix(prefix) else 0
-    out[2] = pages_held(pool, prefix)
+    out[1] = pool[NUM_PAGES] - pool[FIRST_PAGE] - out[0] - held
+    out[2] = held
     unlock(pool)
     return np.int64(0)
 
