@@ -22,7 +22,7 @@ def cache_of(sequences: int, num_pages: int = 100_000) -> jitalloc.PagedKVCache:
 class AllocateFree:
     """`allocate(tokens=...)` and `free` of a prompt that is cached but for its last page.
 
-    Beside it (`fresh`) one that is not cached at all: allocated, committed by `free`, and its
+    Beside it (`fresh`) one that is not cached at all: allocated, committed, freed, and its
     pages evicted by the next one, in a pool of just that size.
     """
 
@@ -38,15 +38,18 @@ class AllocateFree:
         )
         if prompt == "cached":
             self.cache.allocate("before", tokens=self.prompts[0][:-PAGE_SIZE])
+            self.cache.commit("before")
             self.cache.free("before")
-        for each in self.prompts[:2]:
-            self.cache.allocate("it", tokens=each)
-            self.cache.free("it", commit=prompt == "fresh")
+        self.prompts, prompts = self.prompts[:2], self.prompts
+        self.time_allocate_free_x100(tokens, prompt)
+        self.prompts = prompts
 
     def time_allocate_free_x100(self, tokens: int, prompt: str) -> None:
         cache, commit = self.cache, prompt == "fresh"
         for each in self.prompts:
             cache.allocate("it", tokens=each)
+            if commit:
+                cache.commit("it")
             cache.free("it", commit=commit)
 
 
