@@ -91,6 +91,38 @@ class EvictHeap:
             self.tree.evict(1)
 
 
+class Room:
+    """New prompts of 4 pages, cached as they end, where others must give way; and the count.
+
+    Before those that go free stand `others` leaves that the user owns too: they are passed over.
+    """
+
+    params = ((0, 100, 10_000),)
+    param_names = ("others",)
+
+    def setup(self, others: int) -> None:
+        pool = jitalloc.PagePool(65_536)
+        prefix = jitalloc.PrefixCache(pool)
+        self.cache = jitalloc.PagedKVCache(pool, 8, 64, prefix_cache=prefix)
+        tokens = np.arange(65_536 * 16, dtype=np.int32)
+        for page in pool.alloc(others).tolist():
+            prefix.insert(tokens[page * 16 : page * 16 + 16], [page])
+        left = pool.alloc(65_536 - others)
+        for four in np.split(left, left.size // 4):
+            prefix.insert(tokens[four[0] * 16 : four[0] * 16 + 64], four)
+        pool.free(left)
+        self.prompt = np.arange(2**31 - 64, 2**31).astype(np.int32)
+
+    def time_allocate_free_x100(self, others: int) -> None:
+        for _ in range(100):
+            self.prompt -= 64  # nobody has it yet
+            self.cache.allocate("a", tokens=self.prompt)
+            self.cache.free("a")
+
+    def time_num_held(self, others: int) -> None:
+        self.cache.num_held  # noqa: B018
+
+
 class EvictLong:
     """`evict` of half of a prompt of 100,000 pages, and of 1,000 prompts of 100: whole runs go."""
 

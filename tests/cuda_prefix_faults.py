@@ -53,6 +53,7 @@ CONVERTED = {
     "token past int32 kept",
     "token that wraps",
     "float pages to adopt",
+    "float pages that are bad",
     "float batch bounds",
 }
 LOOK_UPS = ("match", "pin")

@@ -274,16 +274,15 @@ class PrefixCache(PrefixUpkeep):
         if max_tokens is None:
             return np.full(size or 0, INT32_MAX, np.int64)
         if size is None or np.ndim(max_tokens) == 0:
-            return np.full(
-                1 if size is None else size, as_count("max_tokens", max_tokens), np.int64
-            )
-        most = np.ascontiguousarray(as_lengths("max_tokens", max_tokens))
-        if most.size != size:
-            raise InvalidArgument("max_tokens", most.size, f"must be {size}, one a prompt")
-        if most.size and most.min() < 0:
-            position = int(np.argmax(most < 0))
-            raise InvalidArgument("max_tokens", int(most[position]), "is negative", position)
-        return most
+            most = as_count("max_tokens", max_tokens)
+            return np.full(1 if size is None else size, most, np.int64)
+        caps = np.ascontiguousarray(as_lengths("max_tokens", max_tokens))
+        if caps.size != size:
+            raise InvalidArgument("max_tokens", caps.size, f"must be {size}, one a prompt")
+        if caps.size and caps.min() < 0:
+            position = int(np.argmax(caps < 0))
+            raise InvalidArgument("max_tokens", int(caps[position]), "must be >= 0", position)
+        return caps
 
     def _roots(self, namespaces: Sequence[Hashable] | None, size: int) -> NDArray[np.int64]:
         if namespaces is None:
