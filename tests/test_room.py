@@ -68,6 +68,7 @@ def test_cached_pages_count_as_room() -> None:
     pool = PagePool(4, 4)
     cache = PagedKVCache(pool, 4, 8, prefix_cache=PrefixCache(pool))
     cache.allocate("old", tokens=range(8))
+    cache.commit("old")
     cache.free("old")
     cache.allocate("a", 8)
     assert (cache.num_free, cache.num_reclaimable) == (0, 2)

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import threading
 from random import Random
 from typing import Any
 
-import numpy as np
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from jitalloc import PagedKVCache, PagePool, PrefixCache
+from jitalloc import PagedKVCache, PagePool
 from jitalloc._jit import JIT_DISABLED
 from jitalloc.errors import CorruptState, InvalidArgument, OutOfPages
 from jitalloc.sequences.state import COMPUTED, KNOWN, LOCK_END, LOCKED
@@ -370,33 +368,3 @@ def test_check_counts_locks(both: SharingPair) -> None:
     both.prefix.arrays.nodes[both.cache.sequence("a").pages[0], 5] = 1
     with pytest.raises(CorruptState, match="locked by more"):
         both.cache.check()
-
-
-def test_threads_share_one_prefix_cache() -> None:
-    pool = PagePool(600, 4)
-    prefix = PrefixCache(pool)
-    caches = [PagedKVCache(pool, 8, 32, prefix_cache=prefix) for _ in range(2)]
-    failures: list[BaseException] = []
-
-    def serve(cache: PagedKVCache, seed: int) -> None:
-        random = Random(seed)
-        try:
-            for i in range(20 if JIT_DISABLED else 400):
-                tokens = np.repeat(random.choices(range(3), k=12), 4)[: random.randrange(49)]
-                cache.allocate(i, tokens=tokens)
-                cache.commit(i)
-                cache.append(i, tokens=[5])
-                cache.free(i)
-        except BaseException as error:
-            failures.append(error)
-
-    workers = [threading.Thread(target=serve, args=(each, i)) for i, each in enumerate(caches)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
-    assert not failures
-    for cache in caches:
-        cache.check()
-    prefix.check()
-    pool.check(held=[])

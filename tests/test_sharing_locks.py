@@ -1,13 +1,17 @@
-"""Which cached pages sequences lock, by hand: forks, windows, duplicates, and restored locks."""
+"""Which cached pages sequences lock, by hand: forks, windows, duplicates, restored locks, threads."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
+import threading
+from random import Random
 
+import numpy as np
 import pytest
 
 from jitalloc import PagedKVCache, PagePool, PrefixCache
+from jitalloc._jit import JIT_DISABLED
 from jitalloc.errors import InvalidArgument
 from tests.prefix_pairs import cached
 from tests.sharing_pairs import SharingPair
@@ -152,3 +156,33 @@ def test_what_a_window_has_cut_is_told_nothing_more() -> None:
     both.must("append", "a", tokens=[1, 2, 3, 4, 5])
     both.must("free", "a")
     assert both.prefix.num_cached == 6
+
+
+def test_threads_share_one_prefix_cache() -> None:
+    pool = PagePool(600, 4)
+    prefix = PrefixCache(pool)
+    caches = [PagedKVCache(pool, 8, 32, prefix_cache=prefix) for _ in range(2)]
+    failures: list[BaseException] = []
+
+    def serve(cache: PagedKVCache, seed: int) -> None:
+        random = Random(seed)
+        try:
+            for i in range(20 if JIT_DISABLED else 400):
+                tokens = np.repeat(random.choices(range(3), k=12), 4)[: random.randrange(49)]
+                cache.allocate(i, tokens=tokens)
+                cache.commit(i)
+                cache.append(i, tokens=[5])
+                cache.free(i)
+        except BaseException as error:
+            failures.append(error)
+
+    workers = [threading.Thread(target=serve, args=(each, i)) for i, each in enumerate(caches)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert not failures
+    for cache in caches:
+        cache.check()
+    prefix.check()
+    pool.check(held=[])
