@@ -1,4 +1,4 @@
-"""Which cached pages sequences lock, by hand: forks, windows, duplicates, restored locks, threads."""
+"""Which cached pages sequences lock, by hand: forks, windows, duplicates, restores, threads."""
 
 from __future__ import annotations
 
