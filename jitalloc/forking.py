@@ -17,7 +17,7 @@ import threading
 import time
 import weakref
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -73,8 +73,9 @@ def keep_quiet(owner: Any, place: int = LAST, lock: Any = None, slab: str | None
     lock : RLock, optional
         A lock of the host.
     slab : str, optional
-        Name of the attribute that holds a slab with a lock word, which may be replaced; taken
-        when all locks of the host are.
+        Name of the attribute that holds a slab with a lock word, which may be replaced, or not be
+        there: a pool of the GPU has one on the host where a prefix cache stands on it. Taken when
+        all locks of the host are.
     """
     number = next(_numbers)
 
@@ -103,7 +104,7 @@ def _before() -> None:
             _taken.append(lock)
             lock.acquire()
     for _known, _place, _lock, slab, owner in owners:
-        if slab is not None and owner is not None:
+        if slab is not None and getattr(owner, slab, None) is not None:
             _taken.append((owner, slab))
             _hold(owner, slab)
     # Behind the words: a call that keeps its word over several loops may have one to compile.
@@ -120,17 +121,20 @@ def _hold(owner: Any, slab: str) -> None:
 
 
 def _after() -> None:
-    while _taken:
-        each = _taken.pop()
-        if isinstance(each, tuple):
-            owner, slab = each
-            forking_hold_cpu.run(getattr(owner, slab), 0)
-            continue
-        try:
-            each.release()
-        except RuntimeError:  # Ctrl-C has come before it was taken
-            continue
-    _knowing.release()
+    try:
+        while _taken:
+            _give_back(_taken.pop())
+    finally:  # whatever goes wrong: without it no owner could be made any more
+        _knowing.release()
+
+
+def _give_back(taken: Any) -> None:
+    if isinstance(taken, tuple):
+        owner, slab = taken
+        forking_hold_cpu.run(getattr(owner, slab), 0)
+    else:
+        with suppress(RuntimeError):  # Ctrl-C has come before it was taken
+            taken.release()
 
 
 if hasattr(os, "register_at_fork"):

@@ -12,6 +12,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from random import Random
 from typing import Any
 
@@ -28,7 +29,7 @@ from jitalloc import (
     _jit,
     forking,
 )
-from jitalloc.forking import forking_hold_cpu
+from jitalloc.forking import forking_hold_cpu, keep_quiet
 from jitalloc.state import FORKING, LOCK, RETIRED
 from tests.test_processes import compiled
 
@@ -112,7 +113,7 @@ class Everything:
     def upkeep(self) -> None:
         self.pool.snapshot()
         self.pool.stats()
-        self.pool.defragment()
+        self.pool.resize(self.pool.num_pages)  # takes every lock; moves no page that a thread holds
 
     def sequences(self) -> None:
         self.names += 1
@@ -171,6 +172,23 @@ def test_a_child_uses_what_other_threads_were_inside_of() -> None:
     finally:
         sys.setswitchinterval(interval)
     everything.use()
+
+
+def test_who_has_no_slab_on_the_host_is_passed_over() -> None:
+    """As a pool of the GPU, where no prefix cache stands on it."""
+
+    class Elsewhere:
+        pass
+
+    owners, lock = [Elsewhere(), PagePool(8)], threading.RLock()
+    keep_quiet(owners[0], lock=lock, slab="_host")
+    in_a_child(lambda: owners[1].free(owners[1].alloc(2)))
+    made = threading.Thread(target=lambda: owners.append(PagePool(8)), daemon=True)
+    made.start()
+    made.join(PATIENCE)
+    assert len(owners) == 3, "nobody can be made behind the fork"
+    with ThreadPoolExecutor() as others:
+        assert others.submit(lock.acquire, timeout=1).result(), "still held"
 
 
 @compiled

@@ -234,7 +234,6 @@ class CudaPoolUpkeep(CudaSlab, PoolUpkeep):
 
         def change() -> None:
             self._settled()
-            self._cut_off(num_pages)
             followers = [holder._resize_pages(num_pages) for holder in self._holders]
             new = self._gpu.keep(words)
             self._start(upkeep_resize_cuda, 0, new[RECORD_SLOTS:])
@@ -254,6 +253,8 @@ class CudaPoolUpkeep(CudaSlab, PoolUpkeep):
                 change()
 
         with self._everyone():
+            self._settled()
+            self._cut_off(num_pages)  # takes locks that this thread has, so not in another's `work`
             self._uninterrupted(work)
 
     def defragment(self, *, src: Any = None, dst: Any = None, out: Any = None) -> Moves:

@@ -317,11 +317,15 @@ class CudaPrefixCache(PrefixCache, device="cuda"):
     def _give_up_past(self, num_pages: int) -> None:
         self._follow()
         gone = np.empty(self.pool.num_pages, INT32)
-        with self._all_owners():
-            count = self._run(reclaim_past_cpu, num_pages, gone, 0)
-        if count > 0:
-            self._free(gone[:count])
-            self._shadow.advance(-1)  # part of the resize
+
+        def give_up() -> None:
+            with self._all_owners():
+                count = self._run(reclaim_past_cpu, num_pages, gone, 0)
+            if count > 0:
+                self._free(gone[:count])
+                self._shadow.advance(-1)  # part of the resize
+
+        self.pool._uninterrupted(give_up)
 
     def _resize_pages(self, num_pages: int) -> Callable[[], None]:
         resized = super()._resize_pages(num_pages)
