@@ -52,6 +52,7 @@ from jitalloc.prefix.prefix import PrefixCache
 from jitalloc.prefix.records import PrefixStats
 from jitalloc.prefix.upkeep import PrefixSnapshot
 from jitalloc.sequences.attention import AttentionBatch
+from jitalloc.sequences.batches import Allocated, Plan
 from jitalloc.sequences.eviction import Eviction
 from jitalloc.sequences.files import CacheSnapshot
 from jitalloc.sequences.mirror import BlockTableMirror
@@ -68,6 +69,7 @@ from jitalloc.warming import warmup
 # Pickles of records name the place that users know, wherever in the package their classes stand.
 for _record in (
     *(
+        Allocated,
         Appended,
         AttentionBatch,
         CacheSnapshot,
@@ -76,6 +78,7 @@ for _record in (
         Moves,
         PageBatch,
         PageTableCSR,
+        Plan,
         PoolSnapshot,
     ),
     *(InvalidateResult, PrefixLookup),
@@ -93,6 +96,7 @@ except PackageNotFoundError:  # a source tree that is not installed
 __all__ = [
     "NULL",
     "AllPinned",
+    "Allocated",
     "Appended",
     "AttentionBatch",
     "BlockTableMirror",
@@ -127,6 +131,7 @@ __all__ = [
     "PagedKVCache",
     "PagesLocked",
     "PinBudget",
+    "Plan",
     "PoolSnapshot",
     "PoolStats",
     "PrefixBatch",

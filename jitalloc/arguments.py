@@ -154,6 +154,24 @@ def as_lengths(name: str, values: Any, size: int | None = None) -> NDArray[np.in
     return lengths
 
 
+def as_bounds(indptr: Any, size: int) -> NDArray[np.int64]:
+    """Return where the prompts of a batch of `size` tokens begin, and where the last one ends."""
+    bounds = np.ascontiguousarray(as_lengths("indptr", indptr))
+    if bounds.size == 0:
+        expected = "must be one more than there are prompts"
+        raise InvalidArgument("indptr", 0, expected, fact="size")
+    if bounds[0] != 0:
+        raise InvalidArgument("indptr", int(bounds[0]), "must begin with 0", 0)
+    falls = np.flatnonzero(bounds[1:] < bounds[:-1])
+    if falls.size:
+        position = int(falls[0]) + 1
+        raise InvalidArgument("indptr", int(bounds[position]), "must not descend", position)
+    if bounds[-1] != size:
+        position = bounds.size - 1
+        raise InvalidArgument("indptr", int(bounds[-1]), f"must end with {size}", position)
+    return bounds
+
+
 def as_out(out: Any, dtype: np.dtype[Any], size: int | None, name: str = "out") -> NDArray[Any]:
     """Return `out`, or a view of its memory, if it can hold a result.
 

@@ -136,11 +136,22 @@ class OutOfPages(JitallocError, MemoryError):
         Pages that were free or released when it was refused.
     longest_run : int or None
         For `contiguous=True`: the longest run of consecutive free pages.
+    position : int or None
+        Of a batch of prompts: the first that does not fit. Cached pages that the batch shares do
+        not count among those requested, and those that would give way for it count as available.
     """
 
-    def __init__(self, requested: int, available: int, longest_run: int | None = None) -> None:
+    def __init__(
+        self,
+        requested: int,
+        available: int,
+        longest_run: int | None = None,
+        position: int | None = None,
+    ) -> None:
         if longest_run is None:
             text = f"{requested} pages requested, {available} available"
+            if position is not None:
+                text += f": the prompt at {position} does not fit"
         else:
             text = (
                 f"no run of {requested} consecutive pages: {available} pages are available, "
@@ -150,6 +161,7 @@ class OutOfPages(JitallocError, MemoryError):
         self.requested = requested
         self.available = available
         self.longest_run = longest_run
+        self.position = position
 
 
 class InvalidArgument(JitallocError, ValueError):

@@ -50,6 +50,19 @@ def allocate(pair: CachePair, random: Random) -> None:
     pair.do("allocate", random.randrange(200), min(tokens, 20), priority=random.randrange(3))
 
 
+def allocate_batch(pair: CachePair, random: Random) -> None:
+    """Planned first; then so many of them begin, or one more."""
+    most = pair.model.page_size * pair.cache_model.max_pages
+    lengths = [random.choice((0, 1, 5, 9, most + 1)) for _ in range(random.randrange(5))]
+    indptr = np.cumsum([0, *lengths]).tolist()
+    plan = pair.must("plan", range(indptr[-1]), indptr, reserve=random.choice((0, 0, 2)))
+    k = min(plan[0] + random.choice((0, 0, 1)), len(lengths))
+    free = [seq_id for seq_id in range(200) if seq_id not in pair.cache_model.ids]
+    ids = random.sample(free, k) if random.random() < 0.9 else [199] * k
+    options: dict[str, Any] = {"ids": ids, "priority": random.randrange(3)}
+    pair.do("allocate_batch", range(indptr[k]), indptr[: k + 1], **options)
+
+
 def free_rows(pair: CachePair, random: Random) -> None:
     pair.do("free_batch", some_rows(pair, random)[:2])
 

@@ -91,6 +91,17 @@ class HostCache:
         tokens = self.up(tokens, INT32)
         return self.device_cache.allocate(seq_id, *args, tokens=tokens, **options)
 
+    def plan(self, tokens: Any, indptr: Any, **options: Any) -> Any:
+        return self.device_cache.plan(self.up(tokens, INT32), self.integers(indptr), **options)
+
+    def allocate_batch(self, tokens: Any, indptr: Any, **options: Any) -> Any:
+        """The bounds from the GPU or the host, in turn."""
+        bounds = self.integers(indptr) if len(indptr) % 2 else indptr
+        made = self.device_cache.allocate_batch(self.up(tokens, INT32), bounds, **options)
+        return made._replace(
+            rows=self.gpu.download(made.rows), copies=Moves(*map(self.gpu.download, made.copies))
+        )
+
     def commit(self, seq_id: Any, num_tokens: Any = None, *, tokens: Any = None) -> int:
         return self.device_cache.commit(seq_id, num_tokens, tokens=self.up(tokens, INT32))
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from tests.cache_steps import CACHE_STEPS
+from tests.cache_steps import CACHE_STEPS, allocate_batch
 from tests.sharing_pairs import commit, commit_batch, free
 from tests.twin_steps import steps_of_twins
 
 # Kernels of the CPU that have no twin, and why caches on the GPU do without.
 WITHOUT_TWIN = {
+    "batches_open_cpu": "the host finds the prefixes, `rows_allocate_cuda` begins all of them",
+    "batches_plan_cpu": "runs on the index, which lives on the host",
     "eviction_select_cpu": "runs on a copy of the columns",
     "eviction_to_cpu": "runs on a copy of the state",
     "eviction_window_cpu": "a batch of one",
@@ -59,6 +61,7 @@ BY_ID_STEPS = [
         "sequences_truncate_cpu",
     )
 ]
+BY_ID_STEPS.append(allocate_batch)
 # With one.
 CUDA_SHARING_STEPS: dict[str, Any] = {
     "sharing_commit_cuda": commit,

@@ -14,11 +14,11 @@ from typing import Any
 from jitalloc import errors
 from jitalloc.errors import InvalidArgument, OutOfRows, SequenceTooLong
 from tests.oracle import Moves, Pool, pages_of
-from tests.oracle_layouts import Layouts
+from tests.oracle_batches import Batches
 from tests.oracle_rows import Eviction, Row
 
 
-class Cache(Layouts):
+class Cache(Batches):
     """The model of `PagedKVCache`."""
 
     row_type: type[Row] = Row

@@ -12,6 +12,7 @@ from typing import Any
 
 from jitalloc.errors import InvalidArgument, OutOfPages, SequenceTooLong
 from tests.oracle import Moves, Pool, pages_of
+from tests.oracle_batches import SharedBatches
 from tests.oracle_nodes import Node
 from tests.oracle_prefix import Prefixes
 from tests.oracle_rows import Eviction, Row
@@ -28,7 +29,7 @@ class SharingRow(Row):
     gap: int = 0  # 1 + the tokens before what a window dropped
 
 
-class SharingCache(Cache):
+class SharingCache(SharedBatches, Cache):
     """The model of a `PagedKVCache` with a prefix cache."""
 
     rows: dict[int, Any]
@@ -96,6 +97,7 @@ class SharingCache(Cache):
         tokens: Sequence[int] | None = None,
         namespace: Hashable = None,
         priority: int = 0,
+        compute: int = 1,
     ) -> int:
         known = [] if tokens is None else list(tokens)
         length = len(known) if num_tokens is None else num_tokens
@@ -105,7 +107,7 @@ class SharingCache(Cache):
         if self._too_long(length):
             raise SequenceTooLong("num_tokens", length, "more pages than a row has room for")
         row = self._new_row()
-        path = self.prefix.path(tuple(known), namespace)
+        path = self._find(known, namespace, compute)
         need = pages_of(length, self.pool.page_size) - len(path)
         self._make_room(need, path)
         if tokens is not None:
@@ -119,16 +121,6 @@ class SharingCache(Cache):
         self.rows[row].tokens, self.rows[row].namespace = known, namespace
         self.rows[row].path, self.rows[row].computed = path, len(path) * self.pool.page_size
         return len(path) * self.pool.page_size
-
-    def _count_lookup(self, tokens: list[int], path: list[Node]) -> None:
-        prefix, size = self.prefix, self.pool.page_size
-        prefix._see(path)
-        for node in path:
-            node.uses = min(node.uses + 1, 255)
-        prefix.lookups += 1
-        prefix.tokens += len(tokens)
-        prefix.pages += len(tokens) // size
-        prefix.hit_pages += len(path)
 
     def append(  # type: ignore[override]
         self,

@@ -14,8 +14,10 @@ import numpy as np
 
 from jitalloc import PagedKVCache, PagePool, PrefixCache
 from jitalloc.errors import (
+    DuplicateSequence,
     InvalidArgument,
     OutOfPages,
+    OutOfRows,
     SequenceTooLong,
     UnknownSequence,
     WrongDevice,
@@ -41,6 +43,11 @@ def sharing_cache() -> SimpleNamespace:
 
 def allocate(at: Any, tokens: Any, *args: Any, **options: Any) -> Any:
     return at.shared.allocate("x", *args, tokens=tokens, **options)
+
+
+def begin(at: Any, lengths: Any, ids: Any, **options: Any) -> Any:
+    indptr = np.cumsum([0, *lengths])
+    return at.shared.allocate_batch(range(indptr[-1]), indptr, ids=ids, **options)
 
 
 def append(at: Any, tokens: Any, *args: Any, rows: Any = (0, 1)) -> Any:
@@ -69,7 +76,71 @@ SHARING_FAULTS = {
     "prefix cache of another pool": refused(
         lambda at: PagedKVCache(at.pool, 1, 1, prefix_cache=at.elsewhere), "prefix_cache"
     ),
+    # Prompts that come together.
+    "a plan of a negative token": refused(
+        lambda at: at.shared.plan([1, -2], [0, 2]), "tokens", -2, 1
+    ),
+    "a plan that begins late": refused(lambda at: at.shared.plan(range(4), [1, 4]), "indptr", 1, 0),
+    "a plan whose bounds fall": refused(
+        lambda at: at.shared.plan(range(4), [0, 4, 3, 4]), "indptr", 3, 2
+    ),
+    "a plan that ends early": refused(lambda at: at.shared.plan(range(4), [0, 3]), "indptr", 3, 1),
+    "a plan of no bounds": refused(lambda at: at.shared.plan([], []), "indptr", 0),
+    "a plan of float bounds": refused(lambda at: at.shared.plan([], [0.0]), "indptr"),
+    "a plan of few namespaces": refused(
+        lambda at: at.shared.plan(range(4), [0, 2, 4], namespaces=["x"]), "namespaces", 1
+    ),
+    "a plan of no namespaces": refused(
+        lambda at: at.shared.plan(range(4), [0, 2, 4], namespaces=5), "namespaces", 5
+    ),
+    "a plan of a namespace that is a list": refused(
+        lambda at: at.cache.plan(range(4), [0, 2, 4], namespaces=["x", []]), "namespaces", [], 1
+    ),
+    "a plan of tokens on a GPU": Fault(
+        lambda at: at.shared.plan(CudaArray(), [0, 1]), WrongDevice, "tokens"
+    ),
+    "a plan with a negative reserve": refused(
+        lambda at: at.shared.plan([1], [0, 1], reserve=-1), "reserve", -1
+    ),
+    "a plan with a negative compute": refused(
+        lambda at: at.shared.plan([1], [0, 1], compute=-1), "compute", -1
+    ),
+    "a batch with float compute": refused(
+        lambda at: begin(at, [1], ["x"], compute=1.0), "compute", 1.0
+    ),
+    "a batch with bool priority": refused(
+        lambda at: begin(at, [1], ["x"], priority=True), "priority", True
+    ),
+    "a batch with one id too few": refused(lambda at: begin(at, [2, 2], ["x"]), "ids", 1),
+    "a batch whose ids are a text": refused(lambda at: begin(at, [2, 2], "xy"), "ids", "xy"),
+    "a batch whose ids are none": refused(lambda at: begin(at, [2], 7), "ids", 7),
+    "a batch with an id that is a list": refused(
+        lambda at: begin(at, [2, 2], ["x", []]), "ids", [], 1
+    ),
+    "a batch with None among its ids": refused(
+        lambda at: begin(at, [2, 2], ["x", None]), "ids", None, 1
+    ),
+    "a batch with an id twice": Fault(lambda at: begin(at, [2, 2], ["x", "x"]), DuplicateSequence),
+    "a batch with an id that lives": Fault(
+        lambda at: begin(at, [2, 2], ["x", "a"]), DuplicateSequence
+    ),
+    "a batch with a namespace too many": refused(
+        lambda at: begin(at, [2], ["x"], namespaces=[1, 2]), "namespaces", 2
+    ),
+    "a batch with a negative token": refused(
+        lambda at: at.shared.allocate_batch([1, -1], [0, 2], ids=["x"]), "tokens", -1, 1
+    ),
+    "a batch with a prompt that is too long": Fault(
+        lambda at: begin(at, [4, 33], ["x", "y"]), SequenceTooLong, "tokens", 33, 1
+    ),
+    "a batch of more than there are rows": Fault(
+        lambda at: begin(at, [1, 1, 1], ["x", "y", "z"]), OutOfRows
+    ),
+    "a batch of more than there are pages": Fault(
+        lambda at: begin(at, [8, 16], ["x", "y"]), OutOfPages
+    ),
     # allocate.
+    "a compute below nothing": refused(lambda at: allocate(at, [1], compute=-1), "compute", -1),
     "neither length nor tokens": refused(lambda at: at.shared.allocate("x"), "num_tokens", None),
     "neither, and nothing cached": refused(lambda at: at.cache.allocate("x"), "num_tokens", None),
     "tokens and another length": refused(lambda at: allocate(at, range(8), 9), "num_tokens", 9),

@@ -5,6 +5,8 @@ from __future__ import annotations
 from random import Random
 from typing import Any
 
+import numpy as np
+
 from jitalloc import PagedKVCache, PrefixCache
 from jitalloc.sequences.state import GAP, KNOWN, LOCK_END, LOCKED, NAMESPACE
 from tests import oracle_prefix
@@ -150,6 +152,25 @@ def allocate(pair: SharingPair, random: Random) -> None:
     else:
         tokens = prompt(pair, random)
         pair.do("allocate", random.randrange(12), tokens=tokens, namespace=namespace)
+
+
+def allocate_batch(pair: SharingPair, random: Random) -> None:
+    """Prompts are planned, and then so many of them begin, or one more."""
+    prompts = [prompt(pair, random) for _ in range(random.choice((0, 1, 2, 2, 3, 5)))]
+    indptr = np.cumsum([0, *map(len, prompts)]).tolist()
+    tokens = [token for each in prompts for token in each]
+    names = random.choices((None, None, None, "other"), k=len(prompts))
+    options = {"namespaces": random.choice((None, names)), "compute": random.choice((1, 1, 0, 5))}
+    reserve = random.choice((0, 0, 1, 4))
+    plan = pair.must("plan", tokens, indptr, reserve=reserve, **options)
+    k = min(plan[0] + random.choice((0, 0, 1)), len(prompts))
+    if options["namespaces"] is not None:
+        options["namespaces"] = names[:k]
+    free = [seq_id for seq_id in range(12) if seq_id not in pair.cache_model.ids]
+    ids = random.sample(free, min(k, len(free))) if random.random() < 0.9 else [0] * k
+    if len(ids) == k:
+        end = indptr[k]
+        pair.do("allocate_batch", tokens[:end], indptr[: k + 1], ids=ids, **options)
 
 
 def append(pair: SharingPair, random: Random) -> None:
@@ -303,7 +324,8 @@ def defragment(pair: SharingPair, random: Random) -> None:
 
 
 STEPS = {
-    allocate: 6,
+    allocate: 5,
+    allocate_batch: 2,
     append: 6,
     commit: 4,
     commit_batch: 2,

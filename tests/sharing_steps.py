@@ -24,6 +24,7 @@ from tests.prefix_pairs import cached, cached_model
 from tests.sharing_pairs import (
     SharingPair,
     allocate,
+    allocate_batch,
     append,
     commit,
     defragment,
@@ -111,7 +112,7 @@ def share_elsewhere(pair: SharingPair, random: Random) -> None:
     tokens, rows, row = np.array(prompt(pair, random), np.int32), 3, random.randrange(3)
     held, out = np.zeros(2 * rows, np.int64), np.empty(tokens.size // pair.pool.page_size, np.int32)
     path = pair.prefix_model.path(tuple(tokens.tolist()), None)
-    count = pair.prefix._run(sharing_find_cpu, held, row, MAIN_ROOT, tokens, out)
+    count = pair.prefix._run(sharing_find_cpu, held, row, MAIN_ROOT, tokens, 0, out)
     assert out[:count].tolist() == [node.page for node in path]
     assert held.reshape(2, rows)[:, row].tolist() == [count, path[-1].page if path else 0]
     locked = [node for node in pair.prefix_model.nodes.values() if node.locks or node in path]
@@ -159,6 +160,7 @@ def leave(pair: SharingPair, random: Random) -> None:
 
 def shown(pair: SharingPair, random: Random) -> None:
     """What a pool of another device is told to free, and how much it could be."""
+    insert(pair, random)
     own(pair, random)
     assert pair.prefix._run(reclaim_count_cpu) == pair.cache_model.reclaimable
     available, most = pair.model.available, pair.cache_model.reclaimable
@@ -208,6 +210,8 @@ def rows_with_tokens(pair: SharingPair, random: Random) -> None:
 
 
 SHARING_STEPS: dict[str, Step] = {
+    "batches_open_cpu": allocate_batch,
+    "batches_plan_cpu": allocate_batch,
     "upkeep_advance_cpu": advance,
     "prefix_insert_cpu": insert,
     "prefix_lookup_cpu": look,

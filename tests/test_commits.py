@@ -204,7 +204,7 @@ def test_the_chunks_of_a_prompt_are_shared_while_it_runs() -> None:
     engine.cache.allocate("a", tokens=prompt)
     for done in range(4, 33, 4):
         assert engine.cache.commit("a", done) == done
-        assert engine.cache.allocate("b", tokens=prompt) == done
+        assert engine.cache.allocate("b", tokens=prompt) == min(done, 28)  # one is left to compute
         engine.cache.free("b")
         assert engine.prefix.num_cached == done // 4
 

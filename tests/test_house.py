@@ -38,8 +38,8 @@ INSIDE = {
         "slots": "state prefix_state records loops slots copy prefix slots_cuda",
         "prefix": "state records namespaces matches loops upkeep prefix prefix_cuda",
         "sequences": """
-            state records files loops mirror attention tables arguments ids rows check eviction
-            upkeep sequences tables_cuda mirror_cuda ids_cuda launcher_cuda
+            state records files loops mirror attention tables arguments batches ids rows check
+            eviction upkeep sequences tables_cuda mirror_cuda ids_cuda launcher_cuda
             host_table_cuda host_index_cuda rows_cuda prefix_rows_cuda upkeep_cuda
             sequences_cuda
         """,

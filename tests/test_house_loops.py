@@ -32,7 +32,7 @@ ORDER = {
         """,
         "sequences": """
             tables attention mirror row_locks committing sharing rows commits appending
-            sequences room eviction row_facts_cuda tables_cuda attention_cuda mirror_cuda
+            sequences room batches eviction row_facts_cuda tables_cuda attention_cuda mirror_cuda
             row_batches_cuda commits_cuda sharing_cuda leading_cuda dropping_cuda appends_cuda
             append_writes_cuda forking_cuda rows_cuda sequences_cuda room_cuda eviction_cuda
         """,

@@ -159,6 +159,16 @@ class PagingMachine(RuleBasedStateMachine):
         n: Any = data.draw(st.integers(0, 4)) if same else counts
         self.pair.do("room_for", rows, n, reserve=reserve)
 
+    @rule(
+        lengths=st.lists(st.integers(0, 12), max_size=4),
+        ids=st.lists(seq_ids, max_size=4),
+        reserve=st.integers(0, 3),
+    )
+    def allocate_batch(self, lengths: list[int], ids: list[Any], reserve: int) -> None:
+        indptr = [sum(lengths[:i]) for i in range(len(lengths) + 1)]
+        self.pair.do("plan", range(indptr[-1]), indptr, reserve=reserve)
+        self.pair.do("allocate_batch", range(indptr[-1]), indptr, ids=ids)
+
     @rule(src=seq_ids, dst=seq_ids)
     def fork(self, src: Any, dst: Any) -> None:
         self.pair.do("fork", src, dst)

@@ -24,6 +24,9 @@ def records() -> dict[str, Any]:
     cache = PagedKVCache(pool, 8, 16, prefix_cache=prefix)
     batch = pool.alloc_batch([1, 2])
     pool.free(batch.pages)
+    plan = cache.plan(range(6), [0, 6])
+    begun = cache.allocate_batch(range(6), [0, 6], ids=["first"])
+    cache.free("first")
     cache.allocate("a", tokens=np.arange(9))
     cache.fork("a", "b")
     appended = cache.append_batch([0, 1], 1)
@@ -36,7 +39,19 @@ def records() -> dict[str, Any]:
     allocator = SlotAllocator(4)
     slots.insert([1, 2, 3], allocator.alloc(), 0)
     found = slots.find([1, 2])
-    made = [batch, appended, table, attention, info, inserted, *snapshots, *stats, found]
+    made = [
+        batch,
+        plan,
+        begun,
+        appended,
+        table,
+        attention,
+        info,
+        inserted,
+        *snapshots,
+        *stats,
+        found,
+    ]
     made += [slots.stats(), prefix.lookup([7, 7, 7, 7]), prefix.invalidate([7, 7, 7, 7])]
     made += [pool.defragment(), cache.evict("a"), slots.evict()]
     return {type(each).__name__: each for each in made}

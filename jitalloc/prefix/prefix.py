@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from jitalloc._jit import BUSY_STATUS
-from jitalloc.arguments import as_count, as_lengths, as_out, as_pages, as_tokens
+from jitalloc.arguments import as_bounds, as_count, as_lengths, as_out, as_pages, as_tokens
 from jitalloc.errors import (
     NEGATIVE_TOKEN,
     NOT_LOCKED,
@@ -254,20 +254,7 @@ class PrefixCache(PrefixUpkeep):
         return as_tokens(tokens)
 
     def _bounds(self, indptr: ArrayLike, size: int) -> NDArray[np.int64]:
-        bounds = np.ascontiguousarray(as_lengths("indptr", indptr))
-        if bounds.size == 0:
-            expected = "must be one more than there are prompts"
-            raise InvalidArgument("indptr", 0, expected, fact="size")
-        if bounds[0] != 0:
-            raise InvalidArgument("indptr", int(bounds[0]), "must begin with 0", 0)
-        falls = np.flatnonzero(bounds[1:] < bounds[:-1])
-        if falls.size:
-            position = int(falls[0]) + 1
-            raise InvalidArgument("indptr", int(bounds[position]), "must not descend", position)
-        if bounds[-1] != size:
-            position = bounds.size - 1
-            raise InvalidArgument("indptr", int(bounds[-1]), f"must end with {size}", position)
-        return bounds
+        return as_bounds(indptr, size)
 
     def _caps(self, max_tokens: ArrayLike | None, size: int | None) -> NDArray[np.int64]:
         """Return how many tokens of each prompt may be matched; `size` None: of one match."""

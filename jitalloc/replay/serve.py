@@ -228,7 +228,7 @@ class Server:
                 tokens = sequence.tokens.tokens(length)
                 meter.calls += 1
                 cached = self.cache.allocate(
-                    sequence.key, tokens=tokens, namespace=sequence.tokens.scope
+                    sequence.key, tokens=tokens, namespace=sequence.tokens.scope, compute=0
                 )
             except OutOfPages:
                 self._refused = room

@@ -81,12 +81,13 @@ def opening_error(status: int, tokens: int, ids: Any, tables: BlockTables) -> Ji
         return OutOfRows(f"all {tables.max_sequences} rows hold sequences")
     if code == REFCOUNT_OVERFLOW:
         return InvalidArgument("src_id", None, OWNERS_TEXT)
-    return _too_long("num_tokens", tokens, pages, None, tables)
+    return too_long("num_tokens", tokens, pages, None, tables)
 
 
-def _too_long(
+def too_long(
     argument: str, tokens: int, pages: int, position: int | None, tables: BlockTables
 ) -> SequenceTooLong:
+    """Return why a sequence of so many tokens does not fit a row."""
     width = tables.max_pages_per_sequence
     text = f"the sequence would need {pages} pages; a row holds {width}, a length fits int32"
     return SequenceTooLong(argument, tokens, text, position)
@@ -113,7 +114,7 @@ def append_error(
     before, after = -(-lengths // size), -(-(lengths + counts) // size)
     if code == TABLE_WIDTH:
         tokens, pages = int(counts[position]), int(after[position])
-        return _too_long("n", tokens, pages, position, tables)
+        return too_long("n", tokens, pages, position, tables)
     writes = (lengths % size != 0) & (counts > 0)
     last = tables.arrays.pages[rows[writes], before[writes] - 1]
     shared, writers = np.unique(last, return_counts=True)

@@ -40,14 +40,14 @@ class HostIndex:
     prefix : CudaPrefixCache
     held : int64[2 * max_sequences]
         What the index has locked: pages of each row, then ends of paths.
-    opening : int
-        A row whose path the index has locked before the row does, or -1.
+    opening : int32[any]
+        Rows whose paths the index has locked before the rows do.
     """
 
     def __init__(self, launcher: SequenceLauncher, prefix: CudaPrefixCache) -> None:
         self.launcher, self.pool, self.prefix = launcher, launcher.pool, prefix
         self.held = np.zeros(2 * launcher.tables.max_sequences, INT64)
-        self.opening = -1
+        self.opening = np.empty(0, INT32)
         self._table: HostTable | None = None
 
     @property
@@ -74,9 +74,9 @@ class HostIndex:
         got = self.table.fetch(self.launcher.known, rows, counts, tokens, rule)
         self.launcher.count_ended(got.words)
         locks = got.locks.copy()
-        if self.opening >= 0:
-            both = [self.opening, self.launcher.tables.max_sequences + self.opening]
-            locks[both] = self.held[both]
+        if self.opening.size:
+            there = locks.reshape(2, -1)
+            there[:, self.opening] = self.held.reshape(2, -1)[:, self.opening]
         self.prefix._run(sharing_follow_cpu, self.held, locks)
         return got
 

@@ -35,7 +35,7 @@ class SequenceIds:
         self.tables = tables
         self.rows: dict[Hashable, int] = {}
         self.by_row: list[Hashable] = [None] * tables.max_sequences
-        self.pending: Hashable = None  # the id of the sequence that a call is about to make
+        self.pending: Sequence[Hashable] = ()  # ids of sequences that a call is about to make
         self.broken = False
         self.lock = threading.RLock()
 
@@ -86,12 +86,43 @@ class SequenceIds:
             raise InvalidArgument("seq_id", None, "None is no id")
         if known:
             raise DuplicateSequence(f"a sequence {seq_id!r} exists already")
-        self.pending = seq_id
+        self.pending = (seq_id,)
+
+    def expect_all(self, ids: Sequence[Hashable]) -> None:
+        """Announce that a batch of sequences of these ids is about to be made."""
+        names: set[Hashable] = set()
+        try:
+            names.update(ids)
+        except TypeError:
+            self._refuse_new(ids)
+        if len(names) != len(ids) or None in names or not names.isdisjoint(self.rows):
+            self._refuse_new(ids)
+        self.pending = ids
+
+    def _refuse_new(self, ids: Sequence[Hashable]) -> None:
+        """Raise what is wrong with the first of some ids that is none for a new sequence."""
+        seen: set[Hashable] = set()
+        for position, seq_id in enumerate(ids):
+            if seq_id is None:
+                raise InvalidArgument("ids", None, "None is no id", position)
+            try:
+                named, known = seq_id in seen, seq_id in self.rows
+            except TypeError:
+                raise InvalidArgument("ids", seq_id, "must be hashable", position) from None
+            if named or known:
+                text = "stands there twice" if named else "exists already"
+                raise DuplicateSequence(f"a sequence {seq_id!r}, which is ids[{position}], {text}")
+            seen.add(seq_id)
 
     def enter(self, row: int) -> None:
         """Give the announced id to the sequence that now lives in `row`."""
-        self.by_row[row] = self.pending
-        self.rows[self.pending] = row
+        self.enter_all((row,))
+
+    def enter_all(self, rows: Iterable[int]) -> None:
+        """Give the announced ids to the sequences that now live in `rows`."""
+        for row, seq_id in zip(rows, self.pending, strict=True):
+            self.by_row[row] = seq_id
+            self.rows[seq_id] = row
 
     def leave(self, row: int) -> Hashable:
         """Forget the id of the sequence that lived in `row`, and return it."""
@@ -115,9 +146,11 @@ class SequenceIds:
         live = self.live_rows()
         for row in set(range(len(self.by_row))).difference(live):
             self.by_row[row] = None
-        for row in live:
-            if self.by_row[row] is None:  # at most the one that the call has made
-                self.by_row[row] = self.pending
+        entered = set(self.by_row)
+        pending = (seq_id for seq_id in self.pending if seq_id not in entered)
+        for row in live:  # the oldest first, and of a batch the lowest: as their ids were announced
+            if self.by_row[row] is None:
+                self.by_row[row] = next(pending)
         self.rows = {self.by_row[row]: row for row in live}
         self.broken = False
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 from jitalloc.errors import DuplicateSequence
@@ -74,6 +74,23 @@ class CudaSequenceIds(SequenceIds):
         except DuplicateSequence:
             self.reconcile()  # perhaps it has ended
             super().expect(seq_id)
+
+    def expect_all(self, ids: Sequence[Hashable]) -> None:
+        """Announce a batch of sequences; waits where one of their ids is taken."""
+        try:
+            super().expect_all(ids)
+        except DuplicateSequence:
+            self.reconcile()  # perhaps it has ended
+            super().expect_all(ids)
+
+    def free_rows(self, count: int) -> list[int]:
+        """Return the `count` lowest rows that are known to be free, or all where there are less."""
+        for _ in range(2):
+            free = [row for row, seq_id in enumerate(self.by_row) if seq_id is None]
+            if len(free) >= count:
+                break
+            self.reconcile()  # perhaps one has become free
+        return free[:count]
 
     def free_row(self) -> int:
         """Return the lowest row that is known to be free, or -1."""

@@ -22,16 +22,17 @@ from jitalloc.pool.holders import Moves
 from jitalloc.pool.state import FIRST_PAGE, NUM_PAGES
 from jitalloc.prefix.prefix_cuda import CudaPrefixCache
 from jitalloc.prefix.state import UNCACHED
+from jitalloc.sequences.batches import Plan, Prompts
 from jitalloc.sequences.host_index_cuda import HostIndex
 from jitalloc.sequences.launcher_cuda import SequenceLauncher
 from jitalloc.sequences.loops.commits import commits_batch_cpu, commits_row_cpu
 from jitalloc.sequences.loops.commits_cuda import commits_batch_cuda
 from jitalloc.sequences.loops.rows_cuda import (
-    PLAN,
     PLAN_KNOWN,
     PLAN_LENGTH,
     PLAN_LOCK_END,
     PLAN_LOCKED,
+    PLAN_NAMESPACE,
     PLAN_SHARED,
     rows_allocate_cuda,
     rows_free_cuda,
@@ -52,7 +53,7 @@ from jitalloc.sequences.loops.sharing_cuda import (
     FACT_ROW,
     sharing_count_cuda,
 )
-from jitalloc.sequences.rows_cuda import CudaSequenceRows, new_plan
+from jitalloc.sequences.rows_cuda import CudaSequenceRows, new_plan, plan_of
 from jitalloc.sequences.state import table_arrays
 from jitalloc.state import INT32, INT64, NO_TOKENS
 
@@ -107,17 +108,19 @@ class CudaPrefixRows(CudaSequenceRows):
         if row < 0:
             return row
         plan = new_plan(row, num_tokens, namespace, priority)
-        return self._begin(plan, row, NO_TOKENS, None)
+        return self._begin(plan, row, NO_TOKENS, None, 0)
 
-    def open_with(self, tokens: Any, namespace: int, priority: int) -> int:
+    def open_with(self, tokens: Any, namespace: int, priority: int, compute: int) -> int:
         """Let a sequence begin on the cached pages of its prefix; return the row."""
         row = self.free_row(tokens.size)
         if row < 0:
             return row
         plan = new_plan(row, tokens.size, namespace, priority)
-        return self._begin(plan, row, tokens, -2 - namespace)
+        return self._begin(plan, row, tokens, -2 - namespace, compute)
 
-    def _begin(self, plan: NDArray[np.int64], row: int, tokens: Any, root: int | None) -> int:
+    def _begin(
+        self, plan: NDArray[np.int64], row: int, tokens: Any, root: int | None, compute: int
+    ) -> int:
         """Let a sequence begin in `row`; return the row, or a status word.
 
         `root`: where its prefix is looked up, or None where its tokens are not known. Waits once
@@ -131,7 +134,7 @@ class CudaPrefixRows(CudaSequenceRows):
             got = host.fetch(nothing, nothing, tokens if there else nothing, 0)
             ids = got.given if there else tokens
             if root is not None:
-                count = prefix._run(sharing_find_cpu, host.held, row, root, ids, found)
+                count = prefix._run(sharing_find_cpu, host.held, row, root, ids, compute, found)
                 if count < 0:
                     return count
             need = -(-int(plan[PLAN_LENGTH]) // size) - count
@@ -141,14 +144,14 @@ class CudaPrefixRows(CudaSequenceRows):
                 unseen = launcher.scratch(1)
                 launcher.launch(rows_allocate_cuda, launcher.known, *arrays, unseen, 0)
             else:
-                host.opening = row
+                host.opening = np.array([row], INT32)
         if need > got.available:
             try:
                 status = host.whole(lambda: host.evict_for(need))
                 if status >= 0:
                     status, _need = launcher.ask(rows_allocate_cuda, launcher.known, *arrays)
             finally:
-                host.opening = -1
+                host.opening = host.opening[:0]
         if root is not None:
             prefix._run(sharing_use_cpu, host.held, row, root, ids, int(status >= 0))
         if status < 0 and unpack_status(status)[0] == OUT_OF_PAGES:
@@ -163,13 +166,93 @@ class CudaPrefixRows(CudaSequenceRows):
         plan[PLAN_SHARED] = plan[PLAN_LOCKED] = count
         plan[PLAN_KNOWN] = ids.size
         plan[PLAN_LOCK_END] = self.host.held[self.tables.max_sequences + row]
-        words = np.empty(PLAN + (count + rest.size + 1) // 2, INT64)
-        words[:PLAN] = plan
-        numbers = words[PLAN:].view(INT32)
+        return self._sent(plan, pages, rest)
+
+    def _sent(
+        self, plan: NDArray[np.int64], pages: NDArray[np.int32], rest: NDArray[np.int32]
+    ) -> tuple[Any, Any, Any]:
+        """Bring a plan, pages to share and token ids to the GPU, all at once."""
+        count, head = pages.size, plan.size
+        words = np.empty(head + (count + rest.size + 1) // 2, INT64)
+        words[:head] = plan.reshape(-1)
+        numbers = words[head:].view(INT32)
         numbers[:count], numbers[count : count + rest.size] = pages, rest
         there = self.pool._gpu.upload(words)
-        numbers = there[PLAN:].view(INT32)
-        return there[:PLAN], numbers[:count], numbers[count : count + rest.size]
+        numbers = there[head:].view(INT32)
+        return there[:head], numbers[:count], numbers[count : count + rest.size]
+
+    # Prompts that come together.
+
+    def plan(self, prompts: Prompts, reserve: int, compute: int) -> Plan:
+        """Say how many prompts fit, and what each finds; nothing changes. Waits twice."""
+        rows = len(self.ids.free_rows(prompts.roots.size))
+        with self.pool._shape, self.pool._calls:
+            available = self.host.follow_all().available
+            with self.host.prefix._all_owners():
+                return self._plan(prompts, rows, available, reserve, compute)
+
+    def open_batch(
+        self, prompts: Prompts, priority: int, compute: int
+    ) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+        """Let sequences begin in the lowest free rows, or none of them, by one launch.
+
+        Waits once, and three times more where cached pages have to give way.
+        """
+        counts = np.zeros(prompts.roots.size, INT64)
+        status, rows = self.rows_for(prompts)
+        if status == 0:
+            begin = lambda: self._begin_all(prompts, rows, counts, priority, compute)  # noqa: E731
+            status = self.host.whole(begin)
+        if status < 0:
+            raise self._refusal(status, prompts, compute, np.tile(counts, 3))
+        return rows, counts * self.pool.page_size
+
+    def _begin_all(
+        self,
+        prompts: Prompts,
+        rows: NDArray[np.int32],
+        counts: NDArray[np.int64],
+        priority: int,
+        compute: int,
+    ) -> int:
+        """Let prompts begin in `rows`; return a status word. `counts`: where it tells of pages."""
+        size, launcher, host = self.pool.page_size, self.launcher, self.host
+        prefix, nothing = host.prefix, launcher.no_tokens
+        each = [
+            (row, root, prompts.tokens[start:stop])
+            for row, root, start, stop in zip(
+                rows.tolist(),
+                prompts.roots.tolist(),
+                prompts.bounds[:-1].tolist(),
+                prompts.bounds[1:].tolist(),
+                strict=True,
+            )
+        ]
+        available = host.fetch(nothing, nothing, nothing, 0).available
+        found, rest = [np.empty(0, INT32)], [NO_TOKENS]
+        # What they share is locked first, so that no room is made of it.
+        for i, (row, root, ids) in enumerate(each):
+            out = np.empty(ids.size // size, INT32)
+            counts[i] = prefix._run(sharing_find_cpu, host.held, row, root, ids, compute, out)
+            found.append(out[: counts[i]])
+            rest.append(ids[counts[i] * size :])
+        need, status = int((prompts.pages(size) - counts).sum()), 0
+        host.opening = rows
+        try:
+            if need > available:
+                status = host.evict_for(need)
+            if status >= 0:
+                plan = plan_of(rows, prompts, counts, priority, size)
+                plan[PLAN_LOCKED], plan[PLAN_KNOWN] = counts, plan[PLAN_LENGTH]
+                plan[PLAN_NAMESPACE] = -2 - prompts.roots
+                plan[PLAN_LOCK_END] = host.held.reshape(2, -1)[1, rows]
+                arrays = self._sent(plan, np.concatenate(found), np.concatenate(rest))
+                status, _need = launcher.ask(rows_allocate_cuda, launcher.known, *arrays)
+        finally:
+            host.opening = rows[:0]
+        for row, root, ids in each:
+            prefix._run(sharing_use_cpu, host.held, row, root, ids, int(status >= 0))
+        return status
 
     def locked_pages(self, row: int) -> int:
         """Return how many cached pages the sequence in `row`, which just began, shares."""

@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterable
 from typing import Any, Final, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from jitalloc.arguments import as_tokens
-from jitalloc.errors import NEGATIVE_TOKEN, POSITION_RANGE, InvalidArgument, pack_status
+from jitalloc._jit import Kernel
+from jitalloc.arguments import as_bounds, as_tokens
+from jitalloc.errors import (
+    NEGATIVE_TOKEN,
+    OUT_OF_PAGES,
+    POSITION_RANGE,
+    InvalidArgument,
+    JitallocError,
+    argument_error,
+    pack_status,
+    unpack_status,
+)
+from jitalloc.pool.holders import Moves
 from jitalloc.pool.pool import PagePool
 from jitalloc.prefix.prefix import PrefixCache
+from jitalloc.sequences.batches import Allocated, Plan, Prompts, as_roots, batch_error
 from jitalloc.sequences.ids import SequenceIds
+from jitalloc.sequences.loops.batches import batches_open_cpu, batches_plan_cpu
 from jitalloc.sequences.loops.commits import commits_row_cpu
 from jitalloc.sequences.loops.eviction import eviction_to_cpu, eviction_window_cpu
 from jitalloc.sequences.loops.rows import rows_allocate_cpu, rows_allocate_tokens_cpu, rows_free_cpu
@@ -22,8 +35,9 @@ from jitalloc.sequences.loops.sharing import (
     sharing_relock_cpu,
     sharing_room_cpu,
 )
-from jitalloc.sequences.state import LENGTH, LOCKED
+from jitalloc.sequences.state import ACTIVE, LENGTH, LOCKED
 from jitalloc.sequences.tables import BlockTables
+from jitalloc.state import INT32, INT64, NO_TOKENS
 
 
 class Index(Protocol):
@@ -92,13 +106,82 @@ class SequenceRows:
         slabs = self.tables._slab, self.index._slab
         return self.pool._run(rows_allocate_cpu, *slabs, num_tokens, namespace, priority)
 
-    def open_with(self, tokens: NDArray[np.int32], namespace: int, priority: int) -> int:
+    def open_with(
+        self, tokens: NDArray[np.int32], namespace: int, priority: int, compute: int
+    ) -> int:
         """Let a sequence begin on the cached pages of its prefix, if any; return the row."""
         if self.prefix_cache is None:
             negative = self._negative(tokens)
             return negative if negative < 0 else self.open(tokens.size, namespace, priority)
         slabs = self.tables._slab, self.index._slab
-        return self.pool._run(rows_allocate_tokens_cpu, *slabs, tokens, namespace, priority)
+        numbers = namespace, priority, compute
+        return self.pool._run(rows_allocate_tokens_cpu, *slabs, tokens, *numbers)
+
+    # Prompts that come together.
+
+    def prompts(
+        self, tokens: Any, indptr: Any, namespaces: Iterable[Hashable] | None, makes: bool
+    ) -> Prompts:
+        """Return a batch of prompts as loops of the CPU take it; namespaces as in `as_roots`."""
+        flat = as_tokens(self._on_cpu("tokens", tokens))
+        bounds = as_bounds(self._on_cpu("indptr", indptr), flat.size)
+        return Prompts(
+            flat, bounds, as_roots(self.prefix_cache, namespaces, bounds.size - 1, makes)
+        )
+
+    def _on_cpu(self, name: str, values: Any) -> Any:
+        """Return an argument as loops of the CPU can read it."""
+        return values
+
+    def plan(self, prompts: Prompts, reserve: int, compute: int) -> Plan:
+        """Say how many prompts fit, and what each finds; nothing changes."""
+        free = self.tables.max_sequences - int(self.tables.arrays.header[ACTIVE])
+        return self._plan(prompts, free, -1, reserve, compute)
+
+    def _plan(
+        self, prompts: Prompts, rows: int, available: int, reserve: int, compute: int
+    ) -> Plan:
+        """Say how many fit, with so many free rows and pages (-1: the pool knows how many)."""
+        size, width = self.pool.page_size, self.tables.max_pages_per_sequence
+        rule = np.array([size, available, reserve, width, rows, compute])
+        batch = prompts.roots.size
+        facts, found = np.empty(3 * batch, INT64), np.empty(prompts.tokens.size // size, INT32)
+        admitted = self._look(batches_plan_cpu, *prompts, rule, facts, found)
+        if admitted < 0:
+            raise argument_error(admitted, "tokens", prompts.tokens)
+        return Plan(admitted, facts[:batch], facts[batch : 2 * batch])
+
+    def _look(self, kernel: Kernel, *arguments: Any) -> int:
+        """Run a loop on the pool and the prefix cache as the CPU has them."""
+        return self.pool._run(kernel, self.index._slab, *arguments)
+
+    def open_batch(
+        self, prompts: Prompts, priority: int, compute: int
+    ) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+        """Let sequences begin in the lowest free rows, or none of them.
+
+        Returns the rows, and how many tokens of each are cached.
+        """
+        batch = prompts.roots.size
+        facts, rule = np.empty(3 * batch, INT64), np.array([priority, compute])
+        slabs = self.tables._slab, self.index._slab
+        status = self.pool._run(batches_open_cpu, *slabs, *prompts, rule, facts)
+        if status < 0:
+            raise self._refusal(status, prompts, compute, facts)
+        return facts[:batch].astype(INT32), facts[batch : 2 * batch] * self.pool.page_size
+
+    def allocated(self, rows: NDArray[np.int32], num_cached: NDArray[np.int64]) -> Allocated:
+        """Return what is told of sequences that have begun."""
+        return Allocated(rows, num_cached, Moves(NO_TOKENS, NO_TOKENS))
+
+    def _refusal(
+        self, status: int, prompts: Prompts, compute: int, facts: NDArray[np.int64]
+    ) -> JitallocError:
+        """Return why prompts could not begin; `facts` as `batches_open_cpu` leaves them."""
+        fits = 0
+        if unpack_status(status)[0] == OUT_OF_PAGES:
+            fits = self.plan(prompts, 0, compute).admitted
+        return batch_error(status, prompts, fits, facts, self.tables)
 
     def _negative(self, tokens: NDArray[np.int32]) -> int:
         if tokens.size and tokens.min() < 0:

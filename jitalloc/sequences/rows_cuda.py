@@ -7,12 +7,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from jitalloc._jit import Kernel
+from jitalloc._jit import BUSY_STATUS, Kernel, wait_for_lock
 from jitalloc.errors import (
     OUT_OF_PAGES,
     OUT_OF_ROWS,
     POSITION_RANGE,
     TABLE_WIDTH,
+    WrongDevice,
     pack_status,
     unpack_status,
 )
@@ -20,6 +21,7 @@ from jitalloc.gpu.arguments import as_device
 from jitalloc.gpu.record import RECORD_SLOTS
 from jitalloc.pool.holders import Moves
 from jitalloc.pool.state import FIRST_PAGE, FREE, NUM_PAGES, RELEASED
+from jitalloc.sequences.batches import Allocated, Plan, Prompts
 from jitalloc.sequences.launcher_cuda import SequenceLauncher
 from jitalloc.sequences.loops.commits_cuda import commits_batch_cuda
 from jitalloc.sequences.loops.eviction import eviction_to_cpu
@@ -29,8 +31,12 @@ from jitalloc.sequences.loops.rows_cuda import (
     PLAN,
     PLAN_LENGTH,
     PLAN_NAMESPACE,
+    PLAN_NEW_START,
     PLAN_PRIORITY,
     PLAN_ROW,
+    PLAN_SHARED,
+    PLAN_SHARED_START,
+    PLAN_TOKEN_START,
     rows_allocate_cuda,
     rows_free_cuda,
     rows_mark_cuda,
@@ -49,6 +55,27 @@ def new_plan(row: int, num_tokens: int, namespace: int, priority: int) -> NDArra
     plan = np.zeros(PLAN, INT64)
     plan[PLAN_ROW], plan[PLAN_LENGTH] = row, num_tokens
     plan[PLAN_NAMESPACE], plan[PLAN_PRIORITY] = namespace, priority
+    return plan
+
+
+def starts_of(sizes: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return where parts of these sizes begin, one behind the other."""
+    return np.cumsum(sizes) - sizes
+
+
+def plan_of(
+    rows: NDArray[np.int32], prompts: Prompts, counts: NDArray[np.int64], priority: int, size: int
+) -> NDArray[np.int64]:
+    """Return what `rows_allocate_cuda` is told of sequences that share their first `counts` pages.
+
+    What a prefix cache knows of them is left out.
+    """
+    lengths = np.diff(prompts.bounds)
+    plan = np.zeros((PLAN, rows.size), INT64)
+    plan[PLAN_ROW], plan[PLAN_LENGTH], plan[PLAN_PRIORITY] = rows, lengths, priority
+    plan[PLAN_SHARED], plan[PLAN_SHARED_START] = counts, starts_of(counts)
+    plan[PLAN_NEW_START] = starts_of(prompts.pages(size) - counts)
+    plan[PLAN_TOKEN_START] = starts_of(lengths - counts * size)
     return plan
 
 
@@ -101,6 +128,69 @@ class CudaSequenceRows(SequenceRows):
 
     def _negative(self, tokens: Any) -> int:
         return super()._negative(self.pool._gpu.download(tokens))
+
+    # Prompts that come together.
+
+    def _on_cpu(self, name: str, values: Any) -> Any:
+        if type(values) is np.ndarray:
+            return values
+        try:
+            return self.pool._gpu.download(self.pool._gpu.adopt(name, values))
+        except WrongDevice:
+            if hasattr(values, "__cuda_array_interface__"):
+                raise  # that of another one
+            return values
+
+    def _look(self, kernel: Kernel, *arguments: Any) -> int:
+        def once() -> int:
+            status: int = kernel.run(self.pool._host, self.index._slab, *arguments)
+            return status
+
+        status = once()
+        return status if status != BUSY_STATUS else wait_for_lock(once)
+
+    def plan(self, prompts: Prompts, reserve: int, compute: int) -> Plan:
+        """Say how many prompts fit, and what each finds; nothing changes. Waits."""
+        rows = len(self.ids.free_rows(prompts.roots.size))
+        return self._plan(prompts, rows, self.page_counts()[0], reserve, compute)
+
+    def rows_for(self, prompts: Prompts) -> tuple[int, NDArray[np.int32]]:
+        """Return 0 and the lowest free rows for prompts, or a status word why they cannot begin.
+
+        Then what failed before goes first.
+        """
+        lengths, status = np.diff(prompts.bounds), 0
+        rows = np.array(self.ids.free_rows(lengths.size), INT32)
+        long = prompts.pages(self.pool.page_size) > self.tables.max_pages_per_sequence
+        if long.any():
+            status = pack_status(TABLE_WIDTH, int(long.argmax()))
+        elif rows.size < lengths.size:
+            status = pack_status(OUT_OF_ROWS, rows.size)
+        if status < 0:
+            self.launcher.wait()
+        else:
+            status = SequenceRows._negative(self, prompts.tokens)
+        return status, rows
+
+    def open_batch(
+        self, prompts: Prompts, priority: int, compute: int
+    ) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+        """Let sequences begin in the lowest free rows, or none of them, by one launch; waits."""
+        counts = np.zeros(prompts.roots.size, INT64)
+        status, rows = self.rows_for(prompts)
+        if status == 0:
+            launcher = self.launcher
+            plan = plan_of(rows, prompts, counts, priority, self.pool.page_size)
+            arrays = self.pool._gpu.upload(plan.reshape(-1)), *(launcher.no_tokens,) * 2
+            status, _need = launcher.ask(rows_allocate_cuda, launcher.known, *arrays)
+        if status < 0:
+            raise self._refusal(status, prompts, compute, np.tile(counts, 3))
+        return rows, counts
+
+    def allocated(self, rows: NDArray[np.int32], num_cached: NDArray[np.int64]) -> Allocated:
+        """Return what is told of sequences that have begun; the rows go to the GPU."""
+        nothing = self.launcher.no_tokens
+        return Allocated(self.pool._gpu.upload(rows), num_cached, Moves(nothing, nothing))
 
     def locked_pages(self, row: int) -> int:
         """Return how many cached pages the sequence in `row`, which just began, shares."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,6 +24,7 @@ from jitalloc.sequences.arguments import (
     pairs_error,
 )
 from jitalloc.sequences.attention import check_slots_asked
+from jitalloc.sequences.batches import Allocated, Plan, as_ids
 from jitalloc.sequences.eviction import Eviction, EvictionRule
 from jitalloc.sequences.ids import changes_ids
 from jitalloc.sequences.loops.commits import commits_batch_cpu
@@ -125,6 +126,7 @@ class PagedKVCache(SequenceUpkeep):
         tokens: ArrayLike | None = None,
         namespace: Hashable = None,
         priority: int = 0,
+        compute: int = 1,
     ) -> int:
         """Make a sequence, in the lowest free row.
 
@@ -144,12 +146,15 @@ class PagedKVCache(SequenceUpkeep):
             Prefixes of different namespaces are never shared.
         priority : int
             With the policy `priority` the lowest goes first.
+        compute : int
+            So many `tokens` at least are left to be computed. With one, the default, there are
+            logits to go on from even where all of the prompt is cached: its last page is then a
+            page of the sequence's own. 0 where nobody asks for them.
 
         Returns
         -------
         int
-            How many of the tokens are cached: whole pages, perhaps all of them. 0 without a
-            prefix cache.
+            How many of the tokens are cached: whole pages. 0 without a prefix cache.
 
         Raises
         ------
@@ -161,8 +166,8 @@ class PagedKVCache(SequenceUpkeep):
         SequenceTooLong
             The sequence needs more pages than a row has.
         InvalidArgument
-            `num_tokens` is no count or not the length of `tokens`, a token is out of range, or
-            `seq_id` or `namespace` is not hashable.
+            `num_tokens` or `compute` is no count, or `num_tokens` not the length of `tokens`, a
+            token is out of range, or `seq_id` or `namespace` is not hashable.
 
         Examples
         --------
@@ -179,6 +184,7 @@ class PagedKVCache(SequenceUpkeep):
         8
         """
         priority = as_count("priority", priority, -INT32_MAX, INT32_MAX)
+        left = as_count("compute", compute)
         if tokens is None:
             if num_tokens is None:
                 raise InvalidArgument("num_tokens", None, "needed where there are no tokens")
@@ -193,11 +199,127 @@ class PagedKVCache(SequenceUpkeep):
         if tokens is None:
             row = self._rows.open(length, number, priority)
         else:
-            row = self._rows.open_with(tokens, number, priority)
+            row = self._rows.open_with(tokens, number, priority, left)
         if row < 0:
             raise opening_error(row, length, tokens, self.tables)
         self._ids.enter(row)
         return self._rows.locked_pages(row) * self.pool.page_size
+
+    def plan(
+        self,
+        tokens: ArrayLike,
+        indptr: ArrayLike,
+        *,
+        namespaces: Iterable[Hashable] | None = None,
+        reserve: int = 0,
+        compute: int = 1,
+    ) -> Plan:
+        """Say how many of the first prompts of a batch fit, and what each finds in the cache.
+
+        Nothing is taken, and nothing counts as used. Where `k` are admitted, `allocate_batch` of
+        the first `k` succeeds, and of one more it is refused: for want of pages or of rows, or
+        because that prompt needs more pages than a row has. Pages that cached ones make room for
+        count as there, but those that a prompt before shares do not: they stay.
+
+        Parameters
+        ----------
+        tokens : array_like of int32[n]
+            The prompts, one behind the other, the most urgent first.
+        indptr : array_like of int64[B + 1]
+            Prompt `i` is `tokens[indptr[i] : indptr[i + 1]]`; from 0 to n.
+        namespaces : iterable of Hashable, optional
+            One a prompt; by default None for all.
+        reserve : int
+            Pages that have to be left of those that are free, or that cached ones make room for,
+            now (a watermark). Who takes none fits even where there are fewer already.
+        compute : int
+            So many tokens of each are left to be computed: see `allocate`.
+
+        Returns
+        -------
+        Plan
+            `(admitted, num_cached, num_pages)`, of prompts that do not fit too.
+
+        Raises
+        ------
+        InvalidArgument
+            `indptr` or `namespaces` do not fit the rest, or a number is negative.
+
+        Examples
+        --------
+        >>> cache = jitalloc.PagedKVCache(jitalloc.PagePool(4, page_size=4), 8, 16)
+        >>> cache.plan(range(18), [0, 6, 12, 18])
+        Plan(admitted=2, num_cached=array([0, 0, 0]), num_pages=array([2, 2, 2]))
+        """
+        left, kept = as_count("compute", compute), as_count("reserve", reserve)
+        with self.lock:
+            prompts = self._rows.prompts(tokens, indptr, namespaces, makes=False)
+            return self._rows.plan(prompts, kept, left)
+
+    @changes_ids
+    def allocate_batch(
+        self,
+        tokens: ArrayLike,
+        indptr: ArrayLike,
+        *,
+        ids: Iterable[Hashable],
+        namespaces: Iterable[Hashable] | None = None,
+        priority: int = 0,
+        compute: int = 1,
+    ) -> Allocated:
+        """Make a sequence of each prompt, in the lowest free rows, all or nothing.
+
+        All of them find what is cached before any begins, and keep it: none gives way for another.
+        So they share nothing that is not cached yet: of prompts that begin alike and come
+        together, all but one may better wait until that one is committed.
+
+        Parameters
+        ----------
+        tokens, indptr : array_like of int32[n], array_like of int64[B + 1]
+            The prompts: see `plan`.
+        ids : iterable of Hashable
+            One a prompt, each new.
+        namespaces : iterable of Hashable, optional
+            One a prompt; by default None for all.
+        priority : int
+            Of all of them: see `allocate`.
+        compute : int
+            So many tokens of each are left to be computed: see `allocate`.
+
+        Returns
+        -------
+        Allocated
+            `(rows, num_cached, copies)`.
+
+        Raises
+        ------
+        DuplicateSequence
+            A live sequence has one of the ids, or one stands there twice.
+        OutOfPages, OutOfRows
+            Pages or rows are not there for all, and evicting cached pages would not do: nothing is
+            evicted. `position` tells of pages which prompt is the first that does not fit.
+        SequenceTooLong
+            A prompt needs more pages than a row has.
+        InvalidArgument
+            `indptr`, `ids` or `namespaces` do not fit the rest, a token is out of range, a number
+            is no count, or an id or a namespace is not hashable.
+
+        Examples
+        --------
+        >>> cache = jitalloc.PagedKVCache(jitalloc.PagePool(4, page_size=4), 8, 16)
+        >>> cache.allocate_batch(range(12), [0, 6, 12], ids=["a", "b"]).rows
+        array([0, 1], dtype=int32)
+        >>> cache.block_tables(cache.rows(["a", "b"]))
+        array([[0, 1],
+               [2, 3]], dtype=int32)
+        """
+        priority = as_count("priority", priority, -INT32_MAX, INT32_MAX)
+        left = as_count("compute", compute)
+        prompts = self._rows.prompts(tokens, indptr, namespaces, makes=True)
+        self._ids.expect_all(as_ids(ids, prompts.roots.size))
+        rows, num_cached = self._rows.open_batch(prompts, priority, left)
+        self._ids.enter_all(rows.tolist())
+        return self._rows.allocated(rows, num_cached)
 
     @changes_ids
     def fork(self, src_id: Hashable, dst_id: Hashable) -> None:

@@ -156,15 +156,26 @@ def find_partial(prefix, root, end, tokens, at, record):
 
 
 @helper
+def peek_node(prefix, end, tokens, done, size, out):
+    """Return the node behind `end` that agrees with page `done` of `tokens`, or -1, and how many of
+    its pages do, up to page `size`: these are written to `out`, and it is not split.
+    """
+    rows = int32_column(prefix, 0, 0)  # none
+    node, same = find_child(prefix, end, tokens, done * prefix[PREFIX_PAGE_SIZE]), np.int64(0)
+    if node >= 0:
+        same = follow(prefix, node, tokens, rows, done, size, out)
+    return node, same
+
+
+@helper
 def peek(prefix, root, tokens, out):
     """Find what `find` does, but split no node; return `(number of pages, last page)`."""
-    rows = int32_column(prefix, 0, 0)  # none
     size, done, end = tokens.size // prefix[PREFIX_PAGE_SIZE], np.int64(0), root
     while done < size and (end < 0 or following_column(prefix)[end] < 0):
-        node = find_child(prefix, end, tokens, done * prefix[PREFIX_PAGE_SIZE])
+        node, same = peek_node(prefix, end, tokens, done, size, out)
         if node < 0:
             break
-        done += follow(prefix, node, tokens, rows, done, size, out)
+        done += same
         end = np.int64(out[done - 1])
     return done, end
 

@@ -60,6 +60,22 @@ def lowest_free_row(tables):
 
 
 @helper
+def free_rows(tables, out):
+    """Write the lowest rows without a sequence to `out`; return how many there are for it."""
+    taken, count = tables_taken(tables), np.int64(0)
+    for w in range(taken.size):
+        word = ~taken[w]
+        while word != np.uint64(0) and count < out.size:
+            row = np.int64(w * 64) + trailing_zeros(word)
+            if row >= tables[NUM_ROWS]:
+                break
+            out[count] = row
+            count += 1
+            word &= ~bit(row)
+    return count
+
+
+@helper
 def touch(tables, row, step):
     """Book one write to the sequence in `row`."""
     tables_column(tables, LAST_USED)[row] = step
@@ -191,19 +207,20 @@ def rows_allocate_cpu(pool, tables, prefix, num_tokens, namespace, priority):
     return row
 
 
-@kernel("int64(int64[::1], int64[::1], int64[::1], int32[::1], int64, int64)")
-def rows_allocate_tokens_cpu(pool, tables, prefix, tokens, namespace, priority):
+@kernel("int64(int64[::1], int64[::1], int64[::1], int32[::1], int64, int64, int64)")
+def rows_allocate_tokens_cpu(pool, tables, prefix, tokens, namespace, priority, compute):
     """Mutates pool, tables and prefix cache: a sequence begins in the lowest free row with the
     cached pages that `tokens` begin with, and new ones behind.
 
-    Reads `tokens`, requires a prefix cache; returns the row.
+    Reads `tokens`, of which `compute` are left to be computed, requires a prefix cache and no
+    number but the priority below 0; returns the row.
     """
     if not try_lock(pool):
         return fail(BUSY, 0)
     n = tables_pages_of(tables, tokens.size)
     row = fail(TABLE_WIDTH, 0) if n > tables[MAX_PAGES] else lowest_free_row(tables)
     if row >= 0:
-        status = share_prefix(pool, tables, prefix, row, tokens, namespace)
+        status = share_prefix(pool, tables, prefix, row, tokens, namespace, compute)
         if status < 0:
             row = status
         else:

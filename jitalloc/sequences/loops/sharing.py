@@ -74,12 +74,13 @@ def make_room(pool, prefix, need):
 
 
 @helper
-def begin_share(prefix, root, tokens, pages):
+def begin_share(prefix, root, tokens, compute, pages):
     """Find and lock the cached pages that `tokens` begin with; `end_share` has to follow.
 
-    Returns `(status word, number of pages, end)`. What is locked stays when room is made.
+    Of the tokens `compute` are left. Returns `(status word, number of pages, end)`. What is locked
+    stays when room is made.
     """
-    count, end = find(prefix, root, tokens, pages)
+    count, end = find(prefix, root, tokens[: max(tokens.size - compute, 0)], pages)
     # Cached tokens are not negative.
     status = negative_token(tokens, count * prefix[PREFIX_PAGE_SIZE])
     path_lock(prefix, end, NO_PAGE, UNUSED)
@@ -99,15 +100,26 @@ def end_share(prefix, tokens, count, end, shared):
 
 
 @helper
-def share_prefix(pool, tables, prefix, row, tokens, namespace):
+def name_prefix(tables, prefix, row, tokens, namespace, count, end):
+    """Let `row` know its `tokens`, of which the first `count` pages, up to `end`, are cached."""
+    start = count * tables[ROW_PAGE_SIZE]
+    tables_column(tables, KNOWN)[row] = tokens.size
+    tables_column(tables, COMPUTED)[row] = start
+    tables_column(tables, NAMESPACE)[row] = namespace
+    tables_column(tables, LOCKED)[row] = count
+    tables_column(tables, LOCK_END)[row] = max(end, 0)
+    write_tokens(tables, prefix, row, start, tokens[start:])
+
+
+@helper
+def share_prefix(pool, tables, prefix, row, tokens, namespace, compute):
     """Give the free row `row` the cached pages that `tokens` begin with, and new ones behind.
 
     Returns 0 or a status word; then nothing has changed.
     """
     _free_pages, refcount, _released = pool_views(pool)
-    size, root = tables[ROW_PAGE_SIZE], -2 - namespace
     pages = tables_row(tables, row)[: tables_pages_of(tables, tokens.size)]
-    status, count, end = begin_share(prefix, root, tokens, pages)
+    status, count, end = begin_share(prefix, -2 - namespace, tokens, compute, pages)
     for j in range(count):
         if refcount[pages[j]] == INT32_MAX:
             status = fail(REFCOUNT_OVERFLOW, 0)
@@ -123,12 +135,7 @@ def share_prefix(pool, tables, prefix, row, tokens, namespace):
     for j in range(count):
         refcount[pages[j]] += np.int32(1)
     pool_take(pool, pages[count:])
-    tables_column(tables, KNOWN)[row] = tokens.size
-    tables_column(tables, COMPUTED)[row] = count * size
-    tables_column(tables, NAMESPACE)[row] = namespace
-    tables_column(tables, LOCKED)[row] = count
-    tables_column(tables, LOCK_END)[row] = max(end, 0)
-    write_tokens(tables, prefix, row, count * size, tokens[count * size :])
+    name_prefix(tables, prefix, row, tokens, namespace, count, end)
     return np.int64(0)
 
 
@@ -178,17 +185,17 @@ def sharing_follow_cpu(pool, prefix, held, locks):
     return np.int64(0)
 
 
-@kernel("int64(int64[::1], int64[::1], int64[::1], int64, int64, int32[::1], int32[::1])")
-def sharing_find_cpu(pool, prefix, held, row, root, tokens, out):
+@kernel("int64(int64[::1], int64[::1], int64[::1], int64, int64, int32[::1], int64, int32[::1])")
+def sharing_find_cpu(pool, prefix, held, row, root, tokens, compute, out):
     """Mutates the prefix cache, `held` and `out`: the cached pages that `tokens` begin with are
-    locked for `row`.
+    locked for `row`, `compute` of them being left.
 
     Reads `tokens`, requires `out` with room for every whole page of them, and a row that has
     nothing locked; returns how many pages are found.
     """
     if not try_lock(pool):
         return fail(BUSY, 0)
-    status, count, end = begin_share(prefix, root, tokens, out)
+    status, count, end = begin_share(prefix, root, tokens, compute, out)
     if status < 0:
         end_share(prefix, tokens, count, end, np.int64(0))
     else:
