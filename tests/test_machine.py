@@ -159,9 +159,9 @@ class PagingMachine(RuleBasedStateMachine):
         n: Any = data.draw(st.integers(0, 4)) if same else counts
         self.pair.do("room_for", rows, n, reserve=reserve)
 
-    @rule(src=seq_ids, dst=seq_ids)
-    def fork(self, src: Any, dst: Any) -> None:
-        self.pair.do("fork", src, dst)
+    @rule(src=seq_ids, dst=seq_ids, num_tokens=st.none() | st.integers(-1, 9))
+    def fork(self, src: Any, dst: Any, num_tokens: int | None) -> None:
+        self.pair.do("fork", src, dst, num_tokens)
 
     @rule(data=st.data())
     def fork_batch(self, data: st.DataObject) -> None:
