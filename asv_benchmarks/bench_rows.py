@@ -84,3 +84,26 @@ class Look:
 
     def time_check(self) -> None:
         self.cache.check()
+
+
+class ForkAt:
+    """A fork of the first half of 2,048 tokens: in one call, or whole and then cut short."""
+
+    params = (("at once", "and truncate"),)
+    param_names = ("how",)
+
+    def setup(self, how: str) -> None:
+        pool = jitalloc.PagePool(10_000)
+        self.cache = jitalloc.PagedKVCache(pool, 16, 256)
+        self.cache.allocate("a", 2048)
+        self.time_fork_free_x1000(how)
+
+    def time_fork_free_x1000(self, how: str) -> None:
+        cache = self.cache
+        for _ in range(1000):
+            if how == "at once":
+                cache.fork("a", "b", 1030)
+            else:
+                cache.fork("a", "b")
+                cache.truncate("b", 1030)
+            cache.free("b")

@@ -72,6 +72,15 @@ CACHE_FAULTS = {
     "unknown id": Fault(lambda at: at.cache.append("x"), UnknownSequence),
     "unknown source": Fault(lambda at: at.cache.fork("x", "y"), UnknownSequence),
     "fork onto itself": Fault(lambda at: at.cache.fork("a", "a"), DuplicateSequence),
+    "fork behind the end": Fault(
+        lambda at: at.cache.fork("a", "x", 7), InvalidArgument, "num_tokens", 7
+    ),
+    "fork below none": Fault(
+        lambda at: at.cache.fork("a", "x", -1), InvalidArgument, "num_tokens", -1
+    ),
+    "fork at half a token": Fault(
+        lambda at: at.cache.fork("a", "x", 0.5), InvalidArgument, "num_tokens", 0.5
+    ),
     "unknown among ids": Fault(lambda at: at.cache.rows(["a", "x"]), UnknownSequence),
     "unhashable among ids": Fault(
         lambda at: at.cache.rows(["a", []]), InvalidArgument, "seq_ids", [], 1

@@ -113,7 +113,8 @@ def commit_rows(pair: CachePair, random: Random) -> None:
 
 
 def fork(pair: CachePair, random: Random) -> None:
-    pair.do("fork", an_id(pair, random), random.randrange(200))
+    at = random.choice((None, random.randrange(12)))
+    pair.do("fork", an_id(pair, random), random.randrange(200), at)
 
 
 def fork_batch(pair: CachePair, random: Random) -> None:

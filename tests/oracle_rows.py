@@ -6,6 +6,7 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 
 from jitalloc.errors import InvalidArgument
+from tests.oracle_nodes import Node
 
 
 @dataclass
@@ -32,6 +33,16 @@ class Row:
         if num_tokens is None:
             num_tokens = self.length if tokens is None else len(tokens)
         self.computed = max(self.computed, num_tokens)
+
+
+@dataclass
+class SharingRow(Row):
+    """A sequence whose first tokens are known."""
+
+    tokens: list[int] = field(default_factory=list)  # those that are known
+    namespace: Hashable = None
+    path: list[Node] = field(default_factory=list)  # cached pages that it locks
+    gap: int = 0  # 1 + the tokens before what a window dropped
 
 
 @dataclass

@@ -8,17 +8,17 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Hashable, Sequence
-from dataclasses import replace
 from typing import Any
 
 from jitalloc import errors
 from jitalloc.errors import InvalidArgument, OutOfRows, SequenceTooLong
 from tests.oracle import Moves, Pool, pages_of
 from tests.oracle_batches import Batches
+from tests.oracle_forks import Forks
 from tests.oracle_rows import Eviction, Row
 
 
-class Cache(Batches):
+class Cache(Forks, Batches):
     """The model of `PagedKVCache`."""
 
     row_type: type[Row] = Row
@@ -184,47 +184,6 @@ class Cache(Batches):
     def cached_tokens(self, row: int) -> int:
         """How many tokens of a sequence stand in the prefix cache: there is none."""
         return 0
-
-    # Sharing.
-
-    def fork(self, src_id: Hashable, dst_id: Hashable) -> None:
-        src = self.rows[self.row(src_id)]
-        self._check_new(dst_id)
-        row = self._new_row()
-        self.pool.step += 1
-        self._add(dst_id, row, self.row_type(self.pool.step, src.priority))
-        self._share(row, src)
-        self.forks += 1
-
-    def _share(self, row: int, src: Row) -> None:
-        for page in src.pages:
-            self.pool.owners[page] += 1
-        self.rows[row].pages, self.rows[row].length = list(src.pages), src.length
-        self.rows[row].computed = src.computed
-
-    def fork_batch(self, src_rows: Sequence[int], dst_rows: Sequence[int]) -> None:
-        self.check_rows("dst_rows", dst_rows, distinct=True)
-        for i, row in enumerate(dst_rows):
-            if self.rows[row].length:
-                raise InvalidArgument("dst_rows", row, "must be empty", i)
-        self.check_rows("src_rows", src_rows)
-        self.pool.step += 1
-        before = {row: replace(at) for row, at in self.rows.items()}
-        for src, dst in zip(src_rows, dst_rows, strict=True):
-            self._share(dst, before[src])
-            self._touch(dst)
-            self.forks += 1
-
-    def reorder(self, rows: Sequence[int], parents: Sequence[int]) -> None:
-        self.check_rows("rows", rows, distinct=True)
-        self.check_rows("parents", parents)
-        self.pool.step += 1
-        before = {row: replace(at) for row, at in self.rows.items()}
-        for row, parent in zip(rows, parents, strict=True):
-            self._share(row, before[parent])
-        for row in rows:
-            self.pool.give_back(before[row].pages)
-            self._touch(row)
 
     # Shrinking.
 

@@ -7,7 +7,7 @@ began with or has committed. Everything else is the two models that this one joi
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 from jitalloc.errors import InvalidArgument, OutOfPages, SequenceTooLong
@@ -15,18 +15,8 @@ from tests.oracle import Moves, Pool, pages_of
 from tests.oracle_batches import SharedBatches
 from tests.oracle_nodes import Node
 from tests.oracle_prefix import Prefixes
-from tests.oracle_rows import Eviction, Row
+from tests.oracle_rows import Eviction, SharingRow
 from tests.oracle_sequences import Cache
-
-
-@dataclass
-class SharingRow(Row):
-    """A sequence whose first tokens are known."""
-
-    tokens: list[int] = field(default_factory=list)  # those that are known
-    namespace: Hashable = None
-    path: list[Node] = field(default_factory=list)  # cached pages that it locks
-    gap: int = 0  # 1 + the tokens before what a window dropped
 
 
 class SharingCache(SharedBatches, Cache):
@@ -291,11 +281,18 @@ class SharingCache(SharedBatches, Cache):
 
     def _shorten(self, at: SharingRow, keep: int) -> None:
         """Lock the first `keep` pages of the path only, if they still are those of the row."""
-        if keep < len(at.path) and (keep == 0 or at.path[keep - 1].page == at.pages[keep - 1]):
+        if self._locks_of(at, keep) < len(at.path):
             for node in at.path[:keep]:
                 node.locks += 1
             self._unlock(at.path)
             at.path = at.path[:keep]
+
+    def _locks_of(self, at: SharingRow, keep: int) -> int:
+        """How much of its path a row locks that keeps so many pages."""
+        whole = (
+            keep > 0 and at.path[keep - 1 : keep] and at.path[keep - 1].page != at.pages[keep - 1]
+        )
+        return len(at.path) if whole else min(keep, len(at.path))
 
     # Shrinking.
 
@@ -344,13 +341,14 @@ class SharingCache(SharedBatches, Cache):
 
     # Sharing.
 
-    def _share(self, row: int, src: Any) -> None:
-        super()._share(row, src)
+    def _share(self, row: int, src: Any, num_tokens: int | None = None) -> None:
+        super()._share(row, src, num_tokens)
         at = self.rows[row]
-        for node in src.path:
+        at.tokens, at.namespace = src.tokens[: at.length], src.namespace
+        at.gap = src.gap * (at.length >= src.gap)
+        at.path = src.path[: self._locks_of(src, len(at.pages))]
+        for node in at.path:
             node.locks += 1
-        at.tokens, at.namespace, at.path = list(src.tokens), src.namespace, list(src.path)
-        at.gap = src.gap
 
     def fork_batch(self, src_rows: Sequence[int], dst_rows: Sequence[int]) -> None:
         own = {row: self.rows[row].namespace for row in dst_rows if row in self.rows}

@@ -220,7 +220,8 @@ def free(pair: SharingPair, random: Random) -> None:
 
 
 def fork(pair: SharingPair, random: Random) -> None:
-    pair.do("fork", an_id(pair, random), random.randrange(12))
+    at = random.choice((None, random.randrange(14)))
+    pair.do("fork", an_id(pair, random), random.randrange(12), at)
 
 
 def reorder(pair: SharingPair, random: Random) -> None:

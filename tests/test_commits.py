@@ -99,8 +99,9 @@ class Engine:
     def fork(self, random: Random) -> None:
         for seq_id in self.some(random, 1):
             other = random.randrange(9)
-            self.cache.fork(seq_id, other)
-            self.tokens[other] = self.tokens[seq_id]
+            n = random.choice((None, random.randrange(len(self.tokens[seq_id]) + 1)))
+            self.cache.fork(seq_id, other, n)
+            self.tokens[other] = self.tokens[seq_id][:n]
 
     def reorder(self, random: Random) -> None:
         ids = self.some(random, 2)

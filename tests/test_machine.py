@@ -169,9 +169,9 @@ class PagingMachine(RuleBasedStateMachine):
         self.pair.do("plan", range(indptr[-1]), indptr, reserve=reserve)
         self.pair.do("allocate_batch", range(indptr[-1]), indptr, ids=ids)
 
-    @rule(src=seq_ids, dst=seq_ids)
-    def fork(self, src: Any, dst: Any) -> None:
-        self.pair.do("fork", src, dst)
+    @rule(src=seq_ids, dst=seq_ids, num_tokens=st.none() | st.integers(-1, 9))
+    def fork(self, src: Any, dst: Any, num_tokens: int | None) -> None:
+        self.pair.do("fork", src, dst, num_tokens)
 
     @rule(data=st.data())
     def fork_batch(self, data: st.DataObject) -> None:

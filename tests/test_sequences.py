@@ -155,6 +155,20 @@ def test_forks_share_pages_and_lengths(order: str) -> None:
     assert pair.must("free", "b") == 2
 
 
+@pytest.mark.parametrize("kept", [0, 1, 4, 6, 8, 9, None])
+def test_a_fork_at_a_position_shares_what_it_needs(pair: CachePair, kept: int | None) -> None:
+    pair.must("allocate", "a", 9)
+    pair.must("commit", "a", 7)
+    pair.must("fork", "a", "b", kept)
+    n = 9 if kept is None else kept
+    assert pair.cache.sequence("b").num_tokens == n
+    assert pair.cache.sequence("b").num_computed == min(n, 7)
+    _slots, copies = pair.must("append", "b", 1)
+    assert len(copies[0]) == (n % 4 > 0)  # the tokens of "a" stand behind
+    _slots, copies = pair.must("append", "a", 1)
+    assert copies == ([], [])  # it is the last owner of its last page by now
+
+
 def test_fork_batch_fills_empty_sequences(pair: CachePair) -> None:
     for seq_id, tokens in (("a", 5), ("b", 2), ("c", 0), ("d", 0), ("e", 0)):
         pair.must("allocate", seq_id, tokens)

@@ -35,12 +35,21 @@ def free_up(cache: PagedKVCache) -> None:
     assert cache.num_free == promised
 
 
+@pytest.mark.parametrize("commit_first", [False, True])
+@pytest.mark.parametrize("at_once", [False, True])
 @pytest.mark.parametrize("kept", [24, 20, 18, 5, 4, 1, 0])
-def test_a_shorter_fork_locks_what_it_holds(cache: PagedKVCache, kept: int) -> None:
+def test_a_shorter_fork_locks_what_it_holds(
+    cache: PagedKVCache, kept: int, at_once: bool, commit_first: bool
+) -> None:
     cache.allocate("a", tokens=TEXT)
     cache.append("a", tokens=[9])  # all before it is computed
-    cache.fork("a", "b")
-    cache.truncate("b", kept)
+    if commit_first:
+        cache.commit("a")
+    if at_once:
+        cache.fork("a", "b", kept)
+    else:
+        cache.fork("a", "b")
+        cache.truncate("b", kept)
     cache.free("a")
     assert cache.prefix_cache is not None
     assert cache.prefix_cache.num_locked == -(-kept // 4)

@@ -81,6 +81,8 @@ def opening_error(status: int, tokens: int, ids: Any, tables: BlockTables) -> Ji
         return OutOfRows(f"all {tables.max_sequences} rows hold sequences")
     if code == REFCOUNT_OVERFLOW:
         return InvalidArgument("src_id", None, OWNERS_TEXT)
+    if code == POSITION_RANGE:
+        return InvalidArgument("num_tokens", tokens, f"the sequence has {detail} tokens")
     return too_long("num_tokens", tokens, pages, None, tables)
 
 

@@ -192,9 +192,13 @@ class SequenceRows:
         """Return how many cached pages the sequence in `row`, which just began, shares."""
         return int(self.tables.arrays.columns[LOCKED, row])
 
-    def fork(self, src: int) -> int:
-        """Let a sequence begin in the lowest free row that shares all of `src`; return the row."""
-        return self.pool._run(sequences_fork_cpu, self.tables._slab, self.index._slab, src)
+    def fork(self, src: int, num_tokens: int) -> int:
+        """Let a sequence begin in the lowest free row that shares the first tokens of `src`.
+
+        `num_tokens`: all where it is below 0. Returns the row.
+        """
+        slabs = self.tables._slab, self.index._slab
+        return self.pool._run(sequences_fork_cpu, *slabs, src, num_tokens)
 
     def end(self, rows: NDArray[np.int32], commit: bool, evicted: bool) -> int:
         """End sequences; return how many pages went free."""

@@ -196,13 +196,19 @@ class CudaSequenceRows(SequenceRows):
         """Return how many cached pages the sequence in `row`, which just began, shares."""
         return 0
 
-    def fork(self, src: int) -> int:
-        """Let a sequence begin in the lowest free row that shares all of `src`; return the row."""
-        row = self.free_row(0)
+    def fork(self, src: int, num_tokens: int) -> int:
+        """Let a sequence begin in the lowest free row that shares the first tokens of `src`.
+
+        `num_tokens`: all where it is below 0. Returns the row.
+        """
+        row, launcher = self.free_row(0), self.launcher
         if row < 0:
             return row
-        pair = self.launcher.one(src, row)
-        status, _ = self.launcher.ask(sequences_fork_batch_cuda, *pair, flags=OPTION)
+        *pair, counts = launcher.one(src, row, num_tokens)
+        arrays = *pair, launcher.no_tokens if num_tokens < 0 else counts
+        status, length = launcher.ask(sequences_fork_batch_cuda, *arrays, flags=OPTION)
+        if status < 0 and unpack_status(status)[0] == POSITION_RANGE:
+            return pack_status(POSITION_RANGE, length)
         return row if status >= 0 else status
 
     def end(self, rows: NDArray[np.int32], commit: bool, evicted: bool) -> int:

@@ -322,17 +322,20 @@ class PagedKVCache(SequenceUpkeep):
         return self._rows.allocated(rows, num_cached)
 
     @changes_ids
-    def fork(self, src_id: Hashable, dst_id: Hashable) -> None:
-        """Make a sequence that shares all pages of another one.
+    def fork(self, src_id: Hashable, dst_id: Hashable, num_tokens: int | None = None) -> None:
+        """Make a sequence that shares the pages of another one, all or those of its first tokens.
 
-        The partly filled last page is shared too; whoever appends first gets a copy of it. What
-        is computed of the one is computed of the other. The new sequence takes over the priority,
-        and is not pinned.
+        The last page is shared too, even where it holds more than the new sequence has; whoever
+        writes to a shared page first gets a copy of it. What is computed of the one is computed of
+        the other. The new sequence takes over the priority, and is not pinned. It is as if the
+        whole sequence had been forked and then cut short by `truncate`, in one call.
 
         Parameters
         ----------
         src_id, dst_id : Hashable
             The sequence to fork, and the id of the new one.
+        num_tokens : int, optional
+            So many of the first tokens are shared; by default all.
 
         Raises
         ------
@@ -340,12 +343,24 @@ class PagedKVCache(SequenceUpkeep):
             `src_id` does not live, or `dst_id` does.
         OutOfRows
             All rows are taken.
+        InvalidArgument
+            `num_tokens` is no count, or more than the sequence has.
+
+        Examples
+        --------
+        >>> cache = jitalloc.PagedKVCache(jitalloc.PagePool(64, page_size=4), 8, 16)
+        >>> cache.allocate("a", 11)
+        0
+        >>> cache.fork("a", "b", 6)  # another answer from the sixth token on
+        >>> cache.append("b").copies  # its second page holds tokens of "a" behind
+        Moves(src=array([1], dtype=int32), dst=array([3], dtype=int32))
         """
+        count = -1 if num_tokens is None else as_count("num_tokens", num_tokens)
         src = self._ids.row(src_id)
         self._ids.expect(dst_id)
-        row = self._rows.fork(src)
+        row = self._rows.fork(src, count)
         if row < 0:
-            raise opening_error(row, 0, None, self.tables)
+            raise opening_error(row, count, None, self.tables)
         self._ids.enter(row)
 
     @changes_ids
@@ -536,7 +551,7 @@ class PagedKVCache(SequenceUpkeep):
         >>> cache = jitalloc.PagedKVCache(jitalloc.PagePool(4, page_size=4), 8, 16)
         >>> for seq_id in "abc":
         ...     _ = cache.allocate(seq_id, 4)
-        >>> rows = cache.rows("abc")
+        >>> rows = cache.rows(list("abc"))
         >>> cache.room_for(rows), cache.room_for(rows, 0), cache.room_for(rows, reserve=1)
         (1, 3, 0)
         """

@@ -280,8 +280,8 @@ class CudaPagedKVCache(CudaSequenceUpkeep, PagedKVCache, device="cuda"):
         dst_rows = self._as_rows("dst_rows", dst_rows)
         check_same_length("dst_rows", dst_rows, src_rows)
         with self.lock:
-            answer = self._launcher.scratch(1)
-            self._launcher.launch(sequences_fork_batch_cuda, src_rows, dst_rows, answer, 0)
+            arrays = src_rows, dst_rows, self._launcher.no_tokens, self._launcher.scratch(1)
+            self._launcher.launch(sequences_fork_batch_cuda, *arrays, 0)
 
     def reorder(self, rows: Any, parents: Any) -> None:
         """Let each sequence continue another one: see `PagedKVCache.reorder`.

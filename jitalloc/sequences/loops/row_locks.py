@@ -44,14 +44,36 @@ def is_cached(prefix, page):
 
 
 @helper
-def row_lock(tables, prefix, src, dst):
-    """Let the sequence in `dst` know the tokens and lock the pages that the one in `src` does."""
+def shortened(tables, prefix, row, keep):
+    """Return `(depth, end)` of the path that `row` locks where only its first `keep` pages stay."""
+    depth, end = tables_column(tables, LOCKED)[row], tables_column(tables, LOCK_END)[row]
+    if keep >= depth:
+        return depth, end
+    if keep == 0:
+        return np.int64(0), np.int64(0)
+    above = np.int64(end)
+    for _ in range(depth - keep):
+        above = np.int64(previous_column(prefix)[above])
+    if above != tables_row(tables, row)[keep - 1]:
+        return depth, end  # a window has cut the row: what lies behind the gap needs the whole path
+    return keep, above
+
+
+@helper
+def row_lock(tables, prefix, src, dst, keep):
+    """Let the sequence in `dst` know the tokens that the one in `src` does, and lock what that one
+    would lock of its first `keep` pages.
+    """
     if has_prefix(prefix):
         for column in SHARED_FACTS:
             facts = tables_column(tables, column)
             facts[dst] = facts[src]
-        if tables_column(tables, LOCKED)[dst] > 0:
-            path_lock(prefix, tables_column(tables, LOCK_END)[dst], NO_PAGE, UNUSED)
+        depth, end = shortened(tables, prefix, src, keep)
+        tables_column(tables, LOCKED)[dst] = depth
+        tables_column(tables, LOCK_END)[dst] = end
+        if depth > 0:
+            split_after(prefix, end)
+            path_lock(prefix, end, NO_PAGE, UNUSED)
 
 
 @helper
@@ -68,21 +90,15 @@ def row_unlock(pool, tables, prefix, row):
 def row_shorten(pool, tables, prefix, row, keep):
     """Lock only the first `keep` cached pages, if they still are the first of the row."""
     locked, lock_end = tables_column(tables, LOCKED), tables_column(tables, LOCK_END)
-    if keep >= locked[row]:
-        return
-    end = above = np.int64(lock_end[row])
-    if keep > 0:
-        for _ in range(locked[row] - keep):
-            above = np.int64(previous_column(prefix)[above])
-        if above != tables_row(tables, row)[keep - 1]:
-            return  # a window has cut the row: what lies behind the gap needs the whole path
-        split_after(prefix, above)
-        path_lock(prefix, above, NO_PAGE, UNUSED)
-    else:
-        above = np.int64(0)
-    lock_end[row] = above
-    locked[row] = keep
-    path_release(prefix, end, pool[STEP])
+    depth, above = shortened(tables, prefix, row, keep)
+    end = lock_end[row]
+    if depth < locked[row]:
+        if depth > 0:
+            split_after(prefix, above)
+            path_lock(prefix, above, NO_PAGE, UNUSED)
+        lock_end[row] = above
+        locked[row] = depth
+        path_release(prefix, end, pool[STEP])
 
 
 @helper

@@ -31,6 +31,8 @@ from jitalloc.sequences.state import (
     BORN,
     COMPUTED,
     EVICTIONS,
+    GAP,
+    KNOWN,
     LAST_USED,
     LENGTH,
     MAX_PAGES,
@@ -169,17 +171,30 @@ def share_row(pool, tables, row, owners):
 
 
 @helper
-def copy_row(pool, tables, prefix, src, dst):
-    """Let the empty row `dst` share the pages of `src`, and be as long and as far computed."""
-    row_lock(tables, prefix, src, dst)
+def cap_facts(tables, row, num_tokens):
+    """Let `row` be `num_tokens` tokens long, and what is said of its tokens hold for these."""
+    tables_column(tables, LENGTH)[row] = num_tokens
+    for column in (KNOWN, COMPUTED):
+        facts = tables_column(tables, column)
+        facts[row] = min(facts[row], num_tokens)
+    if num_tokens < tables_column(tables, GAP)[row]:
+        tables_column(tables, GAP)[row] = 0
+
+
+@helper
+def copy_row(pool, tables, prefix, src, dst, num_tokens):
+    """Let the empty row `dst` share the pages of the first `num_tokens` tokens of `src`, and be as
+    far computed.
+    """
+    n = tables_pages_of(tables, num_tokens)
+    row_lock(tables, prefix, src, dst, n)
     _free_pages, refcount, _released = pool_views(pool)
-    length = tables_column(tables, LENGTH)
     pages, target = tables_row(tables, src), tables_row(tables, dst)
-    for j in range(tables_pages_of(tables, length[src])):
+    for j in range(n):
         refcount[pages[j]] += np.int32(1)
         target[j] = pages[j]
-    length[dst] = length[src]
     tables_column(tables, COMPUTED)[dst] = tables_column(tables, COMPUTED)[src]
+    cap_facts(tables, dst, num_tokens)
 
 
 @kernel("int64(int64[::1], int64[::1], int64[::1], int64, int64, int64)")

@@ -30,6 +30,7 @@ from jitalloc.sequences.loops.appending import (
 from jitalloc.sequences.loops.committing import copy_tokens
 from jitalloc.sequences.loops.row_locks import SHARED_FACTS, has_prefix, row_shorten
 from jitalloc.sequences.loops.rows import (
+    cap_facts,
     copy_row,
     drop_pages,
     live_rows,
@@ -50,8 +51,6 @@ from jitalloc.sequences.loops.tables import (
 )
 from jitalloc.sequences.state import (
     COMPUTED,
-    GAP,
-    KNOWN,
     LENGTH,
     LOCK_END,
     LOCKED,
@@ -131,21 +130,25 @@ def sequences_append_ahead_cpu(pool, tables, prefix, rows, counts, tokens, slots
     return append_all(pool, tables, prefix, (rows, counts, False), tokens, slots, copied)
 
 
-@kernel("int64(int64[::1], int64[::1], int64[::1], int64)")
-def sequences_fork_cpu(pool, tables, prefix, src):
+@kernel("int64(int64[::1], int64[::1], int64[::1], int64, int64)")
+def sequences_fork_cpu(pool, tables, prefix, src, num_tokens):
     """Mutates pool, tables and prefix cache: a sequence begins in the lowest free row that shares
-    all pages and locks of `src`.
+    pages and locks of the first `num_tokens` tokens of `src`, or of all where that is below 0.
 
     Reads nothing else, requires `src` to be a live row; returns the new one.
     """
     if not try_lock(pool):
         return fail(BUSY, 0)
     row = lowest_free_row(tables)
+    length = tables_column(tables, LENGTH)[src]
+    kept = num_tokens if num_tokens >= 0 else length
+    if row >= 0 and kept > length:
+        row = fail(POSITION_RANGE, length)
     if row >= 0:
         if share_row(pool, tables, src, np.int64(1)):
             priority = tables_column(tables, PRIORITY)[src]
             open_row(pool, tables, row, np.int64(0), priority)
-            copy_row(pool, tables, prefix, src, row)
+            copy_row(pool, tables, prefix, src, row, kept)
             tables[SEQ_FORKS] += 1
             pool[STEP] += 1
         else:
@@ -186,7 +189,7 @@ def sequences_fork_batch_cpu(pool, tables, prefix, src_rows, dst_rows):
         for i in range(batch):
             src, dst = np.int64(src_rows[i]), np.int64(dst_rows[i])
             if marks[src >> 6] & bit(src) == np.uint64(0):
-                copy_row(pool, tables, prefix, src, dst)
+                copy_row(pool, tables, prefix, src, dst, length[src])
             touch(tables, dst, pool[STEP] + 1)
         unmark_rows(tables, dst_rows, batch)
         tables[SEQ_FORKS] += batch
@@ -263,16 +266,11 @@ def sequences_reorder_cpu(pool, tables, prefix, rows, parents, facts, pages):
 @helper
 def cut_tail(pool, tables, prefix, row, num_tokens):
     """Keep the first `num_tokens` tokens of `row`, the clock being advanced; return pages freed."""
-    length, known = tables_column(tables, LENGTH), tables_column(tables, KNOWN)
+    length = tables_column(tables, LENGTH)
     start, stop = tables_pages_of(tables, num_tokens), tables_pages_of(tables, length[row])
     released = drop_pages(pool, tables, row, start, stop)
-    length[row] = num_tokens
     touch(tables, row, pool[STEP])
-    known[row] = min(known[row], num_tokens)
-    computed = tables_column(tables, COMPUTED)
-    computed[row] = min(computed[row], num_tokens)
-    if num_tokens < tables_column(tables, GAP)[row]:
-        tables_column(tables, GAP)[row] = 0
+    cap_facts(tables, row, num_tokens)
     row_shorten(pool, tables, prefix, row, start)
     return released
 

@@ -20,7 +20,7 @@ from jitalloc.errors import (
 from jitalloc.gpu.calls import fail, fill_null
 from jitalloc.gpu.kernel import cuda_kernel, device_helper, gpu
 from jitalloc.gpu.record import CALL_KINDS, RECORD_SLOTS
-from jitalloc.gpu.scan import SHARED_WORDS, any_thread, block_scan, own_part
+from jitalloc.gpu.scan import NOWHERE, SHARED_WORDS, any_thread, block_scan, own_part
 from jitalloc.pool.loops.merging_cuda import block_merge
 from jitalloc.pool.loops.pool_cuda import end_call, pool_advance
 from jitalloc.pool.loops.releasing_cuda import end_release
@@ -30,7 +30,10 @@ from jitalloc.sequences.loops.appends_cuda import append_fault, append_look, set
 from jitalloc.sequences.loops.dropping_cuda import clear_pages, drop_pages
 from jitalloc.sequences.loops.forking_cuda import (
     FACTS,
+    cap_facts,
+    cap_rows,
     copy_rows,
+    counts_fault,
     keep_parents,
     open_rows,
     replace_rows,
@@ -53,11 +56,8 @@ from jitalloc.sequences.loops.row_batches_cuda import (
     running_starts,
 )
 from jitalloc.sequences.loops.row_facts_cuda import (
-    column_start,
     length_of,
     pages_of,
-    shorten_lock,
-    table_pages,
     table_shape,
     touch,
     unclaim,
@@ -71,10 +71,6 @@ from jitalloc.sequences.loops.sequences import (
 )
 from jitalloc.sequences.state import (
     ACTIVE,
-    COMPUTED,
-    GAP,
-    KNOWN,
-    LENGTH,
     NUM_ROWS,
     PAGE_COPIES,
     PEAK_ACTIVE,
@@ -231,15 +227,8 @@ def kept_tokens(tables, shape, row, n, drops):
 @device_helper
 def truncate_row(pool, tables, shape, row, tokens):
     """Book that only the first `tokens` tokens of `row` stay, and what is said of them."""
-    (pages,) = table_pages(tables, shape)
-    known, computed = column_start(shape, KNOWN) + row, column_start(shape, COMPUTED) + row
-    tables[column_start(shape, LENGTH) + row] = tokens
     touch(tables, shape, row, pool[STEP] + 1)
-    tables[known] = min(tables[known], tokens)
-    tables[computed] = min(tables[computed], tokens)
-    if tokens < tables[column_start(shape, GAP) + row]:
-        tables[column_start(shape, GAP) + row] = 0
-    shorten_lock(tables, shape, pages, row, pages_of(tokens, shape))
+    cap_facts(tables, shape, row, tokens)
 
 
 @cuda_kernel(
@@ -312,15 +301,17 @@ def end_pairs(pool, words, answer, call, key, pair):
 
 
 @cuda_kernel(
-    "void(int64[::1], int64[::1], int32[::1], int32[::1], int64[::1], int64)",
+    "void(int64[::1], int64[::1], int32[::1], int32[::1], int32[::1], int64[::1], int64)",
     twin=sequences_fork_batch_cpu,
 )
-def sequences_fork_batch_cuda(words, tables, src_rows, dst_rows, answer, flags):
-    """Mutates the pool and its record (`words`), tables and `answer`: each of `dst_rows` shares all
-    pages of its source, or none does.
+def sequences_fork_batch_cuda(words, tables, src_rows, dst_rows, counts, answer, flags):
+    """Mutates the pool and its record (`words`), tables and `answer`: each of `dst_rows` shares
+    pages of its source, all or those of its first tokens, or none does.
 
-    Reads both arrays, requires them of one length, and one block. With OPTION the destinations are
-    free rows, which new sequences begin to live in; else they are live and empty.
+    Reads both arrays and `counts`, how many tokens are shared, or nothing where it is all. Requires
+    arrays of one length, no count below 0, and one block. With OPTION the destinations are free
+    rows, which new sequences begin to live in; else they are live and empty, and there are no
+    `counts`.
     """
     shared = gpu.shared.array(SHARED_WORDS, np.int64)
     pool, shape = words[RECORD_SLOTS:], table_shape(tables)
@@ -332,6 +323,10 @@ def sequences_fork_batch_cuda(words, tables, src_rows, dst_rows, answer, flags):
     sound = not any_thread(not pairs_sound(tables, shape, dst_rows, src_rows, wanted))
     if sound:
         sound = not any_thread(pages_full(pool, tables, shape, dst_rows, src_rows))
+    far = NOWHERE
+    if sound:
+        far = counts_fault(shared, tables, shape, src_rows, counts)
+        sound = far == NOWHERE
     # Destinations take over what their sources have.
     forks = np.int64(0)
     if sound:
@@ -340,11 +335,20 @@ def sequences_fork_batch_cuda(words, tables, src_rows, dst_rows, answer, flags):
         _before, forks = block_scan(shared, forks)
         if opens:
             open_rows(pool, tables, shape, src_rows, dst_rows)
-        copy_rows(pool, tables, shape, src_rows, dst_rows)
+        copy_rows(pool, tables, shape, src_rows, dst_rows, counts)
     gpu.syncthreads()
+    if sound:
+        cap_rows(tables, shape, dst_rows, counts)
     if not opens:
         unclaim(tables, shape, dst_rows)
-    if not sound:
+    gpu.syncthreads()
+    if far != NOWHERE:
+        if gpu.threadIdx.x == 0:
+            at = far >> STATUS_BITS
+            length = length_of(tables, shape, np.int64(src_rows[at]))
+            fact = count_of(counts, batch, at), length
+            end_batch(pool, words, answer, (FORK, flags), -far, fact)
+    elif not sound:
         key = pairs_fault(pool, shared, tables, shape, dst_rows, src_rows, wanted)
         if gpu.threadIdx.x == 0:
             pair = dst_rows, src_rows, tables[NUM_ROWS]
