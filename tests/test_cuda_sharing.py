@@ -145,12 +145,7 @@ def test_tokens_may_lie_on_either_side(both: Both) -> None:
     assert device.allocate("b", tokens=up(TEXT[:9])) == 8
     assert device.allocate("c", tokens=np.array(TEXT[:13], np.int64)) == 8
     assert device.commit("c", tokens=TEXT[:12]) == 12
-    for tokens, error in (
-        ([1.5], "tokens"),
-        ([-1], "tokens"),
-        ([[1], [2]], "tokens"),
-        ("x", "tokens"),
-    ):
+    for tokens in ([1.5], [-1], [[1], [2]], "x"):
         for call in (
             lambda t: device.allocate("x", tokens=t),
             lambda t: device.commit("a", tokens=t),
@@ -272,7 +267,7 @@ def test_two_caches_on_one_index() -> None:
     one, two = caches
     one.allocate("a", tokens=TEXT)
     one.commit("a")
-    assert two.allocate("a", tokens=TEXT) == 24
+    assert two.allocate("a", tokens=TEXT, compute=0) == 24
     two.fork("a", "b")
     two.free_batch(two.rows(["a"]), commit=False)
     one.free("a")
