@@ -17,6 +17,7 @@ from jitalloc import (
     DoubleFree,
     InvalidArgument,
     OutOfPages,
+    OutOfRows,
     PagedKVCache,
     PagePool,
     PrefixCache,
@@ -153,6 +154,21 @@ def test_tokens_may_lie_on_either_side(both: Both) -> None:
             with pytest.raises(InvalidArgument, match="tokens"):
                 call(tokens)
     device.check(held=[])
+
+
+def test_prompts_that_come_together_begin_by_one_launch_or_not_at_all() -> None:
+    both = Both({"num_pages": 12, "page_size": 4}, 4, 8, {})
+    both.must("allocate_batch", [*range(8), *range(9)], [0, 8, 17], ids=[1, 2])
+    both.must("commit", 1)
+    both.must("free", 1)
+    both.must("free", 2)
+    three = [*range(8), *range(9), *range(30, 62)], [0, 8, 17, 49]
+    assert both.must("plan", *three) == (3, [4, 8, 0], [1, 1, 8])
+    refused = both.do("allocate_batch", [*three[0], 1], [*three[1], 50], ids=[3, 4, 5, 6])
+    assert refused[0] is OutOfPages
+    assert refused[2]["position"] == 3
+    both.must("allocate_batch", *three, ids=[3, 4, 5])
+    assert both.do("allocate_batch", [1, 2], [0, 1, 2], ids=[7, 8])[0] is OutOfRows
 
 
 def test_a_sequence_that_has_ended_on_the_gpu_is_unknown(both: Both) -> None:

@@ -50,7 +50,7 @@ class CacheRun:
         if meter.prefix is not None and prompt.shared:
             tokens = prompt.whole_tokens()
             with meter.timed:
-                cached = cache.allocate(key, tokens=tokens, namespace=prompt.scope)
+                cached = cache.allocate(key, tokens=tokens, namespace=prompt.scope, compute=0)
         else:
             with meter.timed:
                 cached = cache.allocate(key, length)

@@ -67,9 +67,9 @@ def _share(cache: PagedKVCache) -> None:
     """Do what caching adds: look-ups, growth, eviction under pressure, refusals."""
     transfers = Transfers(cache.pool)
     tokens = transfers.up(np.arange(4, dtype=np.int32))
-    cache.allocate(0, tokens=tokens[:2])
+    cache.allocate(0, tokens=tokens[:2], compute=0)
     cache.commit(0)
-    cache.allocate(1, tokens=tokens[:2])
+    cache.allocate(1, tokens=tokens[:2], compute=0)
     rows = cache.rows([0, 1])
     cache.commit_batch(rows, transfers.up(np.ones(2, np.int32)))
     cache.append_batch(rows, 1, tokens=tokens[2:])
@@ -79,9 +79,9 @@ def _share(cache: PagedKVCache) -> None:
     cache.truncate(1, 1)
     cache.free(1, commit=False)
     cache.free_batch(rows[:1])
-    cache.allocate(1, tokens=tokens[::-1].copy())
+    cache.allocate(1, tokens=tokens[::-1].copy(), compute=0)
     with suppress(OutOfPages):
-        cache.allocate(0, tokens=tokens)
+        cache.allocate(0, tokens=tokens, compute=0)
     cache.free(1)
 
 

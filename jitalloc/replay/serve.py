@@ -227,6 +227,7 @@ class Server:
             try:
                 tokens = sequence.tokens.tokens(length)
                 meter.calls += 1
+                # A prompt found to its end counts as a hit as a whole; `_found` computes its last.
                 cached = self.cache.allocate(
                     sequence.key, tokens=tokens, namespace=sequence.tokens.scope, compute=0
                 )

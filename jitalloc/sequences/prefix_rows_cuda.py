@@ -183,6 +183,9 @@ class CudaPrefixRows(CudaSequenceRows):
 
     # Prompts that come together.
 
+    def _look(self, kernel: Kernel, *arguments: Any) -> int:
+        return self.host.prefix._run(kernel, *arguments)
+
     def plan(self, prompts: Prompts, reserve: int, compute: int) -> Plan:
         """Say how many prompts fit, and what each finds; nothing changes. Waits twice."""
         rows = len(self.ids.free_rows(prompts.roots.size))

@@ -63,6 +63,9 @@ class CudaPagedKVCache(CudaSequenceUpkeep, PagedKVCache, device="cuda"):
       Token ids may lie on the host, where they are looked up. What rows have locked or given back
       since is locked and given back in the index when one of these calls next looks, in the order
       of rows: among pages given back meanwhile, who gives way first may differ from the CPU.
+    - `plan` and `allocate_batch` take tokens and `indptr` from the GPU or the host, and tell on the
+      host what is cached; the rows lie on the GPU. `allocate_batch` is one launch and waits as
+      `allocate` does, `plan` for the owners of all pages too, where there is a prefix cache.
     - The ids are known to the host alone. Behind `free_batch` the next call that looks at an id
       waits, to learn which sequences have ended. Those that end in a CUDA graph are forgotten by
       the next call that waits, for example `stats`; until then their rows are not given away. So
