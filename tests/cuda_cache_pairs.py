@@ -91,6 +91,9 @@ class HostCache:
         tokens = self.up(tokens, INT32)
         return self.device_cache.allocate(seq_id, *args, tokens=tokens, **options)
 
+    def adopt(self, seq_id: Any, tokens: Any, pages: Any, **options: Any) -> None:
+        self.device_cache.adopt(seq_id, self.up(tokens, INT32), self.up(pages, INT32), **options)
+
     def commit(self, seq_id: Any, num_tokens: Any = None, *, tokens: Any = None) -> int:
         return self.device_cache.commit(seq_id, num_tokens, tokens=self.up(tokens, INT32))
 
