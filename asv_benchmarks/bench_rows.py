@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 import jitalloc
 
 number = 1
@@ -107,3 +109,19 @@ class ForkAt:
                 cache.fork("a", "b")
                 cache.truncate("b", 1030)
             cache.free("b")
+
+
+class Adopt:
+    """A sequence of 2,048 tokens whose pages came from elsewhere: taken, adopted and freed."""
+
+    def setup(self) -> None:
+        pool = jitalloc.PagePool(10_000)
+        self.cache = jitalloc.PagedKVCache(pool, 16, 256)
+        self.tokens = np.arange(2048, dtype=np.int32)
+        self.time_alloc_adopt_free_x1000()
+
+    def time_alloc_adopt_free_x1000(self) -> None:
+        cache, pool = self.cache, self.cache.pool
+        for _ in range(1000):
+            cache.adopt("a", self.tokens, pool.alloc(128))
+            cache.free("a")

@@ -12,8 +12,10 @@ from jitalloc import BlockTables, PagedKVCache, PagePool, PageTableCSR
 from jitalloc.errors import (
     DuplicateSequence,
     InvalidArgument,
+    InvalidPage,
     OutOfPages,
     OutOfRows,
+    PageCached,
     SequenceTooLong,
     SnapshotError,
     UnknownSequence,
@@ -72,6 +74,33 @@ CACHE_FAULTS = {
     "unknown id": Fault(lambda at: at.cache.append("x"), UnknownSequence),
     "unknown source": Fault(lambda at: at.cache.fork("x", "y"), UnknownSequence),
     "fork onto itself": Fault(lambda at: at.cache.fork("a", "a"), DuplicateSequence),
+    "adopt a duplicate id": Fault(lambda at: at.cache.adopt("a", [], []), DuplicateSequence),
+    "adopt too few pages": Fault(
+        lambda at: at.cache.adopt("x", [1] * 5, [1]), InvalidArgument, "pages", 1
+    ),
+    "adopt too many tokens": Fault(
+        lambda at: at.cache.adopt("x", [1] * 33, range(9)), SequenceTooLong, "tokens", 33
+    ),
+    "adopt a page twice": Fault(
+        lambda at: at.cache.adopt("x", [1] * 5, [1, 1]), PageCached, "pages", 1, 1
+    ),
+    "adopt a page outside": Fault(
+        lambda at: at.cache.adopt("x", [1] * 5, [1, BIG]), InvalidArgument, "pages", BIG, 1
+    ),
+    "adopt no page": Fault(lambda at: at.cache.adopt("x", [1], [-1]), InvalidPage, "pages", -1, 0),
+    "adopt float pages": Fault(
+        lambda at: at.cache.adopt("x", [1], [0.5]), InvalidArgument, "pages", "float64"
+    ),
+    "adopt a negative token": Fault(
+        lambda at: at.cache.adopt("x", [1, -2], [0]), InvalidArgument, "tokens", -2, 1
+    ),
+    "adopt more computed than there is": Fault(
+        lambda at: at.cache.adopt("x", [1], [0], computed=2), InvalidArgument, "computed", 2
+    ),
+    "adopt with a float priority": Fault(
+        lambda at: at.cache.adopt("x", [1], [0], priority=0.5), InvalidArgument, "priority", 0.5
+    ),
+    "adopt without a row": Fault(lambda at: at.full.adopt("y", [], []), OutOfRows),
     "fork behind the end": Fault(
         lambda at: at.cache.fork("a", "x", 7), InvalidArgument, "num_tokens", 7
     ),

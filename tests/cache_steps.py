@@ -112,6 +112,24 @@ def commit_rows(pair: CachePair, random: Random) -> None:
     pair.do("commit_batch", rows, random.choice((None, random.randrange(3))))
 
 
+def adopt(pair: CachePair, random: Random) -> None:
+    """Pages that the caller takes and gives away, or some that it must not."""
+    tokens = [random.randrange(3) for _ in range(random.choice((0, 3, 4, 9, 9, 40)))]
+    need, held = -(-len(tokens) // pair.model.page_size), pair.held()
+    got = pair.call("alloc", min(need, pair.model.available))
+    pages = list(got[1])
+    if random.random() < 0.3 and pages:
+        free = [page for page, owners in enumerate(pair.model.owners) if not owners]
+        odd = [-1, pair.model.num_pages, *range(pair.model.first), *pages, *held, *free[:3]]
+        pages[random.randrange(len(pages))] = random.choice(odd)
+    if random.random() < 0.1 and tokens:
+        tokens[random.randrange(len(tokens))] = -3
+    options = {"computed": random.choice((None, random.randrange(10)))}
+    pair.do("adopt", random.randrange(200), tokens, pages, priority=1, **options)
+    mine = pair.held()
+    pair.call("free", [page for page in got[1] if page in mine])
+
+
 def fork(pair: CachePair, random: Random) -> None:
     at = random.choice((None, random.randrange(12)))
     pair.do("fork", an_id(pair, random), random.randrange(200), at)
@@ -250,6 +268,7 @@ CACHE_STEPS: dict[str, Step] = {
     "eviction_window_cpu": cut,
     "mirror_pack_cpu": tell,
     "room_count_cpu": room,
+    "rows_adopt_cpu": adopt,
     "rows_allocate_cpu": allocate,
     "rows_free_cpu": free_rows,
     "sequences_append_ahead_cpu": append_ahead,

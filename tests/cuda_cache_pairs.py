@@ -102,6 +102,9 @@ class HostCache:
             rows=self.gpu.download(made.rows), copies=Moves(*map(self.gpu.download, made.copies))
         )
 
+    def adopt(self, seq_id: Any, tokens: Any, pages: Any, **options: Any) -> None:
+        self.device_cache.adopt(seq_id, self.up(tokens, INT32), self.up(pages, INT32), **options)
+
     def commit(self, seq_id: Any, num_tokens: Any = None, *, tokens: Any = None) -> int:
         return self.device_cache.commit(seq_id, num_tokens, tokens=self.up(tokens, INT32))
 

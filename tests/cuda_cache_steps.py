@@ -40,6 +40,7 @@ CUDA_CACHE_STEPS: dict[str, Any] = {
         "commits_batch_cuda",
         "eviction_window_batch_cuda",
         "room_count_cuda",
+        "rows_adopt_cuda",
         "rows_allocate_cuda",
         "rows_free_cuda",
         "sequences_append_ahead_cuda",

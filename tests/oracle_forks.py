@@ -6,7 +6,7 @@ from collections.abc import Hashable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from jitalloc.errors import InvalidArgument
+from jitalloc.errors import InvalidArgument, InvalidPage, PageCached, SequenceTooLong
 from tests.oracle import pages_of
 
 
@@ -23,6 +23,43 @@ class Forks:
     _new_row: Any
     _add: Any
     _touch: Any
+    _too_long: Any
+
+    def adopt(
+        self,
+        seq_id: Hashable,
+        tokens: Sequence[int],
+        pages: Sequence[int],
+        *,
+        namespace: Hashable = None,
+        priority: int = 0,
+        computed: int | None = None,
+    ) -> None:
+        """The owners of the pages are as many as before: the caller is one of them no more."""
+        size, n = self.pool.page_size, len(tokens)
+        if len(pages) != pages_of(n, size):
+            raise InvalidArgument("pages", len(pages), "not as many as the tokens need")
+        if computed is not None and not 0 <= computed <= n:
+            raise InvalidArgument("computed", computed, "not within the tokens")
+        self._check_new(seq_id)
+        if self._too_long(n):
+            raise SequenceTooLong("tokens", n, "more pages than a row has room for")
+        row = self._new_row()
+        for i, token in enumerate(tokens):
+            if token < 0:
+                raise InvalidArgument("tokens", token, "negative", i)
+        for i, page in enumerate(pages):
+            if not self.pool.first <= page < self.pool.num_pages or not self.pool.owners[page]:
+                raise InvalidPage("pages", page, "nobody can hold it, or nobody does", i)
+            if page in pages[:i] or self.is_cached(page):
+                raise PageCached("pages", page, "named twice, or in the index", i)
+        self.pool.step += 1
+        self._add(seq_id, row, self.row_type(self.pool.step, priority, n, list(pages)))
+        self.rows[row].computed = n if computed is None else computed
+
+    def is_cached(self, page: int) -> bool:
+        """Whether a page stands in the prefix cache: there is none."""
+        return False
 
     def fork(self, src_id: Hashable, dst_id: Hashable, num_tokens: int | None = None) -> None:
         if num_tokens is not None and num_tokens < 0:
@@ -68,3 +105,41 @@ class Forks:
         for row in rows:
             self.pool.give_back(before[row].pages)
             self._touch(row)
+
+
+class SharingForks(Forks):
+    """What sequences of known tokens take over besides, which lock cached pages."""
+
+    _locks_of: Any
+    _unlock: Any
+
+    def adopt(self, seq_id: Hashable, tokens: Sequence[int], *args: Any, **options: Any) -> None:
+        super().adopt(seq_id, tokens, *args, **options)
+        at = self.rows[self.row(seq_id)]
+        at.tokens, at.namespace = list(tokens), options.get("namespace")
+
+    def _share(self, row: int, src: Any, num_tokens: int | None = None) -> None:
+        super()._share(row, src, num_tokens)
+        at = self.rows[row]
+        at.tokens, at.namespace = src.tokens[: at.length], src.namespace
+        at.gap = src.gap * (at.length >= src.gap)
+        at.path = src.path[: self._locks_of(src, len(at.pages))]
+        for node in at.path:
+            node.locks += 1
+
+    def fork_batch(self, src_rows: Sequence[int], dst_rows: Sequence[int]) -> None:
+        own = {row: self.rows[row].namespace for row in dst_rows if row in self.rows}
+        super().fork_batch(src_rows, dst_rows)
+        for src, dst in zip(src_rows, dst_rows, strict=True):
+            if src in dst_rows:  # empty, like all destinations: there is nothing to take over
+                self.rows[dst].namespace = own[dst]
+
+    def reorder(self, rows: Sequence[int], parents: Sequence[int]) -> None:
+        paths = [self.rows[row].path if row in self.rows else [] for row in rows]
+        super().reorder(rows, parents)
+        for row, path in zip(rows, paths, strict=True):
+            if self.rows[row].path == path:  # it locks what it did before
+                for node in path:
+                    node.locks -= 1
+            else:
+                self._unlock(path)

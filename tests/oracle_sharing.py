@@ -13,13 +13,14 @@ from typing import Any
 from jitalloc.errors import InvalidArgument, OutOfPages, SequenceTooLong
 from tests.oracle import Moves, Pool, pages_of
 from tests.oracle_batches import SharedBatches
+from tests.oracle_forks import SharingForks
 from tests.oracle_nodes import Node
 from tests.oracle_prefix import Prefixes
 from tests.oracle_rows import Eviction, SharingRow
 from tests.oracle_sequences import Cache
 
 
-class SharingCache(SharedBatches, Cache):
+class SharingCache(SharingForks, SharedBatches, Cache):
     """The model of a `PagedKVCache` with a prefix cache."""
 
     rows: dict[int, Any]
@@ -338,31 +339,3 @@ class SharingCache(SharedBatches, Cache):
         held = self.held
         done = super()._evict_row(row)
         return replace(done, pages_released=held - self.held)
-
-    # Sharing.
-
-    def _share(self, row: int, src: Any, num_tokens: int | None = None) -> None:
-        super()._share(row, src, num_tokens)
-        at = self.rows[row]
-        at.tokens, at.namespace = src.tokens[: at.length], src.namespace
-        at.gap = src.gap * (at.length >= src.gap)
-        at.path = src.path[: self._locks_of(src, len(at.pages))]
-        for node in at.path:
-            node.locks += 1
-
-    def fork_batch(self, src_rows: Sequence[int], dst_rows: Sequence[int]) -> None:
-        own = {row: self.rows[row].namespace for row in dst_rows if row in self.rows}
-        super().fork_batch(src_rows, dst_rows)
-        for src, dst in zip(src_rows, dst_rows, strict=True):
-            if src in dst_rows:  # empty, like all destinations: there is nothing to take over
-                self.rows[dst].namespace = own[dst]
-
-    def reorder(self, rows: Sequence[int], parents: Sequence[int]) -> None:
-        paths = [self.rows[row].path if row in self.rows else [] for row in rows]
-        super().reorder(rows, parents)
-        for row, path in zip(rows, paths, strict=True):
-            if self.rows[row].path == path:  # it locks what it did before
-                for node in path:
-                    node.locks -= 1
-            else:
-                self._unlock(path)

@@ -219,6 +219,21 @@ def free(pair: SharingPair, random: Random) -> None:
         pair.do("free", random.choice([*ids, an_id(pair, random)]), commit=commit)
 
 
+def adopt(pair: SharingPair, random: Random) -> None:
+    """Pages of another engine; or cached ones, which the user holds too."""
+    tokens, size = prompt(pair, random), pair.pool.page_size
+    got = pair.call("alloc", min(-(-len(tokens) // size), pair.model.available))
+    pages = list(got[1])
+    if random.random() < 0.2 and pages:
+        cached = [node.page for node in pair.prefix_model.nodes.values()]
+        pages[random.randrange(len(pages))] = random.choice([-1, *pages, *cached])
+    computed = random.choice((None, None, random.randrange(20)))
+    space = random.choice((None, None, "other"))
+    pair.do("adopt", random.randrange(12), tokens, pages, namespace=space, computed=computed)
+    mine = pair.held()
+    pair.call("free", [page for page in got[1] if page in mine])
+
+
 def fork(pair: SharingPair, random: Random) -> None:
     at = random.choice((None, random.randrange(14)))
     pair.do("fork", an_id(pair, random), random.randrange(12), at)
@@ -331,6 +346,7 @@ STEPS = {
     commit: 4,
     commit_batch: 2,
     free: 4,
+    adopt: 1,
     fork: 2,
     fork_batch: 1,
     reorder: 1,

@@ -96,6 +96,16 @@ class Engine:
         for i, seq_id in enumerate(ids):
             self.tokens[seq_id] = [*self.tokens[seq_id], *news[n * i : n * (i + 1)]]
 
+    def adopt(self, random: Random) -> None:
+        """Pages that another engine has filled, or begun to fill."""
+        tokens = random.choice(([1], [2])) * random.randrange(12)
+        seq_id, done = random.randrange(9), random.randrange(len(tokens) + 1)
+        if seq_id not in self.cache:
+            pages = self.pool.alloc(-(-len(tokens) // SIZE))
+            self.cache.adopt(seq_id, tokens, pages, computed=done)
+            self.tokens[seq_id] = tokens
+            self.slots[self.places(seq_id, 0, done)] = self.contents(seq_id, done)
+
     def fork(self, random: Random) -> None:
         for seq_id in self.some(random, 1):
             other = random.randrange(9)
@@ -141,7 +151,7 @@ class Engine:
 
 CALLS: list[Callable[[Engine, Random], None]] = [
     *[Engine.allocate, Engine.commit, Engine.commit_batch, Engine.append] * 2,
-    *[Engine.fork, Engine.reorder, Engine.truncate, Engine.free, Engine.evict],
+    *[Engine.adopt, Engine.fork, Engine.reorder, Engine.truncate, Engine.free, Engine.evict],
 ]
 
 

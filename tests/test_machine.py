@@ -169,6 +169,13 @@ class PagingMachine(RuleBasedStateMachine):
         self.pair.do("plan", range(indptr[-1]), indptr, reserve=reserve)
         self.pair.do("allocate_batch", range(indptr[-1]), indptr, ids=ids)
 
+    @rule(seq_id=seq_ids, n=st.integers(0, 9), computed=st.none() | st.integers(-1, 10))
+    def adopt(self, seq_id: Any, n: int, computed: int | None) -> None:
+        need = min(-(-n // self.pair.model.page_size), self.pair.model.available)
+        pages = self.pair.result("alloc", need)
+        if self.pair.do("adopt", seq_id, [7] * n, pages, computed=computed)[0] != "returned":
+            self.pair.call("free", pages)
+
     @rule(src=seq_ids, dst=seq_ids, num_tokens=st.none() | st.integers(-1, 9))
     def fork(self, src: Any, dst: Any, num_tokens: int | None) -> None:
         self.pair.do("fork", src, dst, num_tokens)

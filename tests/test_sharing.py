@@ -12,7 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from jitalloc import PagedKVCache, PagePool
 from jitalloc._jit import JIT_DISABLED
-from jitalloc.errors import CorruptState, InvalidArgument, OutOfPages
+from jitalloc.errors import CorruptState, InvalidArgument, OutOfPages, PageCached
 from jitalloc.sequences.state import COMPUTED, KNOWN, LOCK_END, LOCKED
 from tests.sharing_pairs import STEPS, SharingPair, random_turn
 
@@ -156,6 +156,21 @@ def test_a_commit_answers_no_more_than_the_sequence_has(both: SharingPair) -> No
     assert both.must("commit_batch", [both.row("a"), both.row("b")]) == [6, 6]
     both.must("append", "b", tokens=[0, 0])
     assert both.must("commit_batch", [both.row("b"), both.row("a")], [8, 0]) == [8, 6]
+
+
+def test_adopted_pages_enter_the_cache_and_are_shared(both: SharingPair) -> None:
+    pages = both.result("alloc", 3)
+    both.must("adopt", "a", range(10), pages, namespace="x", computed=9)
+    assert both.cache.block_tables([both.row("a")]).tolist() == [pages]
+    assert both.must("allocate", "b", tokens=[*range(10)], namespace="x") == 0
+    assert both.must("commit", "a") == 8
+    assert both.must("allocate", "c", tokens=[*range(10)], namespace="x") == 8
+    cached = both.cache.block_tables([both.row("a")])[0, :1].tolist()
+    both.call("share", cached)
+    assert both.do("adopt", "d", range(4), cached)[0] is PageCached
+    for seq_id in "abc":
+        both.must("free", seq_id)
+    both.call("free", cached)
 
 
 def test_forks_are_computed_as_far_as_what_is_cached(both: SharingPair) -> None:

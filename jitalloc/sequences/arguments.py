@@ -13,11 +13,14 @@ from jitalloc.errors import (
     NEGATIVE_TOKEN,
     OUT_OF_PAGES,
     OUT_OF_ROWS,
+    PAGE_FREE,
+    PAGE_REASONS,
     POSITION_RANGE,
     REFCOUNT_OVERFLOW,
     TABLE_WIDTH,
     TOO_MANY,
     InvalidArgument,
+    InvalidPage,
     JitallocError,
     OutOfPages,
     OutOfRows,
@@ -84,6 +87,29 @@ def opening_error(status: int, tokens: int, ids: Any, tables: BlockTables) -> Ji
     if code == POSITION_RANGE:
         return InvalidArgument("num_tokens", tokens, f"the sequence has {detail} tokens")
     return too_long("num_tokens", tokens, pages, None, tables)
+
+
+def check_page_count(pages: Any, num_tokens: int, page_size: int) -> None:
+    """Raise where there are not as many pages as so many tokens need."""
+    needed = -(-num_tokens // page_size)
+    if pages.size != needed:
+        text = f"must have {needed} elements: {num_tokens} tokens, {page_size} a page"
+        raise InvalidArgument("pages", pages.size, text, fact="size")
+
+
+def adopting_error(
+    status: int, pool: PagePool, tables: BlockTables, tokens: Any, pages: Any
+) -> JitallocError:
+    """Return why no sequence could adopt `pages`."""
+    code, position = unpack_status(status)
+    if code == TABLE_WIDTH:
+        return too_long("tokens", tokens.size, pages.size, None, tables)
+    if code == PAGE_FREE:
+        text = "the page is free; only a held page can be adopted"
+        return InvalidPage("pages", int(pages[position]), text, position)
+    if code in PAGE_REASONS:
+        return pool._page_error(status, pages)
+    return opening_error(status, tokens.size, tokens, tables)
 
 
 def too_long(

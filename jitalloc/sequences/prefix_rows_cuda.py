@@ -261,6 +261,14 @@ class CudaPrefixRows(CudaSequenceRows):
         """Return how many cached pages the sequence in `row`, which just began, shares."""
         return int(self.host.held[row])
 
+    def refused_pages(self, pages: NDArray[np.int32]) -> NDArray[np.bool_]:
+        """Return which of some pages are named before, or stand in the prefix cache."""
+        following = self.host.prefix.arrays.following_pages
+        inside = (pages >= 0) & (pages < following.size)
+        cached = following[np.where(inside, pages, 0)] != UNCACHED
+        refused: NDArray[np.bool_] = super().refused_pages(pages) | (inside & cached)
+        return refused
+
     # Entering the cache, ending and giving way.
 
     def commit(self, row: int, num_tokens: int, tokens: Any) -> int:

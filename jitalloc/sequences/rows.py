@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jitalloc._jit import Kernel
-from jitalloc.arguments import as_bounds, as_tokens
+from jitalloc.arguments import as_bounds, as_pages, as_tokens
 from jitalloc.errors import (
     NEGATIVE_TOKEN,
     OUT_OF_PAGES,
@@ -28,7 +28,12 @@ from jitalloc.sequences.ids import SequenceIds
 from jitalloc.sequences.loops.batches import batches_open_cpu, batches_plan_cpu
 from jitalloc.sequences.loops.commits import commits_row_cpu
 from jitalloc.sequences.loops.eviction import eviction_to_cpu, eviction_window_cpu
-from jitalloc.sequences.loops.rows import rows_allocate_cpu, rows_allocate_tokens_cpu, rows_free_cpu
+from jitalloc.sequences.loops.rows import (
+    rows_adopt_cpu,
+    rows_allocate_cpu,
+    rows_allocate_tokens_cpu,
+    rows_free_cpu,
+)
 from jitalloc.sequences.loops.sequences import sequences_fork_cpu, sequences_truncate_cpu
 from jitalloc.sequences.loops.sharing import (
     sharing_pages_cpu,
@@ -90,6 +95,10 @@ class SequenceRows:
     def as_tokens(self, tokens: Any) -> NDArray[np.int32]:
         """Return ids of tokens as the other methods take them."""
         return as_tokens(tokens)
+
+    def as_pages(self, pages: Any) -> NDArray[np.int32]:
+        """Return page ids as the other methods take them."""
+        return as_pages(pages)
 
     def namespace(self, name: Hashable) -> int:
         """Return the number of a namespace, which may be a new one."""
@@ -199,6 +208,16 @@ class SequenceRows:
         """
         slabs = self.tables._slab, self.index._slab
         return self.pool._run(sequences_fork_cpu, *slabs, src, num_tokens)
+
+    def adopt(
+        self, tokens: NDArray[np.int32], pages: NDArray[np.int32], facts: tuple[int, int, int]
+    ) -> int:
+        """Let a sequence begin in the lowest free row with pages of the caller's; return the row.
+
+        `facts`: its namespace, its priority, and how far it is computed.
+        """
+        slabs = self.tables._slab, self.index._slab
+        return self.pool._run(rows_adopt_cpu, *slabs, tokens, pages, *facts)
 
     def end(self, rows: NDArray[np.int32], commit: bool, evicted: bool) -> int:
         """End sequences; return how many pages went free."""

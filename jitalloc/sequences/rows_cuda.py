@@ -28,6 +28,12 @@ from jitalloc.sequences.loops.eviction import eviction_to_cpu
 from jitalloc.sequences.loops.eviction_cuda import eviction_window_batch_cuda
 from jitalloc.sequences.loops.row_batches_cuda import OPTION
 from jitalloc.sequences.loops.rows_cuda import (
+    ADOPT,
+    ADOPT_COMPUTED,
+    ADOPT_FAULT,
+    ADOPT_NAMESPACE,
+    ADOPT_PRIORITY,
+    ADOPT_ROW,
     PLAN,
     PLAN_LENGTH,
     PLAN_NAMESPACE,
@@ -37,6 +43,7 @@ from jitalloc.sequences.loops.rows_cuda import (
     PLAN_SHARED,
     PLAN_SHARED_START,
     PLAN_TOKEN_START,
+    rows_adopt_cuda,
     rows_allocate_cuda,
     rows_free_cuda,
     rows_mark_cuda,
@@ -47,7 +54,7 @@ from jitalloc.sequences.loops.sequences_cuda import (
 )
 from jitalloc.sequences.rows import SequenceRows
 from jitalloc.sequences.state import BORN, LENGTH, ROW_COLUMNS, STREAMING
-from jitalloc.state import HEADER_SLOTS, INT32, INT64, words
+from jitalloc.state import HEADER_SLOTS, INT32, INT64, NULL, words
 
 
 def new_plan(row: int, num_tokens: int, namespace: int, priority: int) -> NDArray[np.int64]:
@@ -207,6 +214,36 @@ class CudaSequenceRows(SequenceRows):
         if status < 0 and unpack_status(status)[0] == POSITION_RANGE:
             return pack_status(POSITION_RANGE, length)
         return row if status >= 0 else status
+
+    def as_pages(self, pages: Any) -> Any:
+        """Return page ids as an array of the GPU."""
+        return as_device(self.pool._gpu, "pages", pages, INT32)
+
+    def adopt(self, tokens: Any, pages: Any, facts: tuple[int, int, int]) -> int:
+        """Let a sequence begin in the lowest free row with pages of the caller's; return the row.
+
+        `facts`: its namespace, its priority, and how far it is computed. Waits twice: the host
+        looks at the pages first.
+        """
+        row, launcher, gpu = self.free_row(tokens.size), self.launcher, self.pool._gpu
+        if row < 0:
+            return row
+        with self.pool._shape, self.pool._calls:
+            plan = np.empty(ADOPT, INT64)
+            plan[ADOPT_ROW] = row
+            plan[ADOPT_NAMESPACE], plan[ADOPT_PRIORITY], plan[ADOPT_COMPUTED] = facts
+            refused = np.flatnonzero(self.refused_pages(gpu.download(pages)))
+            plan[ADOPT_FAULT] = refused[0] if refused.size else NULL
+            ids = gpu.upload(tokens) if type(tokens) is np.ndarray else tokens
+            arrays = launcher.known, gpu.upload(plan), pages, ids
+            status, _ = launcher.ask(rows_adopt_cuda, *arrays, flags=launcher.behind)
+        return row if status >= 0 else status
+
+    def refused_pages(self, pages: NDArray[np.int32]) -> NDArray[np.bool_]:
+        """Return which of some pages are named before, or stand in the prefix cache."""
+        repeated = np.ones(pages.size, np.bool_)
+        repeated[np.unique(pages, return_index=True)[1]] = False
+        return repeated
 
     def end(self, rows: NDArray[np.int32], commit: bool, evicted: bool) -> int:
         """End sequences; return how many pages went free."""

@@ -12,9 +12,11 @@ from jitalloc.arguments import as_count, as_fraction, as_integers, as_lengths, a
 from jitalloc.errors import InvalidArgument, OutOfPages, unpack_status
 from jitalloc.pool.holders import Moves
 from jitalloc.sequences.arguments import (
+    adopting_error,
     append_error,
     as_computed,
     as_growth,
+    check_page_count,
     check_same_length,
     check_token_count,
     commit_error,
@@ -320,6 +322,77 @@ class PagedKVCache(SequenceUpkeep):
         rows, num_cached = self._rows.open_batch(prompts, priority, left)
         self._ids.enter_all(rows.tolist())
         return self._rows.allocated(rows, num_cached)
+
+    @changes_ids
+    def adopt(
+        self,
+        seq_id: Hashable,
+        tokens: ArrayLike,
+        pages: ArrayLike,
+        *,
+        namespace: Hashable = None,
+        priority: int = 0,
+        computed: int | None = None,
+    ) -> None:
+        """Make a sequence of pages computed elsewhere: by another engine, or read from a tier.
+
+        The caller, who took the pages from the pool and filled them, gives them to the sequence:
+        their owners are as many as before, and only if the call fails are they still to be freed by
+        the caller. `commit` and `free` let them enter the prefix cache.
+
+        Parameters
+        ----------
+        seq_id : Hashable
+        tokens : array_like of int32[n]
+            Ids of its tokens, 0 .. 2**31 - 1.
+        pages : array_like of int32[ceil(n / page_size)]
+            Pages that the caller holds, in the order of the tokens, each once.
+        namespace : Hashable
+            Prefixes of different namespaces are never shared.
+        priority : int
+            With the policy `priority` the lowest goes first.
+        computed : int, optional
+            How many of the first tokens are computed; by default all.
+
+        Raises
+        ------
+        DuplicateSequence
+            A live sequence has this id.
+        OutOfRows
+            All rows are taken.
+        SequenceTooLong
+            The sequence needs more pages than a row has.
+        InvalidPage
+            A page is out of range, reserved or free.
+        PageCached
+            A page is named twice, or stands in the prefix cache: `allocate` shares it.
+        InvalidArgument
+            The pages are not as many as the tokens need, a token is out of range, `computed` is no
+            count or more than there are tokens, or `seq_id` or `namespace` is not hashable.
+
+        Examples
+        --------
+        >>> pool = jitalloc.PagePool(num_pages=64, page_size=4)
+        >>> cache = jitalloc.PagedKVCache(pool, 8, 16, prefix_cache=jitalloc.PrefixCache(pool))
+        >>> cache.adopt("a", range(10), pool.alloc(3))
+        >>> cache.commit("a")
+        8
+        >>> cache.allocate("b", tokens=range(10))
+        8
+        """
+        priority = as_count("priority", priority, -INT32_MAX, INT32_MAX)
+        tokens = self._rows.as_tokens(tokens)
+        pages = self._rows.as_pages(pages)
+        check_page_count(pages, tokens.size, self.pool.page_size)
+        done = tokens.size if computed is None else as_count("computed", computed)
+        if done > tokens.size:
+            raise InvalidArgument("computed", done, f"there are {tokens.size} tokens")
+        self._ids.expect(seq_id)
+        facts = self._rows.namespace(namespace), priority, done
+        row = self._rows.adopt(tokens, pages, facts)
+        if row < 0:
+            raise adopting_error(row, self.pool, self.tables, tokens, pages)
+        self._ids.enter(row)
 
     @changes_ids
     def fork(self, src_id: Hashable, dst_id: Hashable, num_tokens: int | None = None) -> None:

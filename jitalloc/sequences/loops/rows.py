@@ -9,14 +9,17 @@ from jitalloc._jit import helper, kernel
 from jitalloc.errors import (
     BUSY,
     OUT_OF_ROWS,
+    PAGE_CACHED,
+    PAGE_FREE,
     ROW_REPEATED,
     TABLE_WIDTH,
 )
-from jitalloc.pool.loops.owners import pool_release
+from jitalloc.pool.loops.owners import page_fault, pool_release
 from jitalloc.pool.loops.pool import pool_take, pool_views
-from jitalloc.pool.state import STEP
-from jitalloc.sequences.loops.committing import commit_rows
-from jitalloc.sequences.loops.row_locks import row_lock, row_unlock
+from jitalloc.pool.state import FIRST_PAGE, NUM_PAGES, STEP
+from jitalloc.prefix.loops.prefix import negative_token
+from jitalloc.sequences.loops.committing import commit_rows, write_tokens
+from jitalloc.sequences.loops.row_locks import has_prefix, is_cached, row_lock, row_unlock
 from jitalloc.sequences.loops.sharing import make_room, pages_held, share_prefix
 from jitalloc.sequences.loops.tables import (
     tables_column,
@@ -240,6 +243,61 @@ def rows_allocate_tokens_cpu(pool, tables, prefix, tokens, namespace, priority, 
             row = status
         else:
             open_row(pool, tables, row, tokens.size, priority)
+            pool[STEP] += 1
+    unlock(pool)
+    return row
+
+
+@helper
+def adoptable(pool, prefix, pages):
+    """Return 0 where each of `pages` is held, named once and not cached, else a status word."""
+    _free_pages, refcount, _released = pool_views(pool)
+    status, seen = np.int64(0), np.int64(0)
+    for i in range(pages.size):
+        page, code = np.int64(pages[i]), 0
+        if page < pool[FIRST_PAGE] or page >= pool[NUM_PAGES]:
+            code = page_fault(pool, page)
+        elif refcount[page] == 0:
+            code = PAGE_FREE
+        elif refcount[page] < 0 or is_cached(prefix, page):
+            code = PAGE_CACHED
+        if code != 0:
+            status = fail(code, i)
+            break
+        refcount[page] = -refcount[page]  # seen
+        seen += 1
+    for i in range(seen):
+        refcount[pages[i]] = -refcount[pages[i]]
+    return status
+
+
+@kernel("int64(int64[::1], int64[::1], int64[::1], int32[::1], int32[:], int64, int64, int64)")
+def rows_adopt_cpu(pool, tables, prefix, tokens, pages, namespace, priority, computed):
+    """Mutates pool, tables and prefix cache (its token ids): a sequence of known `tokens`, the
+    first `computed` of them computed, begins in the lowest free row with `pages`, each of which
+    passes from the caller to it.
+
+    Reads its other arguments, requires as many pages as the tokens need; returns the row.
+    """
+    if not try_lock(pool):
+        return fail(BUSY, 0)
+    row = fail(TABLE_WIDTH, 0) if pages.size > tables[MAX_PAGES] else lowest_free_row(tables)
+    if row >= 0:
+        status = negative_token(tokens, np.int64(0))
+        if status == 0:
+            status = adoptable(pool, prefix, pages)
+        if status < 0:
+            row = status
+        else:
+            target = tables_row(tables, row)
+            for j in range(pages.size):
+                target[j] = pages[j]
+            open_row(pool, tables, row, tokens.size, priority)
+            tables_column(tables, COMPUTED)[row] = computed
+            tables_column(tables, NAMESPACE)[row] = namespace
+            if has_prefix(prefix):
+                tables_column(tables, KNOWN)[row] = tokens.size
+                write_tokens(tables, prefix, row, np.int64(0), tokens)
             pool[STEP] += 1
     unlock(pool)
     return row

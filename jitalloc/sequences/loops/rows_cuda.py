@@ -4,20 +4,30 @@ from __future__ import annotations
 
 import numpy as np
 
-from jitalloc.errors import OUT_OF_PAGES, REFCOUNT_OVERFLOW, STATUS_BITS, STATUS_MASK
+from jitalloc.errors import (
+    NEGATIVE_TOKEN,
+    OUT_OF_PAGES,
+    PAGE_CACHED,
+    PAGE_FREE,
+    REFCOUNT_OVERFLOW,
+    STATUS_BITS,
+    STATUS_MASK,
+)
 from jitalloc.gpu.calls import fail, fault_key, ring_place
 from jitalloc.gpu.kernel import cuda_kernel, device_helper, gpu
 from jitalloc.gpu.record import CALL_KINDS, RECORD_SLOTS, ROWS_FREED
 from jitalloc.gpu.scan import NOWHERE, SHARED_WORDS, any_thread, block_min, block_scan, owner_of
 from jitalloc.gpu.views import int64_column
 from jitalloc.pool.loops.merging_cuda import block_merge, pool_views
+from jitalloc.pool.loops.page_frees_cuda import page_fault
 from jitalloc.pool.loops.pool_cuda import pool_advance
 from jitalloc.pool.loops.releasing_cuda import end_release
-from jitalloc.pool.state import FREE, HEAD, NUM_PAGES, RELEASED, STEP
+from jitalloc.pool.state import FIRST_PAGE, FREE, HEAD, NUM_PAGES, RELEASED, STEP
 from jitalloc.sequences.loops.dropping_cuda import clear_pages, drop_pages
 from jitalloc.sequences.loops.leading_cuda import all_know, end_lead, leads, merges_last
 from jitalloc.sequences.loops.row_batches_cuda import (
     OPTION,
+    PREFIX,
     end_batch,
     may_run,
     page_starts,
@@ -35,7 +45,7 @@ from jitalloc.sequences.loops.row_facts_cuda import (
     touch,
     unclaim,
 )
-from jitalloc.sequences.loops.rows import rows_allocate_cpu, rows_free_cpu
+from jitalloc.sequences.loops.rows import rows_adopt_cpu, rows_allocate_cpu, rows_free_cpu
 from jitalloc.sequences.state import (
     ACTIVE,
     BORN,
@@ -73,6 +83,14 @@ PLAN_NEW_START = 8  # new pages
 PLAN_SHARED_START = 9  # shared pages
 PLAN_TOKEN_START = 10  # token ids, which belong behind the shared pages
 PLAN = 11
+
+# What the host tells of a sequence that adopts pages: an int64[ADOPT].
+ADOPT_ROW = 0  # a free row
+ADOPT_PRIORITY = 1
+ADOPT_NAMESPACE = 2
+ADOPT_COMPUTED = 3
+ADOPT_FAULT = 4  # the first page that is cached or named before, as the host knows, or -1
+ADOPT = 5
 
 
 @device_helper
@@ -214,6 +232,71 @@ def rows_allocate_cuda(words, tables, known, plan, given, tokens, answer, flags)
             end_batch(pool, words, answer, (ALLOCATE, flags), result, (value, need))
     if does or not due:
         end_lead(words, tables, shared, due)
+
+
+@device_helper
+def adopt_status(pool, shared, pages, tokens, plan):
+    """Return 0, or a status word where a token is negative or a page cannot be adopted."""
+    _free_pages, refcount, _released = pool_views(pool)
+    me, step, key = gpu.threadIdx.x, gpu.blockDim.x, NOWHERE
+    for i in range(me, tokens.size, step):
+        if tokens[i] < 0:
+            key = min(key, fault_key(NEGATIVE_TOKEN, np.int64(i)))
+    key = block_min(shared, key)
+    if key == NOWHERE:
+        for i in range(me, pages.size, step):
+            page = np.int64(pages[i])
+            if page < pool[FIRST_PAGE] or page >= pool[NUM_PAGES]:
+                key = min(key, fault_key(page_fault(pool, page), np.int64(i)))
+            elif refcount[page] == 0:
+                key = min(key, fault_key(PAGE_FREE, np.int64(i)))
+            elif i == plan[ADOPT_FAULT]:
+                key = min(key, fault_key(PAGE_CACHED, np.int64(i)))
+        key = block_min(shared, key)
+    return np.int64(0) if key == NOWHERE else -key
+
+
+@cuda_kernel(
+    "void(int64[::1], int64[::1], int32[::1], int64[::1], int32[::1], int32[::1], int64[::1], "
+    "int64)",
+    twin=rows_adopt_cpu,
+)
+def rows_adopt_cuda(words, tables, known, plan, pages, tokens, answer, flags):
+    """Mutates the pool and its record (`words`), tables, `known`, the token ids of slots, and
+    `answer`: a sequence begins in a free row with `pages`, which pass to it, or it does not.
+
+    Reads `plan`, `pages` and `tokens`, requires a plan of the host that fits them, one block, and
+    with PREFIX `known` of all slots.
+    """
+    shared = gpu.shared.array(SHARED_WORDS, np.int64)
+    pool, shape = words[RECORD_SLOTS:], table_shape(tables)
+    me, step = gpu.threadIdx.x, gpu.blockDim.x
+    if not may_run(words, flags):
+        return
+    status = adopt_status(pool, shared, pages, tokens, plan)
+    row = plan[ADOPT_ROW]
+    if status == 0:
+        (table,) = table_pages(tables, shape)
+        for j in range(me, pages.size, step):
+            table[row * shape[1] + j] = pages[j]
+        for i in range(me, tokens.size if flags & PREFIX != 0 else 0, step):
+            block = pages_of(np.int64(i) + 1, shape) - 1
+            known[np.int64(pages[block]) * shape[2] + i - block * shape[2]] = tokens[i]
+    gpu.syncthreads()
+    if me == 0:
+        if status == 0:
+            tables[HEADER_SLOTS + (row >> 6)] |= row_bit(row)
+            tables[column_start(shape, LENGTH) + row] = tokens.size
+            tables[column_start(shape, PRIORITY) + row] = plan[ADOPT_PRIORITY]
+            tables[column_start(shape, KNOWN) + row] = tokens.size if flags & PREFIX != 0 else 0
+            tables[column_start(shape, COMPUTED) + row] = plan[ADOPT_COMPUTED]
+            tables[column_start(shape, NAMESPACE) + row] = plan[ADOPT_NAMESPACE]
+            tables[column_start(shape, BORN) + row] = pool[STEP] + 1
+            touch(tables, shape, row, pool[STEP] + 1)
+            tables[SEQ_ALLOCATIONS] += 1
+            tables[ACTIVE] += 1
+            tables[PEAK_ACTIVE] = max(tables[PEAK_ACTIVE], tables[ACTIVE])
+        end_batch(pool, words, answer, (ALLOCATE, flags), status, (np.int64(0), np.int64(0)))
 
 
 @device_helper
