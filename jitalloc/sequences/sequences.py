@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from jitalloc.arguments import as_count, as_fraction, as_integers, as_lengths, as_tokens
-from jitalloc.errors import InvalidArgument, OutOfPages, unpack_status
+from jitalloc.errors import InvalidArgument, unpack_status
 from jitalloc.pool.holders import Moves
 from jitalloc.sequences.arguments import (
     adopting_error,
@@ -1111,34 +1111,3 @@ class PagedKVCache(SequenceUpkeep):
             if status < 0:
                 raise lengths_error(status, self.tables, "num_tokens", rows, counts)
         return cached
-
-    def make_room(self, num_pages: int) -> int:
-        """Let cached pages give way until so many pages are free, by the policy of their cache.
-
-        Only if that suffices: else nothing gives way. On the CPU all calls make the room that they
-        need; on the GPU a call on a batch does not, since it waits for nothing. So whoever drives
-        it keeps enough pages free: for each sequence that an append may begin a page or copy its
-        last one for, one page.
-
-        Parameters
-        ----------
-        num_pages : int
-
-        Returns
-        -------
-        int
-            How many cached pages have given way; 0 where enough were free.
-
-        Raises
-        ------
-        OutOfPages
-            Free and reclaimable pages are fewer than `num_pages`.
-        InvalidArgument
-            `num_pages` is no count.
-        """
-        need = as_count("num_pages", num_pages)
-        with self.lock:
-            gone = self._rows.make_room(need)
-        if gone < 0:
-            raise OutOfPages(need, unpack_status(gone)[1])
-        return gone

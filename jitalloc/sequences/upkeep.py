@@ -14,8 +14,10 @@ from jitalloc.choices import Device, EvictionPolicy
 from jitalloc.errors import (
     CorruptState,
     InvalidArgument,
+    OutOfPages,
     SnapshotError,
     WrongDevice,
+    unpack_status,
 )
 from jitalloc.forking import keep_quiet
 from jitalloc.on_device import OnDevice, called
@@ -258,6 +260,37 @@ class SequenceUpkeep(OnDevice):
         themselves when an allocation needs them.
         """
         return self.num_held > self._most_held(self.eviction_threshold)
+
+    def make_room(self, num_pages: int) -> int:
+        """Let cached pages give way until so many pages are free, by the policy of their cache.
+
+        Only if that suffices: else nothing gives way. On the CPU all calls make the room that they
+        need; on the GPU a call on a batch does not, since it waits for nothing. So whoever drives
+        it keeps enough pages free: for each sequence that an append may begin a page or copy its
+        last one for, one page.
+
+        Parameters
+        ----------
+        num_pages : int
+
+        Returns
+        -------
+        int
+            How many cached pages have given way; 0 where enough were free.
+
+        Raises
+        ------
+        OutOfPages
+            Free and reclaimable pages are fewer than `num_pages`.
+        InvalidArgument
+            `num_pages` is no count.
+        """
+        need = as_count("num_pages", num_pages)
+        with self.lock:
+            gone = self._rows.make_room(need)
+        if gone < 0:
+            raise OutOfPages(need, unpack_status(gone)[1])
+        return gone
 
     def _most_held(self, utilization: float) -> int:
         return most_held(utilization, self.pool.num_pages - self.pool.null_page)
