@@ -233,8 +233,6 @@ class CudaPoolUpkeep(CudaSlab, PoolUpkeep):
         words[RECORD_SLOTS + NUM_PAGES] = num_pages
 
         def change() -> None:
-            self._settled()
-            self._cut_off(num_pages)
             followers = [holder._resize_pages(num_pages) for holder in self._holders]
             new = self._gpu.keep(words)
             self._start(upkeep_resize_cuda, 0, new[RECORD_SLOTS:])
@@ -254,6 +252,9 @@ class CudaPoolUpkeep(CudaSlab, PoolUpkeep):
                 change()
 
         with self._everyone():
+            with self._calls:  # in this thread: what makes room takes the locks that it holds
+                self._settled()
+                self._cut_off(num_pages)
             self._uninterrupted(work)
 
     def defragment(self, *, src: Any = None, dst: Any = None, out: Any = None) -> Moves:
