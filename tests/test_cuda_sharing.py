@@ -145,7 +145,12 @@ def test_tokens_may_lie_on_either_side(both: Both) -> None:
     assert device.allocate("b", tokens=up(TEXT[:9])) == 8
     assert device.allocate("c", tokens=np.array(TEXT[:13], np.int64)) == 8
     assert device.commit("c", tokens=TEXT[:12]) == 12
-    for tokens, error in (([1.5], "tokens"), ([-1], "tokens"), ([[1]], "tokens"), ("x", "tokens")):
+    for tokens, error in (
+        ([1.5], "tokens"),
+        ([-1], "tokens"),
+        ([[1], [2]], "tokens"),
+        ("x", "tokens"),
+    ):
         for call in (
             lambda t: device.allocate("x", tokens=t),
             lambda t: device.commit("a", tokens=t),
