@@ -50,7 +50,7 @@ class CudaPagedKVCache(CudaSequenceUpkeep, PagedKVCache, device="cuda"):
     - In a batch, a row that is NULL fills it up: it is passed over, its results are NULL, and the
       layouts take it for a sequence without tokens. So a captured step goes on while the sequences
       in it end.
-    - Calls by id are a batch of one and wait for its answer, once (`append` by id: twice; `evict`
+    - Calls by id are a batch of one and wait for its answer, once (`append`, `adopt` twice; `evict`
       and `evict_to` look at a copy of the state first, so they wait twice). They raise an earlier
       failure before they begin, and their own at once. `pin`, `unpin` and `set_priority` do not
       wait.
