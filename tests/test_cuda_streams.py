@@ -310,8 +310,8 @@ def test_a_new_pool_is_there_for_every_stream(cupy: Cupy) -> None:
     cache: Any = PagedKVCache(pool, 4, 4)
     assert cache.tables.max_sequences == 4
     at = [i for i, (what, _stream) in enumerate(cupy.notes) if what == "upload"]
-    assert len(at) == 6
-    assert [cupy.notes[i + 1] for i in at] == [("wait", 7)] * 6
+    assert len(at) == 7
+    assert [cupy.notes[i + 1] for i in at] == [("wait", 7)] * 7
     assert cupy.notes[-1] == ("wait", 7), "also for memory that is new, and was another's before"
 
 
