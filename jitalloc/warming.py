@@ -22,7 +22,10 @@ for name in sys.argv[1:]:
     _jit.kernels()[name].compile()
 """
 
-APART: Final = ("pool_", "owners_", "tokens_", "upkeep_", "tables_", "prefix_upkeep_", "slot")
+APART: Final = (
+    *("pool_", "owners_", "tokens_", "upkeep_", "tables_", "prefix_upkeep_", "slot"),
+    *("reclaim_", "eviction_", "attention_", "mirror_"),
+)
 """Kernels whose names begin so share few helpers with the others: about half of the work."""
 
 
