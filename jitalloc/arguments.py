@@ -46,6 +46,14 @@ def check_bool(name: str, value: Any) -> None:
         raise InvalidArgument(name, value, "must be a bool")
 
 
+def check_hashable(name: str, value: Any, position: int | None = None) -> None:
+    """Raise where `value` cannot be the key of a dict."""
+    try:
+        hash(value)
+    except TypeError:
+        raise InvalidArgument(name, value, "must be hashable", position) from None
+
+
 def as_choice(name: str, value: Any, choices: tuple[C, ...]) -> C:
     """Return `value` if it is one of `choices`, which are texts."""
     if isinstance(value, str):

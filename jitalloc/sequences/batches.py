@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from jitalloc.arguments import check_hashable
 from jitalloc.errors import (
     NEGATIVE_TOKEN,
     OUT_OF_ROWS,
@@ -87,19 +88,15 @@ class Prompts(NamedTuple):
 
 def listed(name: str, values: Any, batch: int) -> list[Hashable]:
     """Return what there is one a prompt of as a list."""
+    expected = f"must be a list of {batch}, one a prompt"
+    if isinstance(values, str | bytes):  # whose elements would be taken
+        raise InvalidArgument(name, values, expected)
     try:
-        if not isinstance(values, str | bytes):  # whose elements would be taken
-            return list(values)
+        names = list(values)
     except TypeError:
-        pass
-    raise InvalidArgument(name, values, f"must be a list of {batch}, one a prompt")
-
-
-def as_ids(ids: Any, batch: int) -> list[Hashable]:
-    """Return the ids of the sequences of a batch of prompts."""
-    names = listed("ids", ids, batch)
+        raise InvalidArgument(name, values, expected) from None
     if len(names) != batch:
-        raise InvalidArgument("ids", len(names), f"must be {batch}, one a prompt", fact="size")
+        raise InvalidArgument(name, len(names), f"must be {batch}, one a prompt", fact="size")
     return names
 
 
@@ -115,15 +112,8 @@ def as_roots(
         if makes:
             roots[:] = [prefix._make_root(name) for name in names]
         return roots
-    if len(names) != batch:
-        raise InvalidArgument(
-            "namespaces", len(names), f"must be {batch}, one a prompt", fact="size"
-        )
     for position, name in enumerate(names):
-        try:
-            hash(name)
-        except TypeError:
-            raise InvalidArgument("namespaces", name, "must be hashable", position) from None
+        check_hashable("namespaces", name, position)
     return np.full(batch, MAIN_ROOT, np.int64)
 
 

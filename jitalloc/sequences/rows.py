@@ -9,12 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jitalloc._jit import Kernel
-from jitalloc.arguments import as_bounds, as_pages, as_tokens
+from jitalloc.arguments import as_bounds, as_pages, as_tokens, check_hashable
 from jitalloc.errors import (
     NEGATIVE_TOKEN,
     OUT_OF_PAGES,
     POSITION_RANGE,
-    InvalidArgument,
     JitallocError,
     argument_error,
     pack_status,
@@ -104,10 +103,7 @@ class SequenceRows:
         """Return the number of a namespace, which may be a new one."""
         if self.prefix_cache is not None:
             return -2 - self.prefix_cache._make_root(name)
-        try:
-            hash(name)
-        except TypeError:
-            raise InvalidArgument("namespace", name, "must be hashable") from None
+        check_hashable("namespace", name)
         return 0
 
     def open(self, num_tokens: int, namespace: int, priority: int) -> int:

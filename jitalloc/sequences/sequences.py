@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
-from jitalloc.arguments import as_count, as_fraction, as_integers, as_lengths, as_tokens
+from jitalloc.arguments import as_count, as_fraction, as_integers, as_lengths, as_tokens, check_bool
 from jitalloc.errors import InvalidArgument, unpack_status
 from jitalloc.pool.holders import Moves
 from jitalloc.sequences.arguments import (
@@ -26,7 +26,7 @@ from jitalloc.sequences.arguments import (
     pairs_error,
 )
 from jitalloc.sequences.attention import check_slots_asked
-from jitalloc.sequences.batches import Allocated, Plan, as_ids
+from jitalloc.sequences.batches import Allocated, Plan, listed
 from jitalloc.sequences.eviction import Eviction, EvictionRule
 from jitalloc.sequences.ids import changes_ids
 from jitalloc.sequences.loops.commits import commits_batch_cpu
@@ -318,7 +318,7 @@ class PagedKVCache(SequenceUpkeep):
         priority = as_count("priority", priority, -INT32_MAX, INT32_MAX)
         left = as_count("compute", compute)
         prompts = self._rows.prompts(tokens, indptr, namespaces, makes=True)
-        self._ids.expect_all(as_ids(ids, prompts.roots.size))
+        self._ids.expect_all(listed("ids", ids, prompts.roots.size))
         rows, num_cached = self._rows.open_batch(prompts, priority, left)
         self._ids.enter_all(rows.tolist())
         return self._rows.allocated(rows, num_cached)
@@ -484,8 +484,7 @@ class PagedKVCache(SequenceUpkeep):
         return self._free_rows(as_integers("rows", rows, INT32), commit)
 
     def _free_rows(self, rows: NDArray[np.int32], commit: bool) -> int:
-        if not isinstance(commit, bool):
-            raise InvalidArgument("commit", commit, "must be a bool")
+        check_bool("commit", commit)
         status = self._rows.end(rows, commit, False)
         if status < 0:
             raise self.tables._row_error(status, "rows", rows)
@@ -568,8 +567,7 @@ class PagedKVCache(SequenceUpkeep):
         """
         if dtype is not None:
             check_slots_asked(dtype, None, self.pool.num_pages, self.pool.page_size)
-        if not isinstance(computed, bool):
-            raise InvalidArgument("computed", computed, "must be a bool")
+        check_bool("computed", computed)
         rows = as_integers("rows", rows, INT32)
         batch = rows.size
         if type(n) is int and 0 <= n <= INT32_MAX and n * batch <= INT32_MAX:

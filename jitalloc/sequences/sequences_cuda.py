@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from jitalloc.arguments import as_count
+from jitalloc.arguments import as_count, check_bool
 from jitalloc.errors import TOO_MANY, InvalidArgument, OutOfPages, argument_error, pack_status
 from jitalloc.gpu.arguments import as_device, as_device_out, as_integers
 from jitalloc.pool.holders import Moves
@@ -158,8 +158,7 @@ class CudaPagedKVCache(CudaSequenceUpkeep, PagedKVCache, device="cuda"):
         Appended
             `copies` are as long as the batch, NULL behind the last.
         """
-        if not isinstance(computed, bool):
-            raise InvalidArgument("computed", computed, "must be a bool")
+        check_bool("computed", computed)
         gpu, launcher = self.pool._gpu, self._launcher
         if dtype is not None and as_slot_dtype(dtype) != INT64:
             expected = "append_batch on the GPU gives int64; attention_batch gives int32 too"
@@ -390,8 +389,7 @@ class CudaPagedKVCache(CudaSequenceUpkeep, PagedKVCache, device="cuda"):
         -------
         int64[1]
         """
-        if not isinstance(commit, bool):
-            raise InvalidArgument("commit", commit, "must be a bool")
+        check_bool("commit", commit)
         rows = self._as_rows("rows", rows)
         released = as_device_out(self.pool._gpu, "out", out, INT64, 1)
         with self.lock:
